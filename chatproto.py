@@ -1,0 +1,1022 @@
+"""chatproto: what Roger's server and its clients share: frames, messages, ACKs, retries, the windowed queue.
+
+The protocol (TCP, port 8087)
+    A frame is one JSON object in UTF-8 on one line, ended by LF (CR LF is accepted), at most 65,536 bytes:
+        {"type":"chat","id":7,"text":"hi"}
+    Numbered frames belong to the session. Their `id` (1 to 2**53 - 1) grows from one to the next in its direction, gaps are
+    normal; each is acknowledged, retried, sent again over a new connection, and dropped when it comes twice.
+    {"type":"ack","id":n} confirms every numbered frame up to and including n.
+    Bare frames (ack, join, welcome, heard, an error before the join) belong to the connection and have no id.
+
+    from a client                                     from the server
+    join    name v [session seen epoch] receipts      welcome name session epoch users last resumed got missed [here] [motd]
+    chat    text [to]                                 chat    from text at [cid] [to]
+    rename  name                                      joined  name at      left name at reason      renamed name to at
+    leave                                             heard   about count of       booted reason
+    ping                                              error   code text [about] [suggestion]       ping
+
+    `welcome` may carry two fields that an older peer ignores: `motd`, the message of the day, and `here`, the number of
+    users when their names alone would not fit on the line. A text that begins with "/me " tells what its speaker does.
+    A type that is not in this list is acknowledged and otherwise ignored. A frame whose fields are wrong is acknowledged
+    and answered with an `error` about it. A line that is no frame at all ends the connection: FrameDecoder says which.
+
+The promises (who keeps them)
+    An ACK to a chat means that it has its place in the order (the server's sequencer).     Nothing twice: a receiver
+    drops what is at or below the newest id it has (MessageManager).     Nothing lost over a broken connection: both sides
+    keep what is not acknowledged (MessageQueue here, the server's log there).     Never a false "sent": the ACK of a
+    refused frame is not written before the error that refuses it (MessageManager.refuse).
+
+The parts, bottom up
+    names and texts    the rules for both, and their escapes for a terminal
+    Message            value objects, one class an instruction; INSTRUCTIONS is the list of them
+    FrameDecoder       bytes in any pieces -> messages
+    MessageSocket      the only one that touches a socket: a read that blocks, a write that never does
+    Alarm              one threading.Timer for every deadline of the process
+    PendingMessage     frames that wait for their ACK, encoded once however many members they go to
+    MessageQueue       the window: what is in flight, and behind it a queue.Queue of what waits
+    MessageManager     the facade that both roles use: sending, acknowledging, retrying, dropping duplicates
+
+Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock per connection, Alarm has
+one; each is a leaf: no other lock of ours is taken inside it. Only MessageSocket touches a socket and only Alarm a clock.
+Left out on purpose: rooms, users, history and screens (the roles have them), encryption, compression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import queue
+import re
+import sched
+import select
+import socket
+import threading
+import time
+import unicodedata
+from collections import deque
+from typing import Any, Callable, ClassVar, Iterator, Optional
+
+__version__ = "1.0"
+
+PORT = 8087
+VERSION = 1                     # of the protocol: `v` in join
+MAX_LINE = 65_536               # bytes of a frame without its line end: bounds what one peer can make the other hold
+MAX_DEPTH = 32                  # brackets within brackets; ours have 2. Depth is what crashes a JSON parser (see _too_deep)
+MAX_ID = 2**53 - 1              # the largest whole number that every JSON reader keeps exact
+MAX_TEXT = 8_192                # characters: at 4 bytes each still half a line
+MAX_NAME = 24                   # characters
+
+WINDOW = 64                     # frames that may be unacknowledged; 1 would be the 2009 rule: message, ACK, message
+WINDOW_BYTES = 128 * 1024       # bytes of them: must stay below SEND_BUFFER, so that a write always finds room
+SEND_BUFFER = 256 * 1024        # bytes asked of the kernel for each socket: the window and what retries add to it
+QUEUE_FRAMES = 10_000           # frames that may wait behind the window; then put() raises queue.Full: the peer is too slow
+QUEUE_BYTES = 8 * 1024 * 1024   # bytes of them
+READ_SIZE = 4_096               # bytes of an ordinary read: recv() takes this much memory while it waits, in every thread
+READ_MORE = 65_536              # bytes of the read after one that came back full
+
+RETRY_DELAY = 2.0               # seconds without progress before the oldest unacknowledged frame is sent again
+MAX_RETRIES = 3                 # and after so many the connection is dead
+ACK_FRAMES = 32                 # a late ACK is written by this many frames,
+ACK_BYTES = 32 * 1024           # or this many bytes of them,
+ACK_DELAY = 0.25                # or this many seconds after the oldest
+PING_AFTER = 30.0               # seconds without sending before a ping: a dead peer is found 8 s later
+TICK = 0.05                     # seconds: deadlines are rounded up to this, so that one ring serves many
+
+
+# --- Errors ---
+
+class ProtocolError(Exception):
+    """The peer's fault. `code` is an error code of the protocol, the text says what was wrong."""
+
+    def __init__(self, code: str, text: str, suggestion: Optional[str] = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.suggestion = suggestion
+
+
+class FrameError(ProtocolError):
+    """What came is no frame at all: an error answers it and the connection ends."""
+
+
+class ConnectionClosed(Exception):
+    """The connection ended, for the reason in the text. Nobody's fault."""
+
+
+# --- Names and texts ---
+
+_NAME_PUNCTUATION = frozenset("_-.")
+# Letters and marks by their category that show nothing: two names that differ only in them look the same.
+_INVISIBLE = frozenset([0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810),
+                        *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+_LOOKALIKE_SCRIPTS = frozenset(["LATIN", "GREEK", "CYRILLIC"])
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What a coloured build log holds: CSI sequences, OSC/DCS strings with their ends, and two-character escapes.
+_TERMINAL_ESCAPE = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
+
+
+def name_key(name: str) -> str:
+    """What two names are compared by: equal keys are the same name to a reader (NFKC, case folded)."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def check_name(name: Any) -> str:
+    """Return `name` if a member may have it; else raise ProtocolError("bad-name")."""
+    if type(name) is not str or not 1 <= len(name) <= MAX_NAME:
+        raise ProtocolError("bad-name", f"a name has 1 to {MAX_NAME} characters")
+    folded = unicodedata.normalize("NFKC", name)
+    for char in name + folded:
+        if char not in _NAME_PUNCTUATION and (unicodedata.category(char)[0] not in "LM" and
+                                              unicodedata.category(char) != "Nd" or ord(char) in _INVISIBLE):
+            raise ProtocolError("bad-name", "a name is made of letters, digits and _ - .")
+    scripts = {unicodedata.name(char, "").split(" ")[0] for char in folded}
+    if len(scripts & _LOOKALIKE_SCRIPTS) > 1:
+        raise ProtocolError("bad-name", "a name may not mix Latin, Greek and Cyrillic letters")
+    if name_key(name) == "server":
+        raise ProtocolError("bad-name", f"the name {name} is the server's own")
+    return name
+
+
+def check_text(text: Any) -> str:
+    """Return `text` if it may be said; else raise ProtocolError("bad-text")."""
+    if type(text) is not str or not 1 <= len(text) <= MAX_TEXT:
+        raise ProtocolError("bad-text", f"a text has 1 to {MAX_TEXT} characters")
+    if _CONTROL.search(text):
+        raise ProtocolError("bad-text", "a text has no control characters but newline and tab")
+    return text
+
+
+def clean_text(text: str) -> str:
+    """What may be said of `text`: without terminal escapes and control characters, lone surrogates as U+FFFD."""
+    text = _TERMINAL_ESCAPE.sub("", text.replace("\r\n", "\n"))
+    return _CONTROL.sub(lambda found: "\ufffd" if found[0] >= "\ud800" else "", text)
+
+
+def escape(text: str) -> str:
+    """`text` as a terminal may show it: whatever moves, hides or reorders text becomes a visible escape; no line breaks."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape_char(char) for char in text)
+
+
+def _escape_char(char: str) -> str:
+    """A printable character or the joiner of emoji as it is, anything else as Python would write it."""
+    if char.isprintable() or char == "\u200d" or unicodedata.category(char) == "Zs":
+        return char
+    return char.encode("unicode_escape").decode("ascii")
+
+
+# --- Checks of single fields: each returns the value or raises ProtocolError ---
+
+def _is_id(value: Any) -> bool:
+    """True for a whole number that may number a frame. bool is an int to Python, and 1.0 equals 1: neither counts."""
+    return type(value) is int and 1 <= value <= MAX_ID
+
+
+def _count(value: Any) -> int:
+    if value != 0 and not _is_id(value) or type(value) is not int:
+        raise ProtocolError("bad-frame", "a number from 0 to 2**53 - 1 was expected")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ProtocolError("bad-frame", "a finite number was expected")
+    return value
+
+
+def _string(value: Any) -> str:
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise ProtocolError("bad-frame", f"a string of at most {MAX_TEXT} characters was expected")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ProtocolError("bad-frame", "true or false was expected")
+    return value
+
+
+def _strings(value: Any) -> "tuple[str, ...]":
+    if type(value) is not list:
+        raise ProtocolError("bad-frame", "a list of strings was expected")
+    return tuple(_string(item) for item in value)
+
+
+def _version(value: Any) -> int:
+    if type(value) is not int or value != VERSION:
+        raise ProtocolError("bad-version", f"this side speaks version {VERSION} of the protocol")
+    return value
+
+
+def _acked_id(value: Any) -> int:
+    if not _is_id(value):
+        raise FrameError("bad-frame", "an ack needs the id that it confirms")
+    return value
+
+
+# --- Messages: the instruction list ---
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _field(check: Callable[[Any], Any], key: str = "", **default: Any) -> Any:
+    """A field of a message: how it is checked, and its key on the wire where that is not the attribute's name."""
+    return dataclasses.field(metadata={"check": check, "key": key}, **default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A value object that turns itself into a frame and back. A field that is None is left out. This one is bare."""
+
+    type: ClassVar[str] = ""
+    id: ClassVar[int] = 0
+
+    @classmethod
+    def from_fields(cls, fields: "dict[str, Any]") -> Message:
+        """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
+        return cls(**cls._checked(fields))
+
+    @classmethod
+    def _checked(cls, fields: "dict[str, Any]") -> "dict[str, Any]":
+        values = {}
+        for name, key, check, required in _wire_fields(cls):
+            value = fields.get(key)
+            if value is not None or required:       # a required one that is missing fails its check, as None
+                values[name] = check(value)
+        return values
+
+    def encode(self) -> bytes:
+        """The frame, with its line end."""
+        fields: "dict[str, Any]" = {"type": self.type}
+        if self.id:
+            fields["id"] = self.id
+        for name, key, _, _ in _wire_fields(type(self)):
+            value = getattr(self, name)
+            if value is not None:
+                fields[key] = value
+        return (_encode_json(fields) + "\n").encode("utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered(Message):
+    """A message with an id: it belongs to the session and is acknowledged."""
+
+    id: int = dataclasses.field()                   # type: ignore[misc]  # a class attribute in what is bare
+
+    @classmethod
+    def from_fields(cls, fields: "dict[str, Any]") -> Message:
+        return cls(_frame_id(fields), **cls._checked(fields))
+
+
+@functools.lru_cache(maxsize=None)
+def _wire_fields(cls: type) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
+    """Of each field of a message class: attribute, key on the wire, check, whether it is required."""
+    return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"], f.default is dataclasses.MISSING)
+                 for f in dataclasses.fields(cls) if f.metadata)
+
+
+def _frame_id(fields: "dict[str, Any]") -> int:
+    """The id of a numbered frame; without one it is no frame at all."""
+    if not _is_id(fields.get("id")):
+        raise FrameError("bad-frame", "a numbered frame needs an id from 1 to 2**53 - 1")
+    return fields["id"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ack(Message):
+    """Confirms every numbered frame up to and including `upto`."""
+    type = "ack"
+    upto: int = _field(_acked_id, key="id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Join(Message):
+    """A client's first frame: who it is, and with `session`, `seen` and `epoch` where it wants to go on."""
+    type = "join"
+    name: str = _field(check_name)
+    v: int = _field(_version, default=VERSION)
+    session: Optional[str] = _field(_string, default=None)
+    seen: int = _field(_count, default=0)
+    epoch: Optional[str] = _field(_string, default=None)
+    receipts: bool = _field(_flag, default=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Say(Numbered):
+    """A client says something, to all or to one."""
+    type = "chat"
+    text: str = _field(check_text)
+    to: Optional[str] = _field(_string, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename(Numbered):
+    """A client takes another name."""
+    type = "rename"
+    name: str = _field(check_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leave(Numbered):
+    """A client goes on purpose."""
+    type = "leave"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ping(Numbered):
+    """Asks for nothing but its ACK; both sides send it."""
+    type = "ping"
+
+
+@dataclasses.dataclass(frozen=True)
+class Welcome(Message):
+    """The client is in; what it missed follows, then what is new."""
+    type = "welcome"
+    name: str = _field(_string)
+    session: str = _field(_string)
+    epoch: str = _field(_string)
+    users: "tuple[str, ...]" = _field(_strings)
+    last: int = _field(_count)
+    resumed: bool = _field(_flag, default=False)
+    got: int = _field(_count, default=0)
+    missed: int = _field(_count, default=0)
+    here: Optional[int] = _field(_count, default=None)
+    motd: Optional[str] = _field(check_text, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat(Numbered):
+    """Somebody said something; its speaker knows it by `cid`, the id under which it sent it."""
+    type = "chat"
+    sender: str = _field(_string, key="from")
+    text: str = _field(check_text)
+    at: float = _field(_number)
+    cid: Optional[int] = _field(_count, default=None)
+    to: Optional[str] = _field(_string, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined(Numbered):
+    """Somebody is in."""
+    type = "joined"
+    name: str = _field(_string)
+    at: float = _field(_number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Left(Numbered):
+    """Somebody is out."""
+    type = "left"
+    name: str = _field(_string)
+    at: float = _field(_number)
+    reason: str = _field(_string, default="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed(Numbered):
+    """Somebody has another name."""
+    type = "renamed"
+    name: str = _field(_string)
+    to: str = _field(_string)
+    at: float = _field(_number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard(Message):
+    """So many (`count`) of the members who should hear the chat `about` (`of`) have acknowledged it."""
+    type = "heard"
+    about: int = _field(_count)
+    count: int = _field(_count)
+    of: int = _field(_count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Booted(Numbered):
+    """The client is out; the connection closes."""
+    type = "booted"
+    reason: str = _field(_string, default="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Error(Numbered):
+    """What was wrong with the frame `about`, or with the connection. Bare (id 0) before the join."""
+    type = "error"
+    code: str = _field(_string)
+    text: str = _field(_string, default="")
+    about: Optional[int] = _field(_count, default=None)
+    suggestion: Optional[str] = _field(_string, default=None)
+
+    @classmethod
+    def from_fields(cls, fields: "dict[str, Any]") -> Message:
+        return cls(_frame_id(fields) if "id" in fields else 0, **cls._checked(fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown(Numbered):
+    """A frame of a type that is not in the list: acknowledged where it has an id, and otherwise ignored."""
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Invalid(Numbered):
+    """A frame whose fields are wrong: acknowledged where it has an id, and refused with `error`."""
+    kind: str
+    error: ProtocolError
+
+
+FROM_CLIENT, FROM_SERVER = "client", "server"
+INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
+    FROM_CLIENT: {cls.type: cls for cls in (Ack, Join, Say, Rename, Leave, Ping)},
+    FROM_SERVER: {cls.type: cls for cls in (Ack, Welcome, Chat, Joined, Left, Renamed, Heard, Booted, Error, Ping)},
+}
+
+
+# --- Framing ---
+
+_BRACKETS = re.compile(rb"[\[{]")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?')
+
+
+class FrameDecoder:
+    """Turns the bytes of one connection, in any pieces, into messages. After a FrameError it is of no more use."""
+
+    def __init__(self, direction: str) -> None:
+        self._instructions = INSTRUCTIONS[direction]    # the types that may come from that side
+        self._partial = bytearray()                     # a line without its end: at most MAX_LINE bytes
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that `data` completes; raise FrameError at the first line that is no frame."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            if self._partial:
+                line = bytes(self._partial) + line
+                self._partial.clear()
+            yield decode(line, self._instructions)
+        # What cannot become a frame is refused now: a TLS greeting has no line end, and its sender waits for us.
+        if not self._partial and rest.lstrip(b" \t\r")[:1] not in (b"", b"{"):
+            raise FrameError("bad-frame", "a frame is a JSON object")
+        self._partial += rest
+        if len(self._partial) > MAX_LINE + 1:           # one more for the CR of a CR LF
+            raise FrameError("too-long", f"a line has at most {MAX_LINE} bytes")
+
+
+def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
+    """The message in one line. Raises FrameError if it is no frame; wrong fields make an Invalid."""
+    if line.endswith(b"\r"):
+        line = line[:-1]
+    if len(line) > MAX_LINE:
+        raise FrameError("too-long", f"a line has at most {MAX_LINE} bytes")
+    if _too_deep(line):
+        raise FrameError("bad-frame", f"a frame has at most {MAX_DEPTH} brackets within brackets")
+    try:
+        fields = _decode_json(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:       # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise FrameError("bad-frame", "a frame is one JSON object in UTF-8 on one line") from error
+    if type(fields) is not dict or type(fields.get("type")) is not str:
+        raise FrameError("bad-frame", "a frame is a JSON object with a type")
+    cls = instructions.get(fields["type"])
+    if cls is None:
+        return Unknown(fields["id"] if _is_id(fields.get("id")) else 0, fields["type"])
+    try:
+        return cls.from_fields(fields)
+    except FrameError:
+        raise
+    except ProtocolError as error:
+        return Invalid(_frame_id(fields) if issubclass(cls, Numbered) else 0, cls.type, error)
+
+
+def _too_deep(line: bytes) -> bool:
+    """Whether brackets nest deeper than MAX_DEPTH. json.loads recurses: 65,000 of them overflow a thread's small stack."""
+    if len(_BRACKETS.findall(line)) <= MAX_DEPTH:
+        return False
+    depth = 0
+    for char in _STRING.sub(b"", line):
+        depth += (char in b"[{") - (char in b"]}")
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def _no_duplicates(pairs: "list[tuple[str, Any]]") -> "dict[str, Any]":
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key comes twice")
+    return fields
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode_json = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode
+
+
+# --- MessageSocket ---
+
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)         # Windows has none: select() is asked instead
+
+
+def wait_readable(sock: socket.socket, seconds: float) -> bool:
+    """Whether `sock` can be read within `seconds`. Not settimeout(): that would change the other thread's send, too."""
+    if hasattr(select, "poll"):                         # select() refuses descriptors from 1,024 up
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+    return bool(select.select([sock], [], [], seconds)[0])
+
+
+class MessageSocket:
+    """A connected socket with one reading thread, and writes from any thread that never block.
+
+    The writer holds its MessageManager's lock, so that frames are never torn and keep their order. What the kernel does
+    not take at once (rare: the window is smaller than its buffer) stays in `_unsent` and goes first next time.
+    """
+
+    UNSENT = 256 * 1024         # bytes the kernel would not take; beyond, the peer is cut off: it has not read for long
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._closing = threading.Lock()    # no shutdown() of a descriptor that close() has given away; a leaf
+        self._closed = False                # under _closing
+        self._unsent = b""                  # see above
+        self._read_size = READ_SIZE         # bytes of the next recv()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+    def read(self, timeout: Optional[float] = None) -> bytes:
+        """Block for bytes, at most `timeout` seconds: then b"". Raises ConnectionClosed at the end of the connection."""
+        try:
+            if timeout is not None and not wait_readable(self._sock, timeout):
+                return b""
+            data = self._sock.recv(self._read_size)
+        except (OSError, ValueError) as error:          # ValueError: closed under a poll()
+            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if not data:
+            raise ConnectionClosed("the other side closed the connection")
+        self._read_size = READ_MORE if len(data) == self._read_size else READ_SIZE
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Send `data` after what is still unsent. MUST NOT block. An end of the connection is left to the reader."""
+        if self._unsent:
+            data = self._unsent + data
+        try:
+            if not _DONT_WAIT and not select.select([], [self._sock], [], 0)[1]:
+                sent = 0
+            else:
+                sent = self._sock.send(data, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        except (OSError, ValueError):
+            self.cut()
+            return
+        self._unsent = data[sent:] if sent < len(data) else b""
+        if len(self._unsent) > self.UNSENT:
+            self.cut()
+
+    def finish(self) -> None:
+        """End our half: the peer reads what was written, then the end. Keeps reading, else the rest could be lost."""
+        self._shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """End both halves at once: wakes the reader, which close() would not."""
+        self._shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the descriptor back. Only the reader calls it, after its manager's detach(): nobody writes any more."""
+        with self._closing:
+            self._closed = True
+            self._sock.close()
+
+    def _shutdown(self, how: int) -> None:
+        with self._closing:
+            try:
+                if not self._closed:
+                    self._sock.shutdown(how)
+            except OSError:                             # it ended before
+                pass
+
+
+# --- Alarm ---
+
+class Alarm:
+    """One threading.Timer for every deadline of the process, armed for the earliest and only while there is one.
+
+    at() may be called from any thread. Actions run on the timer's thread, one after the other, and MUST NOT block. There
+    is no cancel: it could not stop an action that is already running, so each looks again whether it is still wanted.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, timer: Callable[..., Any] = threading.Timer) -> None:
+        self.clock = clock
+        self._new_timer = timer
+        self._deadlines = sched.scheduler(clock, lambda seconds: None)
+        self._lock = threading.Lock()       # protects the three below; a leaf
+        self._timer: Any = None             # the armed one
+        self._rings_at = math.inf           # when it rings
+        self._closed = False
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Run `action` at `when` by the clock, up to TICK later."""
+        when = math.ceil(when / TICK) * TICK
+        self._deadlines.enterabs(when, 0, action)
+        self._arm(when)
+
+    def close(self) -> None:
+        """Never ring again."""
+        with self._lock:
+            self._closed = True
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        with self._lock:
+            if self._closed or self._rings_at <= when:
+                return
+            earlier = self._timer
+            self._rings_at = when
+            self._timer = timer = self._new_timer(max(0.0, when - self.clock()), functools.partial(self._ring, when))
+        if earlier is not None:
+            earlier.cancel()
+        timer.daemon = True                 # a deadline is no reason to keep a process alive
+        timer.name = "alarm"
+        timer.start()                       # ends by itself after one ring
+
+    def _ring(self, when: float) -> None:
+        with self._lock:
+            if self._rings_at != when:      # cancelled too late: an earlier one has taken its place
+                return
+            self._rings_at, self._timer = math.inf, None
+        delay = self._deadlines.run(blocking=False)
+        if delay is not None:
+            self._arm(self.clock() + delay)
+
+
+# --- PendingMessage and MessageQueue ---
+
+class PendingMessage:
+    """One or more frames that wait for their ACK, in the order of their ids. Shared by all they go to, so never changed."""
+
+    __slots__ = ("ids", "frames", "size", "_data")
+
+    def __init__(self, ids: "list[int]", frames: "list[bytes]") -> None:
+        self.ids = ids
+        self.frames = frames
+        self.size = sum(map(len, frames))           # bytes
+        self._data = b""                            # the frames in one piece, once somebody has asked
+
+    @property
+    def data(self) -> bytes:
+        """All frames in one piece. (Two threads may join them at once: both get the same bytes.)"""
+        if not self._data:
+            self._data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        return self._data
+
+    def split(self, count: int) -> "tuple[PendingMessage, PendingMessage]":
+        """The first `count` frames and the rest."""
+        return (PendingMessage(self.ids[:count], self.frames[:count]),
+                PendingMessage(self.ids[count:], self.frames[count:]))
+
+
+class MessageQueue:
+    """What is to be sent on one connection: at most WINDOW frames in flight, the others wait in a queue.Queue.
+
+    Pure bookkeeping: put(), take() and acknowledge() say what is to be written, their caller writes it. Not locked: its
+    MessageManager's lock is held around every call.
+    """
+
+    def __init__(self, newest: int = 0) -> None:
+        self._in_flight: "deque[PendingMessage]" = deque()
+        self._waiting: "queue.Queue[PendingMessage]" = queue.Queue()
+        self._front: "deque[PendingMessage]" = deque()  # what goes out before the others that wait: rests and resends
+        self._frames_in_flight = 0
+        self._bytes_in_flight = 0
+        self.frames_waiting = 0
+        self._bytes_waiting = 0
+        self._spare = (0, 0)            # frames and bytes of a replay: they may wait besides the bound
+        self.newest_sent = newest       # the highest id that was written
+        self._acked = newest            # the highest id that the peer confirmed
+
+    @property
+    def acked(self) -> int:
+        """The newest id that the peer has confirmed."""
+        return self._acked
+
+    @property
+    def oldest(self) -> bytes:
+        """The oldest frame in flight; b"" when there is none."""
+        return self._in_flight[0].frames[0] if self._in_flight else b""
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything that was put in has been acknowledged."""
+        return not self._in_flight and not self.frames_waiting
+
+    def put(self, pending: PendingMessage, replay: bool = False) -> bytes:
+        """Add frames; return what is to be written now: they themselves when nothing waits and the window has room.
+
+        Raises queue.Full when too much waits already. A replay is exempt, and does not count against what follows it.
+        """
+        count = len(pending.ids)
+        if (not self.frames_waiting and self._frames_in_flight + count <= WINDOW
+                and self._bytes_in_flight + pending.size <= WINDOW_BYTES):
+            self._fly(pending)
+            return pending.data
+        self.put_later(pending, replay)
+        return self.take()
+
+    def put_later(self, pending: PendingMessage, replay: bool = False) -> None:
+        """Add frames behind all that waits, without taking any. Raises queue.Full like put()."""
+        count = len(pending.ids)
+        if replay:
+            self._spare = (self._spare[0] + count, self._spare[1] + pending.size)
+        if (self.frames_waiting + count > QUEUE_FRAMES + self._spare[0]
+                or self._bytes_waiting + pending.size > QUEUE_BYTES + self._spare[1]):
+            raise queue.Full
+        self._waiting.put_nowait(pending)
+        self.frames_waiting += count
+        self._bytes_waiting += pending.size
+
+    def take(self) -> bytes:
+        """All that waits and that the window has room for, in one piece; from now on it is in flight."""
+        parts = []
+        while self.frames_waiting:
+            pending = self._front.popleft() if self._front else self._waiting.get_nowait()
+            fit = self._fit(pending)
+            if fit < len(pending.ids):
+                if not fit:
+                    self._front.appendleft(pending)
+                    break
+                pending, rest = pending.split(fit)
+                self._front.appendleft(rest)
+            self.frames_waiting -= len(pending.ids)
+            self._bytes_waiting -= pending.size
+            self._fly(pending)
+            parts.append(pending.data)
+        if not self.frames_waiting:
+            self._spare = (0, 0)
+        return b"".join(parts)
+
+    def acknowledge(self, upto: int) -> bool:
+        """Forget what the peer has; return whether that was news. Raises FrameError for an id that was never sent."""
+        if upto > self.newest_sent:
+            raise FrameError("bad-frame", f"an ack of {upto}, which was never sent")
+        if upto <= self._acked:
+            return False
+        self._acked = upto
+        while self._in_flight and self._in_flight[0].ids[0] <= upto:
+            pending = self._in_flight.popleft()
+            if pending.ids[-1] > upto:
+                pending, rest = pending.split(sum(id <= upto for id in pending.ids))
+                self._in_flight.appendleft(rest)
+            self._frames_in_flight -= len(pending.ids)
+            self._bytes_in_flight -= pending.size
+        return True
+
+    def rewind(self) -> None:
+        """The connection is gone: what was in flight waits again, in front, to be sent under the same ids."""
+        for pending in self._in_flight:
+            self.frames_waiting += len(pending.ids)
+            self._bytes_waiting += pending.size
+        self._front.extendleft(reversed(self._in_flight))
+        self._in_flight.clear()
+        self._frames_in_flight = self._bytes_in_flight = 0
+
+    def _fly(self, pending: PendingMessage) -> None:
+        self._in_flight.append(pending)
+        self._frames_in_flight += len(pending.ids)
+        self._bytes_in_flight += pending.size
+        if pending.ids[-1] > self.newest_sent:
+            self.newest_sent = pending.ids[-1]
+
+    def _fit(self, pending: PendingMessage) -> int:
+        """How many frames of `pending` the window has room for."""
+        room = min(WINDOW - self._frames_in_flight, len(pending.ids))
+        room_bytes = WINDOW_BYTES - self._bytes_in_flight
+        if pending.size <= room_bytes:
+            return room
+        for fit in range(room):
+            room_bytes -= len(pending.frames[fit])
+            if room_bytes < 0:
+                return fit
+        return room
+
+
+# --- MessageManager ---
+
+class MessageManager:
+    """The facade over one peer's messages and ACKs: sends, acknowledges, retries, drops duplicates.
+
+    The server makes one for each connection; a client keeps one for its session, and detach() and attach() carry what is
+    not acknowledged over to the next connection. Every method may be called from any thread and none blocks. `on_dead`
+    (the peer confirms nothing any more) and `on_idle` (time for a ping) are called on the alarm's thread, without the lock.
+    """
+
+    def __init__(self, alarm: Alarm, on_dead: Callable[[], None], on_idle: Callable[[], None]) -> None:
+        self._alarm = alarm
+        self._on_dead = on_dead
+        self._on_idle = on_idle
+        # Protects everything below and keeps writes in the order of ids: the writes, which never block, are made under
+        # it. A leaf: neither a callback nor the alarm is called while it is held.
+        self._lock = threading.Lock()
+        self._write: Optional[Callable[[bytes], None]] = None   # None while there is no connection
+        self._queue = MessageQueue()
+        self._received = 0              # newest id of the peer's numbered frames
+        self._refusal = 0               # id of our newest error that refuses a frame of the peer
+        self._ack_held = False          # an ACK waits until that error has been written
+        self._late = 0                  # frames that a late ACK will confirm
+        self._late_bytes = 0            # and their bytes
+        self._ack_by = math.inf         # when it has to be written
+        self._since = 0.0               # when the oldest frame in flight was sent, or anything was confirmed after that
+        self._retries = 0               # of it
+        self._last_sent = 0.0           # when anything was written
+        self._ring_at = math.inf        # when the alarm calls us; earlier requests that it still holds are stale
+        self.patient = False            # our side delays reading, ACKs included: so they are not missed
+
+    # What goes out
+
+    def attach(self, write: Callable[[bytes], None], confirmed: int = 0, received: int = 0) -> None:
+        """A connection is there: `confirmed` is what the peer has of ours, `received` what we have of its. Sends the rest."""
+        with self._lock:
+            self._write = write
+            if self._queue.newest_sent < confirmed:         # the peer knows of an earlier manager's frames
+                self._queue.newest_sent = confirmed
+            self._queue.acknowledge(confirmed)
+            self._queue.rewind()
+            self._received = received
+            self._retries = 0
+            self._since = self._last_sent = self._alarm.clock()
+            self._put_out(self._queue.take())
+            ring_at = self._next_ring()
+        self._ring(ring_at)
+
+    def detach(self) -> None:
+        """The connection is gone: keep everything that is not confirmed for the next one."""
+        with self._lock:
+            self._write = None
+            self._late = self._late_bytes = 0
+            self._ack_by = self._ring_at = math.inf
+            self._ack_held = False
+            self.patient = False
+
+    def send(self, pending: PendingMessage, replay: bool = False) -> None:
+        """Send numbered frames, at once or when the window opens. Raises queue.Full when too many wait already."""
+        with self._lock:
+            if self._write is None:
+                self._queue.put_later(pending)
+                return
+            was_empty = not self._queue.oldest
+            data = self._queue.put(pending, replay)
+            if not data:
+                return
+            self._put_out(data)
+            if was_empty:
+                self._since = self._last_sent
+            ring_at = self._next_ring()
+        self._ring(ring_at)
+
+    def send_bare(self, frame: bytes) -> None:
+        """Write a bare frame now, past window and queue; nothing happens when there is no connection."""
+        with self._lock:
+            if self._write is not None:
+                self._put_out(frame)
+
+    def refuse(self, pending: PendingMessage) -> None:
+        """send() an error that refuses a frame of the peer: no ACK overtakes it, the peer would take that for a yes."""
+        with self._lock:
+            self._refusal = pending.ids[-1]
+        self.send(pending)
+
+    # What comes in
+
+    def acknowledged(self, upto: int) -> None:
+        """The peer confirms our frames up to `upto`; what waited goes out in one write. Raises FrameError."""
+        with self._lock:
+            if not self._queue.acknowledge(upto) or self._write is None:
+                return
+            self._since = self._alarm.clock()
+            self._retries = 0
+            if self._queue.frames_waiting:
+                self._put_out(self._queue.take())
+
+    def is_duplicate(self, id: int) -> bool:
+        """Whether the peer's frame `id` was received before. (Only the thread that calls received() may rely on it.)"""
+        return id <= self._received
+
+    def received(self, id: int, size: int = 0) -> None:
+        """The peer's frame `id` of `size` bytes has done its work: confirm it late. A duplicate is confirmed at once."""
+        with self._lock:
+            duplicate = id <= self._received
+            self._received = max(id, self._received)
+            self._late += 1
+            self._late_bytes += size
+            if self._late == 1:
+                self._ack_by = self._alarm.clock() + ACK_DELAY - TICK
+            if duplicate or self._late >= ACK_FRAMES or self._late_bytes >= ACK_BYTES:
+                self._put_ack()
+            ring_at = self._next_ring()
+        self._ring(ring_at)
+
+    def acknowledge(self, upto: int) -> None:
+        """Confirm the peer's frames up to `upto` at once, but not before a refusal among them is written."""
+        with self._lock:
+            self._received = upto
+            if self._queue.newest_sent < self._refusal:
+                self._ack_held = True
+            else:
+                self._put_ack()
+
+    # What is known
+
+    @property
+    def seen(self) -> int:
+        """The newest id received of the peer's numbered frames."""
+        return self._received
+
+    @property
+    def acked(self) -> int:
+        """The newest id that the peer has confirmed."""
+        return self._queue.acked
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait for the window to open."""
+        return self._queue.frames_waiting
+
+    @property
+    def empty(self) -> bool:
+        """Whether the peer has confirmed everything."""
+        with self._lock:
+            return self._queue.empty
+
+    # Under the lock
+
+    def _put_out(self, data: bytes) -> None:
+        """Write `data`, and the ACK that waited for an error in it. Needs the lock."""
+        assert self._lock.locked()
+        if not data or self._write is None:
+            return
+        self._write(data)
+        self._last_sent = self._alarm.clock()
+        if self._ack_held and self._queue.newest_sent >= self._refusal:
+            self._put_ack()
+
+    def _put_ack(self) -> None:
+        """Confirm what was received. Needs the lock."""
+        assert self._lock.locked()
+        self._late = self._late_bytes = 0
+        self._ack_by = math.inf
+        self._ack_held = False
+        if self._received:
+            self._put_out(Ack(self._received).encode())
+
+    def _deadline(self) -> float:
+        """When something has to be done. Needs the lock."""
+        # Whole seconds for pings, so that a thousand idle members wake the process once a second, not a thousand times.
+        todo = self._since + RETRY_DELAY if self._queue.oldest else math.ceil(self._last_sent + PING_AFTER)
+        return min(todo, self._ack_by)
+
+    def _next_ring(self) -> float:
+        """When the alarm has to be asked for a ring; inf when it will ring early enough anyway. Needs the lock."""
+        when = math.inf if self._write is None else self._deadline()
+        if when >= self._ring_at:
+            return math.inf
+        self._ring_at = when
+        return when
+
+    # Time
+
+    def _ring(self, when: float) -> None:
+        if when < math.inf:
+            self._alarm.at(when, functools.partial(self._rung, when))
+
+    def _rung(self, when: float) -> None:
+        """On the alarm's thread: do what is due, and ask for the next ring."""
+        dead = idle = False
+        with self._lock:
+            if when != self._ring_at or self._write is None:
+                return                      # stale: the connection went, or an earlier ring did the work
+            self._ring_at = math.inf
+            now = self._alarm.clock()
+            if now >= self._ack_by:
+                self._put_ack()
+            if not self._queue.oldest:
+                idle = now >= self._last_sent + PING_AFTER
+            elif self.patient:
+                self._since = now
+            elif now >= self._since + RETRY_DELAY:
+                dead = self._retries >= MAX_RETRIES
+                self._retries += 1
+                self._since = now
+                self._put_out(self._queue.oldest)
+            if idle:
+                self._last_sent = now
+            ring_at = self._next_ring()
+        if dead:
+            self._on_dead()
+        elif idle:
+            self._on_idle()
+        self._ring(ring_at)
