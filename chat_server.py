@@ -1109,7 +1109,7 @@ class Console:
 
     def run(self) -> None:
         """On the console's thread: read commands until stdin ends. A daemon: a read of a terminal cannot be interrupted."""
-        for line in sys.stdin:
+        for line in chatproto.stdin_lines():
             answer = self.command(chatproto.clean_text(line))
             if answer:
                 print(answer, flush=True)

@@ -52,6 +52,7 @@ import re
 import sched
 import select
 import socket
+import sys
 import threading
 import time
 import unicodedata
@@ -166,6 +167,24 @@ def _escape_char(char: str) -> str:
     if char.isprintable() or char == "\u200d" or unicodedata.category(char) == "Zs":
         return char
     return char.encode("unicode_escape").decode("ascii")
+
+
+def stdin_lines() -> Iterator[str]:
+    """The lines of stdin without their ends. Unbuffered: a daemon thread that waits in sys.stdin would hold its lock when
+    the process ends, and Python aborts over that."""
+    if sys.stdin is None:                               # started without one
+        return
+    rest = b""
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+        while True:
+            data = raw.read(READ_MORE)
+            *lines, rest = (rest + (data or b"")).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8", "replace").rstrip("\r")
+            if not data:
+                break
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 # --- Checks of single fields: each returns the value or raises ProtocolError ---
@@ -446,6 +465,7 @@ class FrameDecoder:
     def __init__(self, direction: str) -> None:
         self._instructions = INSTRUCTIONS[direction]    # the types that may come from that side
         self._partial = bytearray()                     # a line without its end: at most MAX_LINE bytes
+        self.line = b""                                 # the line of the message that was yielded last
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that `data` completes; raise FrameError at the first line that is no frame."""
@@ -454,6 +474,7 @@ class FrameDecoder:
             if self._partial:
                 line = bytes(self._partial) + line
                 self._partial.clear()
+            self.line = line
             yield decode(line, self._instructions)
         # What cannot become a frame is refused now: a TLS greeting has no line end, and its sender waits for us.
         if not self._partial and rest.lstrip(b" \t\r")[:1] not in (b"", b"{"):
