@@ -462,7 +462,8 @@ class Room:
         session.lost_at = math.inf
         confirmed = min(join.seen, self.last) if welcome.resumed else 0
         got = session.got
-        self._outbox.append(lambda run: run.admit(session, link, welcome, replay, confirmed, got))
+        refusal = session.refusals[-1][0] if session.refusals else 0
+        self._outbox.append(lambda run: run.admit(session, link, welcome, replay, confirmed, got, refusal))
 
     def _leave(self, session: Session, reason: str) -> None:
         """A member goes out of the room; its session is remembered for what it may send again."""
@@ -639,13 +640,14 @@ class _Run:
         self._frames.append(entry.frame)
 
     def admit(self, session: Session, link: Connection, welcome: Welcome, replay: "list[Entry]",
-              confirmed: int, got: int) -> None:
+              confirmed: int, got: int, refusal: int) -> None:
         """A member comes in: its welcome, what it missed, and from here on what is public."""
         self._live[session] = link
         self._place[session] = len(self._ids)
         link.attach(welcome.encode(), confirmed, got)
         if replay:
-            link.manager.send(PendingMessage([entry.id for entry in replay], [entry.frame for entry in replay]), replay=True)
+            link.manager.send(PendingMessage([entry.id for entry in replay], [entry.frame for entry in replay]),
+                              replay=True, refusal=min(refusal, replay[-1].id))
 
     def remove(self, session: Session, link: Connection, last_words: bytes) -> None:
         """A member's connection ends after what came before."""
@@ -661,7 +663,7 @@ class _Run:
         link = self._live.get(session)
         if link is not None:
             self._catch_up(session, link)
-            self._send(session, link, PendingMessage([entry.id], [entry.frame]), refusal)
+            self._send(session, link, PendingMessage([entry.id], [entry.frame]), entry.id if refusal else 0)
 
     def send_all(self) -> None:
         """What is public, to everybody."""
@@ -679,9 +681,9 @@ class _Run:
             self._send(session, link, PendingMessage(self._ids[place:], self._frames[place:]))
         self._place[session] = len(self._ids)
 
-    def _send(self, session: Session, link: Connection, pending: PendingMessage, refusal: bool = False) -> None:
+    def _send(self, session: Session, link: Connection, pending: PendingMessage, refusal: int = 0) -> None:
         try:
-            (link.manager.refuse if refusal else link.manager.send)(pending)
+            link.manager.send(pending, refusal=refusal)
         except queue.Full:
             link.manager.detach()                       # nothing may follow what it did not get: its place is where it is
             self.too_slow[session] = link

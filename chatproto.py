@@ -24,7 +24,7 @@ The promises (who keeps them)
     An ACK to a chat means that it has its place in the order (the server's sequencer).     Nothing twice: a receiver
     drops what is at or below the newest id it has (MessageManager).     Nothing lost over a broken connection: both sides
     keep what is not acknowledged (MessageQueue here, the server's log there).     Never a false "sent": the ACK of a
-    refused frame is not written before the error that refuses it (MessageManager.refuse).
+    refused frame is not written before the error that refuses it (MessageManager.send).
 
 The parts, bottom up
     names and texts    the rules for both, and their escapes for a terminal
@@ -883,9 +883,14 @@ class MessageManager:
             self._ack_held = False
             self.patient = False
 
-    def send(self, pending: PendingMessage, replay: bool = False) -> None:
-        """Send numbered frames, at once or when the window opens. Raises queue.Full when too many wait already."""
+    def send(self, pending: PendingMessage, replay: bool = False, refusal: int = 0) -> None:
+        """Send numbered frames, at once or when the window opens. Raises queue.Full when too many wait already.
+
+        `refusal` is the id of the newest error among them that refuses a frame of the peer: no ACK overtakes it, the peer
+        would take that for a yes. `replay` is for MessageQueue.put().
+        """
         with self._lock:
+            self._refusal = max(self._refusal, refusal)
             if self._write is None:
                 self._queue.put_later(pending)
                 return
@@ -904,12 +909,6 @@ class MessageManager:
         with self._lock:
             if self._write is not None:
                 self._put_out(frame)
-
-    def refuse(self, pending: PendingMessage) -> None:
-        """send() an error that refuses a frame of the peer: no ACK overtakes it, the peer would take that for a yes."""
-        with self._lock:
-            self._refusal = pending.ids[-1]
-        self.send(pending)
 
     # What comes in
 
