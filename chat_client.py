@@ -100,6 +100,7 @@ class ClientSession:
         self._on_state = on_state
         self._session: Optional[str] = None
         self._epoch: Optional[str] = None
+        self._wanted = name                     # what we ask for: another one may be all that is free for now
         self._names = {name}                    # those we have had in this session: our own messages come from one of them
         self._decoder = FrameDecoder(FROM_SERVER)
         self._write: Callable[[bytes], None] = lambda data: None
@@ -154,11 +155,11 @@ class ClientSession:
 
     # One connection after the other
 
-    def opened(self, write: Callable[[bytes], None]) -> None:
-        """There is a connection: ask to come in, or back."""
+    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
+        """There is a connection: ask to come in, or back; under `name` where the server suggested one."""
         self._decoder = FrameDecoder(FROM_SERVER)
         self._write = write
-        write(Join(self.name, session=self._session, seen=self.manager.seen, epoch=self._epoch,
+        write(Join(name or self._wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
                    receipts=self._receipts).encode())
 
     def received(self, data: bytes) -> None:
@@ -247,7 +248,7 @@ class ClientSession:
         elif isinstance(message, Error) and message.about:
             self._fail(message.about, message.text or message.code)
         elif isinstance(message, Renamed) and message.name == self.name:
-            self.name = message.to
+            self.name = self._wanted = message.to
             self._names.add(message.to)
         if message.id > self.list_as_of:       # the welcome's list has the others already
             self._update_users(message)
@@ -422,8 +423,7 @@ class ChatClient(ClientSession):
         except JoinRefused as refused:
             if refused.error.code != "name-taken" or not refused.error.suggestion:
                 raise
-            self.name = refused.error.suggestion
-            self.opened(wire.write)
+            self.opened(wire.write, refused.error.suggestion)
         except ConnectionClosed:
             self.ended = self.ended or "booted"
             raise

@@ -116,19 +116,20 @@ class Log:
         start = bisect.bisect_left(self._entries, (id + 1,))        # an Entry compares by its id first
         return [entry for entry in self._entries[start:] if entry.audience is None or session in entry.audience]
 
-    def recent(self, after: int, upto: int) -> "list[Entry]":
-        """The last HISTORY public messages, of those with an id above `after` and up to `upto`."""
-        return [entry for entry in self._recent if after < entry.id <= upto]
+    def recent(self, after: int) -> "list[Entry]":
+        """The last HISTORY public messages, of those with an id above `after`."""
+        return [entry for entry in self._recent if entry.id > after]
 
 
 class Session:
     """A member: in the room, in its grace time, or remembered after it left. Only the sequencer changes it."""
 
-    def __init__(self, name: str, secret_hash: bytes, begin: int) -> None:
-        self.name = name
+    def __init__(self, secret_hash: bytes, begin: int, history: "list[Entry]") -> None:
+        self.name = ""
         self.secret_hash = secret_hash
-        self.begin = begin              # the newest id when the session was made: it hears everything after that
-        self.here_since = begin         # the same of its last (re)entry into the room, for receipts
+        self.begin = begin              # it hears everything after this id,
+        self.history = history          # and this of what was said before
+        self.here_since = begin         # the newest id when it came into the room, for receipts
         self.got = 0                    # the newest id of its own frames that has its place: what an ACK confirms
         self.present = True             # in the room, connected or in its grace time
         self.link: Optional[Connection] = None
@@ -308,10 +309,11 @@ class Room:
         keep: "deque[Watch]" = deque()
         for watch in self._watched:
             count = min(watch.of, self._heard_by(watch, acked, begun))
-            if count != self._told.get(watch.id) and watch.speaker.link is not None:
+            # Not before the speaker has its own message: by its place it knows which one is meant.
+            if count != self._told.get(watch.id) and watch.speaker.link is not None and watch.speaker.acked >= watch.id:
                 self._told[watch.id] = count
                 watch.speaker.link.manager.send_bare(Heard(watch.id, count, watch.of).encode())
-            if count < watch.of and now < watch.until:
+            if self._told.get(watch.id) != watch.of and now < watch.until:
                 keep.append(watch)
             else:
                 self._told.pop(watch.id, None)
@@ -363,19 +365,16 @@ class Room:
                 if error.code in ("banned", "full"):
                     self._end(link, error.code)
                 return
-        replay, missed = self._replay(join, session)
+        secret = join.session if session is not None and join.session else secrets.token_urlsafe(24)    # 192 bits
         if session is None:
-            secret, session = self._new_session()
-        else:
-            secret = join.session or ""
+            session = self._new_session(join, secret)
+        replay, missed = self._replay(join, session)
         if back_in_time:
             self._take_over(session)
             logger.info("%s is back from %s", session.name, link.who)
         else:
             self._enter(session, join.name)
             logger.info("%s joined from %s", session.name, link.who)
-        if not session.begin:
-            session.begin = self.last
         resumed = secret == join.session
         self._admit(link, session, join, self._welcome(session, secret, join, resumed, missed), replay)
 
@@ -401,30 +400,36 @@ class Room:
     def _check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that name."""
         if name_key(name) in self._members:
-            tries = (f"{name[:chatproto.MAX_NAME - 6]}-{number}" for number in range(2, len(self._members) + 3))
+            stem = re.sub(r"-\d+$", "", name)[:chatproto.MAX_NAME - 6]
+            tries = (f"{stem}-{number}" for number in range(2, len(self._members) + 3))
             free = next(other for other in tries if name_key(other) not in self._members)
             raise ProtocolError("name-taken", f"the name {name} is taken", free)
 
-    def _replay(self, join: Join, session: Optional[Session]) -> "tuple[list[Entry], int]":
-        """What the owner of `join` has missed, and how many frames of it are no longer there (at most)."""
-        seen = join.seen if join.epoch == self.epoch and join.seen <= self.last else 0
-        nobody = Session("", b"", 0)                    # hears what is public
-        if session is not None:
-            after = max(seen, session.begin)
-            return (self._log.recent(seen, session.begin) + self._log.after(after, session),
-                    max(0, self._log.forgotten - after))
-        if join.session is not None and join.epoch != self.epoch:       # from before a restart: all that was said since
-            return self._log.after(0, nobody), self._log.forgotten
-        recent = self._log.recent(seen, self.last)
-        return recent, self.last - seen - len(recent) if seen else 0
+    def _seen(self, join: Join) -> int:
+        """The newest id that the owner of `join` has, if it can be so in this run of ids."""
+        return join.seen if join.epoch == self.epoch and join.seen <= self.last else 0
 
-    def _new_session(self) -> "tuple[str, Session]":
-        """A secret and its session, of which only the hash is kept."""
-        secret = secrets.token_urlsafe(24)              # 192 bits
-        session = Session("", _hash(secret), 0)
+    def _new_session(self, join: Join, secret: str) -> Session:
+        """A session, of whose secret only the hash is kept. Who was here before a restart hears all that was said since,
+        anybody else the last messages."""
+        if join.session is not None and join.epoch != self.epoch:
+            session = Session(_hash(secret), 0, [])
+        else:
+            session = Session(_hash(secret), self.last + 1, self._log.recent(self._seen(join)))     # + 1: its own `joined`
         session.present = False
         self._sessions[session.secret_hash] = session
-        return secret, session
+        return session
+
+    def _replay(self, join: Join, session: Session) -> "tuple[list[Entry], int]":
+        """What the owner of `join` has to hear first, and how many frames of what it missed are no longer there (at most)."""
+        seen = self._seen(join)
+        replay = [entry for entry in session.history if entry.id > seen]
+        after = max(seen, session.begin)
+        if seen >= session.begin:
+            session.history = []
+        elif seen and not session.name:                     # its session is forgotten: it gets the history, and the gap's size
+            return replay, self.last - seen - len(replay)
+        return replay + self._log.after(after, session), max(0, self._log.forgotten - after)
 
     def _enter(self, session: Session, name: str) -> None:
         """A new session, or one that had left, comes into the room."""
@@ -460,6 +465,9 @@ class Room:
         session.receipts = join.receipts
         session.link, link.session = link, session
         session.lost_at = math.inf
+        for watch in self._watched:
+            if watch.speaker is session:
+                self._told.pop(watch.id, None)          # it may have been lost with the connection
         confirmed = min(join.seen, self.last) if welcome.resumed else 0
         got = session.got
         refusal = session.refusals[-1][0] if session.refusals else 0
