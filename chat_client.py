@@ -29,12 +29,11 @@ import math
 import os
 import queue
 import random
-import signal
 import socket
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Optional
 
 import chatproto
 from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
@@ -79,8 +78,9 @@ class Said:
 class ClientSession:
     """Name, users, what was said and what became of it, over any number of connections.
 
-    say() and the like may be called from any thread and do not block. opened(), received() and closed() are for the one thread that
-    reads; it runs the callbacks: on_welcome(welcome), on_message(message) for what the server sends, on_state(said).
+    say() and the like may be called from any thread and do not block. opened(), received() and closed() are for the one
+    thread that reads; it runs the callbacks: on_welcome(welcome), on_message(message) for what the server sends,
+    on_state(said).
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
@@ -163,7 +163,8 @@ class ClientSession:
                    receipts=self._receipts).encode())
 
     def received(self, data: bytes) -> None:
-        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused, ConnectionClosed when booted."""
+        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused, and ConnectionClosed
+        when we were booted."""
         for message in self._decoder.feed(data):
             self.last_frame = self._decoder.line
             if isinstance(message, Ack):
@@ -669,8 +670,8 @@ class Commands:
 
     def __init__(self, ui: Plain) -> None:
         self._ui = ui
-        self._table = {"/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg, "/reply": self.reply, "/r": self.reply,
-                       "/names": self.names, "/users": self.names, "/ignore": self.ignore, "/unignore": self.unignore,
+        self._table = {"/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
+                       "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names, "/ignore": self.ignore, "/unignore": self.unignore,
                        "/quiet": self.quiet, "/timestamp": self.timestamp, "/motd": self.motd, "/clear": self.clear,
                        "/help": self.help, "/quit": self.quit, "/exit": self.quit}
 

@@ -28,7 +28,6 @@ import argparse
 import bisect
 import collections
 import errno
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -485,7 +484,8 @@ class Room:
         while len(self._gone) > SESSIONS:
             self._sessions.pop(self._gone.popitem(last=False)[0], None)
         self._broadcast(Left(self._next_id(), session.name, self._now(), reason))
-        self._record(f"* {session.name} " + (f"was {escape(reason)}" if reason.startswith("booted") else f"left ({escape(reason)})"))
+        booted = reason.startswith("booted")
+        self._record(f"* {session.name} " + (f"was {escape(reason)}" if booted else f"left ({escape(reason)})"))
 
     def _close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
         """End a connection whose session goes on elsewhere or nowhere."""
@@ -997,9 +997,12 @@ class ChatServer(socketserver.ThreadingTCPServer):
         with self._lock:
             same = sum(link.address == address for link in self._connections) if not _is_loopback(address) else 0
             unjoined = sum(link.session is None for link in self._connections)
-        if same < self.settings.max_per_address and unjoined < UNJOINED:
+        if same >= self.settings.max_per_address:
+            what = f"{same} connections from {address}"
+        elif unjoined >= UNJOINED:
+            what = f"{unjoined} connections that have not joined"
+        else:
             return True
-        what = f"{same} connections from {address}" if same >= self.settings.max_per_address else f"{unjoined} connections that have not joined"
         self._complain(f"refusing more connections: {what}")
         try:
             request.send(Error(0, "full", f"the limit is reached: {what}").encode())
@@ -1263,8 +1266,10 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     parser.add_argument("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
                         help="how long a lost member stays in the room (default %(default)g)")
     parser.add_argument("--rate", type=_positive(float), default=default.rate, metavar="N",
-                        help="messages a second and member, after a burst; faster ones are slowed down, 0 is no limit (default %(default)g)")
-    parser.add_argument("--max-members", type=_positive(int), default=default.max_members, metavar="N", help="default %(default)d")
+                        help="messages a second and member, after a burst of 5 N; what is faster is slowed down and not lost, "
+                             "0 is no limit (default %(default)g)")
+    parser.add_argument("--max-members", type=_positive(int), default=default.max_members, metavar="N",
+                        help="default %(default)d")
     parser.add_argument("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
                         help="connections from one address; this machine is exempt (default %(default)d)")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")

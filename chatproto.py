@@ -291,7 +291,7 @@ class Numbered(Message):
 
 
 @functools.lru_cache(maxsize=None)
-def _wire_fields(cls: type) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
+def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
     """Of each field of a message class: attribute, key on the wire, check, whether it is required."""
     return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"], f.default is dataclasses.MISSING)
                  for f in dataclasses.fields(cls) if f.metadata)
