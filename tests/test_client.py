@@ -345,8 +345,9 @@ def test_booted_pipe_says_why(peer, popen, console):
     window.type("/boot pipe no bots here")
     window.expect("pipe is out")
     assert bob.recv_until("left", name="pipe")["reason"] == "booted: no bots here"
-    output, errors = process.communicate(b"", timeout=TIMEOUT)
-    assert process.returncode == 1 and len(errors.splitlines()) == 1 and b"booted" in errors
+    assert process.wait(TIMEOUT) == 1                   # its stdin is still open
+    output, errors = process.communicate()
+    assert len(errors.splitlines()) == 1 and b"booted" in errors
     assert "no bots here" in (output + errors).decode()
 
 
@@ -521,6 +522,7 @@ def test_terminal_commands(serve, peer, chat):
         ann.expect(r"\* 2 here: bob, anna")
     ann.type("//names", "///")
     assert bob.recv_until("chat", text="/names") and bob.recv_until("chat", text="//")
+    ann.expect(CLOCK + "ann.?: //")
     ann.type("/wrong", "/", "/Nick x", "/msg", "/msg bob", "/nick", "/nick a b", "/motd")
     ann.expect(r"! /wrong is not a command, /help lists them \(to say it, begin with //\)")
     ann.expect("! / is not a command.*")
@@ -588,6 +590,21 @@ def test_terminal_shows_motd_and_marks_history(serve, peer, chat, tmp_path):
 
 
 @posix_only
+@pytest.mark.xfail(strict=True, reason="Plain.show prints from two threads, and print() writes the line and its end one by one")
+def test_terminal_lines_are_whole(serve, peer, chat):
+    """What commands answer and what others say at the same time does not mix within a line."""
+    server = serve()
+    bob = peer(server.port, "bob")
+    ann = chat(server.port)
+    for _ in range(20):
+        for _ in range(50):
+            bob.say("hi")
+        ann.type(*["/wrong"] * 50)
+        for _ in range(100):
+            assert re.fullmatch(CLOCK + "bob: hi|! /wrong is not a command.*\\)", ann.line())
+
+
+@posix_only
 def test_terminal_is_safe_from_what_peers_say(serve, peer, chat):
     """A second line is indented, and what moves, hides or reorders text is shown escaped."""
     server = serve()
@@ -605,7 +622,7 @@ def test_terminal_is_safe_from_a_hostile_server(chat, terminal):
     """Escape sequences, carriage returns and bidi controls in every field that a server can send are shown escaped."""
     evil = "\x1b[2J\r\u202e\x07\x9b"
     frames = [{"type": "welcome", "name": evil[:20], "session": "s", "epoch": "e", "users": [evil, "ann"], "last": 0},
-              {"type": "joined", "id": 1, "name": evil, "at": 1e300}, {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": -1e300},
+              {"type": "joined", "id": 1, "name": evil, "at": 2**53 - 1}, {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": evil, "text": "hi \u202e", "at": 0, "to": evil},
               {"type": "chat", "id": 4, "from": evil, "text": evil, "at": 0},         # no text: not shown
               {"type": "error", "id": 5, "code": evil, "text": evil}, {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},
