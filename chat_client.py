@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import math
 import os
 import queue
 import random
@@ -45,6 +44,7 @@ SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed" 
 CONNECT_TIMEOUT = 10.0          # seconds for a connection, and then for its welcome
 LONGEST_DELAY = 30.0            # seconds between two tries to connect
 LEAVE_TIMEOUT = 1.0             # seconds for the ACK of `leave`
+HOPELESS = ("banned", "bad-version", "bad-name")    # answers to a join that will not change by trying again
 UNSENT = 10_000                 # messages that may wait for their ACK; then say() raises queue.Full
 UNSENT_PIPE = 1_000             # in a pipe reading stops at so many, until some are acknowledged
 PLACES = 1_000                  # own messages whose `heard` is still looked at
@@ -244,11 +244,11 @@ class ClientSession:
             self._on_state(said)
 
     def _numbered(self, message: Message) -> None:
-        if isinstance(message, Chat) and message.cid and message.sender in self._names:
+        if isinstance(message, Chat) and message.cid and message.sender in self._names and message.id > self.history_until:
             self._own(message, message.cid)
         elif isinstance(message, Error) and message.about:
             self._fail(message.about, message.text or message.code)
-        elif isinstance(message, Renamed) and message.name == self.name:
+        elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
             self.name = self._wanted = message.to
             self._names.add(message.to)
         if message.id > self.list_as_of:       # the welcome's list has the others already
@@ -322,6 +322,7 @@ class ChatClient(ClientSession):
         self._on_lost = on_lost
         self._on_end = on_end
         self._wire: Optional[MessageSocket] = None      # of now; only the client thread changes it
+        self._leaving = False                           # the server ends the connection because we asked it to
         self._closing = threading.Event()               # no further try; ends the wait before one
         self._first = threading.Event()                 # the first welcome came, or will not come
         self._was_joined = False                        # the connection of now, or the last one, came as far as a welcome
@@ -340,6 +341,7 @@ class ChatClient(ClientSession):
     def close(self, seconds: float = 0) -> None:
         """Wait up to `seconds` without progress for what was said, leave, and end. What is not confirmed then is unknown."""
         if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
+            self._leaving = True
             self.leave()
             until = time.monotonic() + LEAVE_TIMEOUT
             while not self.manager.empty and self.joined and time.monotonic() < until:
@@ -371,19 +373,19 @@ class ChatClient(ClientSession):
                 why = self._converse()
             except JoinRefused as refused:
                 why = str(refused)
-                if refused.error.code != "full" or not self._first.is_set():
+                if not self._first.is_set() or refused.error.code in HOPELESS:
                     self.ended = why
             if self._first.is_set() and self._was_joined:
                 delay = 1.0
             elif not self._first.is_set():
                 self.ended = self.ended or why
-            if self.ended or self._closing.is_set():
+            if self.ended or self._leaving or self._closing.is_set():
                 break
             wait = delay * random.uniform(0.75, 1.0)    # jitter: a whole class does not come back in the same instant
             self._on_lost(why, wait)
             self._closing.wait(wait)
             delay = min(2 * delay, LONGEST_DELAY)
-        if self._first.is_set() and not self._closing.is_set():
+        if self._first.is_set() and not self._leaving and not self._closing.is_set():
             self.give_up()
             self._on_end(self.ended)
         self._first.set()
@@ -393,8 +395,8 @@ class ChatClient(ClientSession):
         self._was_joined = False
         try:
             sock = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
-        except OSError as error:
-            return f"cannot connect to {self._where}: {error.strerror or error}"
+        except (OSError, UnicodeError) as error:        # UnicodeError: a host name that cannot be one
+            return f"cannot connect to {self._where}: {getattr(error, 'strerror', None) or error}"
         sock.settimeout(None)
         wire = self._wire = MessageSocket(sock)
         try:
@@ -694,6 +696,8 @@ class Commands:
             command(rest)
         except ProtocolError as error:
             self._ui.show(f"! {error}")
+        except queue.Full:
+            self._ui.show("! too much waits to be sent, try again later")
 
     def nick(self, rest: str) -> None:
         """/nick NAME: take another name"""
@@ -802,8 +806,8 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.port <= 65_535:
         parser.error(f"{arguments.port} is no port (1 to 65535)")
-    if not 0 < arguments.timeout < math.inf:
-        parser.error("the time-out is a number of seconds above 0")
+    if not 0 < arguments.timeout <= 86_400:
+        parser.error("the time-out is a number of seconds, at most a day")
     try:
         chatproto.check_name(arguments.name)
     except ProtocolError as error:

@@ -62,9 +62,17 @@ RECEIPT_UNTIL = 60.0            # seconds after which nobody is told any more
 RECEIPTS = 1_000                # messages watched at once; the oldest is dropped first
 INBOX = 10_000                  # events that may wait for the sequencer; then the threads of the members wait
 HELD = 2 * WINDOW               # frames of one member held back by the flood limit; then its socket is not read
-USERS_BYTES = 32 * 1024         # bytes of names in a welcome, half a line; beyond, `here` tells how many there are
+USERS_BYTES = 24 * 1024         # bytes of names in a welcome: with a message of the day it still fits on a line.
+                                # Beyond, `here` tells how many there are
+REASON = 200                    # characters of the reason of a boot
+REFUSALS = 1_000                # refused frames that a member may leave unconfirmed; then it is too slow
+BOOTED = 1_000                  # sessions whose owners were put out and may not have heard it yet
+BATCH_BYTES = 1024 * 1024       # bytes of one flush: a fraction of what may wait for a member
+ACCEPT_POLL = 0.1               # seconds until the acceptor sees that it has to end
 UNJOINED = 2_000                # connections that have not joined yet
-SAY_AGAIN = 60.0                # seconds before the log repeats that descriptors or threads have run out
+SAY_AGAIN = 60.0                # seconds before a complaint is repeated: to a member that floods, or in the log
+
+STOP, RELOAD = "stop", "reload"     # orders for the main thread
 
 logger = logging.getLogger("roger")
 
@@ -123,18 +131,19 @@ class Log:
 class Session:
     """A member: in the room, in its grace time, or remembered after it left. Only the sequencer changes it."""
 
-    def __init__(self, secret_hash: bytes, begin: int, history: "list[Entry]") -> None:
+    def __init__(self, secret_hash: bytes, begin: int, history_from: int) -> None:
         self.name = ""
         self.secret_hash = secret_hash
         self.begin = begin              # it hears everything after this id,
-        self.history = history          # and this of what was said before
+        self.history_from = history_from    # and what was said in public after this one
         self.here_since = begin         # the newest id when it came into the room, for receipts
         self.got = 0                    # the newest id of its own frames that has its place: what an ACK confirms
         self.present = True             # in the room, connected or in its grace time
         self.link: Optional[Connection] = None
         self.lost_at = math.inf         # when the connection was lost, by the room's clock
         self.receipts = False           # tell it who heard its messages
-        self.refusals: "deque[tuple[int, int]]" = deque()   # id of an error, id that it refuses; until it is confirmed
+        self.refusals: "deque[tuple[int, Entry]]" = deque()     # what was refused, and by which error; until it is confirmed
+        self.allowance: Optional[Allowance] = None      # its flood limit, which a new connection does not fill again
         self._acked = begin             # the newest id that it confirmed, while there is no connection
 
     @property
@@ -148,7 +157,7 @@ class Session:
 
     def confirmed_for(self, seen: int) -> int:
         """The `got` of a welcome: up to the first refusal that the member has not seen, which an ACK would turn into a yes."""
-        unseen = [about - 1 for error_id, about in self.refusals if error_id > seen]
+        unseen = [about - 1 for about, error in self.refusals if error.id > seen]
         return min([self.got, *unseen])
 
 
@@ -183,6 +192,7 @@ class Room:
         self._sessions: "dict[bytes, Session]" = {}             # by hash of the secret: those and the remembered ones
         self._gone: "collections.OrderedDict[bytes, Session]" = collections.OrderedDict()   # the remembered ones
         self._names_bytes = 0                                   # of the members' names, for USERS_BYTES
+        self._booted: "collections.OrderedDict[bytes, str]" = collections.OrderedDict()     # hash of a secret -> why
         self._bans: "dict[str, float]" = {}                     # name_key or address -> until when, by the room's clock
         self._watched: "deque[Watch]" = deque()
         self._told: "dict[int, int]" = {}                       # watched id -> the last count that was told
@@ -191,6 +201,7 @@ class Room:
         # What flush() has to do, in order: an Entry to send, or something to call.
         self._outbox: "list[Any]" = []
         self._to_acknowledge: "dict[Connection, None]" = {}
+        self._outbox_bytes = 0
         self._live: "dict[Session, Connection]" = {}            # who gets what is broadcast: flush() alone changes it
 
     # Events from connections
@@ -200,14 +211,11 @@ class Room:
         for message in batch:
             if link.ended:
                 return
-            if isinstance(message, Join):
-                self._join(link, message)
-            elif isinstance(message, Invalid) and message.kind == Join.type:
-                self._refuse(link, message.error, None)
-            elif link.session is None:
-                self._refuse(link, ProtocolError("not-joined", "join first"), message.id or None)
-            elif message.id:
-                self._numbered(link, link.session, message)
+            try:
+                self._frame(link, message)
+            except Exception as error:      # noqa: BLE001: a bug may cost this frame, not the others, and no ACK may hide it
+                _log_bug(f"in {message}", error)
+                self._refuse(link, ProtocolError("bad-frame", "the server cannot take this"), message.id or None)
 
     def failed(self, link: Connection, error: ProtocolError) -> None:
         """What came is no frame: say so, end the connection."""
@@ -269,11 +277,15 @@ class Room:
         session = self._members.get(name_key(name))
         if session is None:
             raise LookupError(f"nobody here is called {escape(name)}")
+        reason = chatproto.clean_text(reason)[:REASON]
         logger.info("%s was booted%s", session.name, f": {escape(reason)}" if reason else "")
         if session.link is not None:
             self._close(session, session.link, Booted(self._next_id(), reason).encode())
         self._leave(session, f"booted: {reason}" if reason else "booted")
         del self._sessions[session.secret_hash], self._gone[session.secret_hash]
+        self._booted[session.secret_hash] = reason
+        if len(self._booted) > BOOTED:
+            self._booted.popitem(last=False)
         return session.name
 
     def ban(self, name: str, seconds: float = math.inf) -> str:
@@ -325,6 +337,7 @@ class Room:
     def flush(self) -> None:
         """Send what the events of a batch decided: everything public in one piece to each member, then the ACKs."""
         outbox, self._outbox = self._outbox, []
+        self._outbox_bytes = 0
         run = _Run(self._live)
         for step in outbox:
             if not isinstance(step, Entry):
@@ -344,8 +357,18 @@ class Room:
         for session, link in run.too_slow.items():
             if session.link is link:
                 self._too_slow(link)
-        if self._outbox:                    # leaving is news to the others
+        if self._outbox:                    # what those who are too slow will be told
             self.flush()
+
+    @property
+    def batch_is_large(self) -> bool:
+        """Whether to flush before the next event."""
+        return self._outbox_bytes > BATCH_BYTES
+
+    @property
+    def connected(self) -> int:
+        """How many members are connected. Any thread may ask."""
+        return len(self._live)
 
     # Joining and leaving
 
@@ -392,6 +415,9 @@ class Room:
         banned = self.banned()
         if link.address in banned or name_key(join.name) in banned:
             raise ProtocolError("banned", "you are banned here")
+        why = self._booted.get(_hash(join.session)) if join.session else None
+        if why is not None:                 # it was away when it was put out, and is told now
+            raise ProtocolError("banned", f"you were booted: {why}" if why else "you were booted")
         if len(self._members) >= self._settings.max_members:
             raise ProtocolError("full", f"{self._settings.max_members} members are here: no room for more")
         self._check_free(join.name)
@@ -412,9 +438,10 @@ class Room:
         """A session, of whose secret only the hash is kept. Who was here before a restart hears all that was said since,
         anybody else the last messages."""
         if join.session is not None and join.epoch != self.epoch:
-            session = Session(_hash(secret), 0, [])
+            session = Session(_hash(secret), 0, 0)
         else:
-            session = Session(_hash(secret), self.last + 1, self._log.recent(self._seen(join)))     # + 1: its own `joined`
+            recent = self._log.recent(self._seen(join))
+            session = Session(_hash(secret), self.last + 1, recent[0].id - 1 if recent else self.last)  # + 1: its own `joined`
         session.present = False
         self._sessions[session.secret_hash] = session
         return session
@@ -422,13 +449,16 @@ class Room:
     def _replay(self, join: Join, session: Session) -> "tuple[list[Entry], int]":
         """What the owner of `join` has to hear first, and how many frames of what it missed are no longer there (at most)."""
         seen = self._seen(join)
-        replay = [entry for entry in session.history if entry.id > seen]
-        after = max(seen, session.begin)
-        if seen >= session.begin:
-            session.history = []
-        elif seen and not session.name:                     # its session is forgotten: it gets the history, and the gap's size
-            return replay, self.last - seen - len(replay)
-        return replay + self._log.after(after, session), max(0, self._log.forgotten - after)
+        replay = [entry for entry in self._log.after(max(seen, session.history_from), session)
+                  if entry.id > session.begin or entry.is_chat]
+        missed = max(0, self._log.forgotten - max(seen, session.begin))
+        if not session.name:                                # a new one
+            if seen:                                        # of somebody whose session is forgotten
+                missed = self.last - seen - len(replay)
+            missed += len(replay[:-chatproto.QUEUE_FRAMES])     # bounded, since anybody may claim to have been here before
+            return replay[-chatproto.QUEUE_FRAMES:], missed
+        forgotten = [error for _, error in session.refusals if seen < error.id <= self._log.forgotten]
+        return forgotten + replay, missed                   # a refusal is never forgotten: its ACK would be a false yes
 
     def _enter(self, session: Session, name: str) -> None:
         """A new session, or one that had left, comes into the room."""
@@ -463,13 +493,14 @@ class Room:
         """From here on `link` is the session's connection."""
         session.receipts = join.receipts
         session.link, link.session = link, session
+        session.allowance = link.allowance = session.allowance or link.allowance
         session.lost_at = math.inf
         for watch in self._watched:
             if watch.speaker is session:
                 self._told.pop(watch.id, None)          # it may have been lost with the connection
         confirmed = min(join.seen, self.last) if welcome.resumed else 0
         got = session.got
-        refusal = session.refusals[-1][0] if session.refusals else 0
+        refusal = session.refusals[-1][1].id if session.refusals else 0
         self._outbox.append(lambda run: run.admit(session, link, welcome, replay, confirmed, got, refusal))
 
     def _leave(self, session: Session, reason: str) -> None:
@@ -516,6 +547,18 @@ class Room:
 
     # Frames of members
 
+    def _frame(self, link: Connection, message: Message) -> None:
+        if isinstance(message, Join):
+            self._join(link, message)
+        elif isinstance(message, Invalid) and message.kind == Join.type:
+            self._refuse(link, message.error, None)
+        elif link.session is None:
+            self._refuse(link, ProtocolError("not-joined", "join first"), message.id or None)
+        elif len(link.session.refusals) >= REFUSALS and link.session.refusals[0][1].id > link.session.acked:
+            self._too_slow(link)
+        elif message.id:
+            self._numbered(link, link.session, message)
+
     def _numbered(self, link: Connection, session: Session, message: Message) -> None:
         self._to_acknowledge[link] = None
         if message.id <= session.got:                   # sent again: its ACK was lost
@@ -557,6 +600,8 @@ class Room:
         if new == old:
             return
         try:
+            if name_key(new) in self.banned():
+                raise ProtocolError("banned", f"the name {new} is banned")
             if name_key(new) != name_key(old):          # "Ann" may become "ann"
                 self._check_free(new)
         except ProtocolError as error:
@@ -575,7 +620,9 @@ class Room:
     def _watch(self, watch: Watch) -> None:
         self._watched.append(watch)
         if len(self._watched) > RECEIPTS:
-            self._told.pop(self._watched.popleft().id, None)
+            oldest = self._watched.popleft().id
+            self._told.pop(oldest, None)
+            self._heard_and_left.pop(oldest, None)
         self._ask_for_receipts()
 
     def _ask_for_receipts(self) -> None:
@@ -610,6 +657,7 @@ class Room:
     def _put(self, entry: Entry) -> None:
         self._log.append(entry)
         self._outbox.append(entry)
+        self._outbox_bytes += len(entry.frame)
 
     def _refuse(self, link: Connection, error: ProtocolError, about: Optional[int]) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has not joined."""
@@ -622,10 +670,10 @@ class Room:
         if about is None:
             self._send_to((session,), message)
             return
-        while session.refusals and session.refusals[0][0] <= session.acked:
-            session.refusals.popleft()
-        session.refusals.append((message.id, about))
         entry = Entry(message.id, message.encode(), (session,))
+        while session.refusals and session.refusals[0][1].id <= session.acked:
+            session.refusals.popleft()
+        session.refusals.append((about, entry))
         self._log.append(entry)
         self._outbox.append(lambda run: run.send_one(session, entry, refusal=True))
 
@@ -653,9 +701,10 @@ class _Run:
         self._live[session] = link
         self._place[session] = len(self._ids)
         link.attach(welcome.encode(), confirmed, got)
-        if replay:
-            link.manager.send(PendingMessage([entry.id for entry in replay], [entry.frame for entry in replay]),
-                              replay=True, refusal=min(refusal, replay[-1].id))
+        for start in range(0, len(replay), WINDOW):         # in pieces that a window takes whole
+            piece = replay[start:start + WINDOW]
+            self._send(session, link, PendingMessage([entry.id for entry in piece], [entry.frame for entry in piece]),
+                       replay=True, refusal=min(refusal, replay[-1].id))
 
     def remove(self, session: Session, link: Connection, last_words: bytes) -> None:
         """A member's connection ends after what came before."""
@@ -671,7 +720,8 @@ class _Run:
         link = self._live.get(session)
         if link is not None:
             self._catch_up(session, link)
-            self._send(session, link, PendingMessage([entry.id], [entry.frame]), entry.id if refusal else 0)
+            self._send(session, link, PendingMessage([entry.id], [entry.frame]),
+                       refusal=entry.id if refusal else 0)
 
     def send_all(self) -> None:
         """What is public, to everybody."""
@@ -689,11 +739,14 @@ class _Run:
             self._send(session, link, PendingMessage(self._ids[place:], self._frames[place:]))
         self._place[session] = len(self._ids)
 
-    def _send(self, session: Session, link: Connection, pending: PendingMessage, refusal: int = 0) -> None:
+    def _send(self, session: Session, link: Connection, pending: PendingMessage, replay: bool = False,
+              refusal: int = 0) -> None:
         try:
-            link.manager.send(pending, refusal=refusal)
-        except queue.Full:
-            link.manager.detach()                       # nothing may follow what it did not get: its place is where it is
+            link.manager.send(pending, replay, refusal)
+        except Exception as error:                      # noqa: BLE001: a bug here must not cost the others their frames
+            if not isinstance(error, queue.Full):
+                _log_bug(f"in sending to {session.name}", error)
+            link.manager.close()                        # nothing may follow what it did not get: it comes back for that
             self.too_slow[session] = link
 
 
@@ -708,7 +761,7 @@ def _is_loopback(address: str) -> bool:
 # --- Connections ---
 
 class Allowance:
-    """The flood limit of one member: a burst of five seconds' worth, then `rate` frames a second."""
+    """The flood limit of one session: a burst of five seconds' worth, then `rate` frames a second."""
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
         self._rate = rate
@@ -747,15 +800,15 @@ class Connection:
         self._post = post
         self._alarm = alarm
         self._decoder = FrameDecoder(FROM_CLIENT)
-        self._allowance = Allowance(rate, alarm.clock)
+        self.allowance = Allowance(rate, alarm.clock)   # the session's, once there is one
         self._held: "deque[Message]" = deque()          # decoded and not yet handed over: bounded by HELD and one read
-        self._slowed = False                            # it was told that it is slowed down
+        self._slowed_at = -math.inf                     # when it was told that it is slowed down
         self._deaf = False                              # what comes is thrown away: it is no frames any more
         self._failure: Optional[FrameError] = None      # why, until the room was told
         self._over = threading.Event()                  # cut: stops a wait of the flood limit
         self.manager = MessageManager(alarm, on_dead=lambda: post(room.dead, self), on_idle=lambda: post(room.idle, self))
         self.manager.attach(wire.write)
-        alarm.at(alarm.clock() + JOIN_TIMEOUT, self._join_timeout)
+        alarm.at(alarm.clock() + JOIN_TIMEOUT, chatproto.weakly(self._join_timeout))
 
     def run(self) -> None:
         """Read until the connection ends."""
@@ -764,13 +817,14 @@ class Connection:
                 wait = self.release()
                 self.manager.patient = wait is not None and len(self._held) >= HELD
                 if self.manager.patient:
-                    self._over.wait(wait)
+                    if self._over.wait(wait):
+                        raise ConnectionClosed("cut")
                 else:
                     self.received(self._wire.read(wait))
         except ConnectionClosed as end:
             self._post(self._room.lost, self, str(end))
         finally:
-            self.manager.detach()
+            self.manager.close()
             self._wire.close()
 
     def received(self, data: bytes) -> None:
@@ -779,10 +833,9 @@ class Connection:
             return
         try:
             for message in self._decoder.feed(data):
-                if isinstance(message, Ack) and self.session is not None:
-                    self.manager.acknowledged(message.upto)
-                else:
-                    self._held.append(message)
+                if isinstance(message, Ack) and self.session is not None and self.manager.acknowledged(message.upto):
+                    continue
+                self._held.append(message)              # with them an ACK that is no news: the flood limit is for it, too
         except FrameError as error:
             self._deaf, self._failure = True, error
 
@@ -791,15 +844,16 @@ class Connection:
         batch: "list[Message]" = []
         wait = None
         while self._held:
-            wait = self._allowance.take() or None
+            wait = self.allowance.take() or None
             if wait:
                 break
             batch.append(self._held.popleft())
         if batch:
             self._post(self._room.frames, self, batch)
-        if wait and not self._slowed:
+        now = self._alarm.clock()
+        if wait and now - self._slowed_at >= SAY_AGAIN:
+            self._slowed_at = now
             self._post(self._room.slowed, self)
-        self._slowed = wait is not None
         if self._failure is not None and not self._held:
             self._post(self._room.failed, self, self._failure)
             self._failure = None
@@ -849,16 +903,20 @@ class Sequencer(threading.Thread):
                 continue
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Have the room do something and return its result, or raise its error. Not for the sequencer's own thread."""
+        """Have the room do something and return its result, or raise its error; TimeoutError when it does not answer.
+        Not for the sequencer's own thread."""
         answer: "queue.Queue[tuple[Any, Optional[Exception]]]" = queue.Queue(1)
 
         def event() -> None:
             try:
                 answer.put((method(*arguments), None))
-            except (LookupError, ValueError, ProtocolError) as error:
+            except Exception as error:                  # noqa: BLE001: the asker's to handle
                 answer.put((None, error))
         self.post(event)
-        result, error = answer.get(timeout=10)
+        try:
+            result, error = answer.get(timeout=10)
+        except queue.Empty:
+            raise TimeoutError("the room does not answer") from None
         if error is not None:
             raise error
         return result
@@ -880,6 +938,8 @@ class Sequencer(threading.Thread):
                     break
             for method, arguments in events:
                 self._guard(method, arguments)
+                if self.room.batch_is_large:
+                    self._guard(self.room.flush, ())
             self._guard(self.room.flush, ())
 
     @staticmethod
@@ -927,8 +987,9 @@ class ChatServer(socketserver.ThreadingTCPServer):
                  record: Callable[[str], None] = lambda line: None) -> None:
         self.settings = settings
         self.alarm = Alarm()
-        self._lock = threading.Lock()                   # protects _connections and _closed; a leaf
+        self._lock = threading.Lock()                   # protects the three below; a leaf
         self._connections: "dict[Connection, threading.Thread]" = {}
+        self._addresses: "collections.Counter[str]" = collections.Counter()     # connections of each
         self._closed = False
         self._closing = threading.Event()               # ends the wait of an acceptor that ran out of descriptors
         self._complained: "dict[str, float]" = {}       # complaint -> when it was logged; the acceptor's own
@@ -948,12 +1009,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def start(self) -> None:
         """Start the sequencer and the acceptor, which ends with server_close()."""
         self.sequencer.start()
-        self._acceptor = threading.Thread(target=self.serve_forever, name="accept", daemon=True)
+        self._acceptor = threading.Thread(target=self.serve_forever, args=(ACCEPT_POLL,), name="accept", daemon=True)
         self._acceptor.start()
 
     def say_goodbye(self, text: str, seconds: float = 1.0) -> None:
         """Tell everybody, and wait up to `seconds` until all has been confirmed."""
-        self.ask(self.room.say, text)
+        try:
+            self.ask(self.room.say, text)
+        except TimeoutError as error:
+            logger.error("%s", error)
         until = self.alarm.clock() + seconds
         while self.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
@@ -995,8 +1059,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         """The limits that hold before anybody has said a word."""
         address = _plain_address(client_address)
         with self._lock:
-            same = sum(link.address == address for link in self._connections) if not _is_loopback(address) else 0
-            unjoined = sum(link.session is None for link in self._connections)
+            same = -1 if _is_loopback(address) else self._addresses[address]
+            unjoined = len(self._connections) - self.room.connected
         if same >= self.settings.max_per_address:
             what = f"{same} connections from {address}"
         elif unjoined >= UNJOINED:
@@ -1044,11 +1108,14 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if self._closed:
                 return
             self._connections[connection] = threading.current_thread()
+            self._addresses[connection.address] += 1
         try:
             connection.run()
         finally:
             with self._lock:
                 del self._connections[connection]
+                self._addresses[connection.address] -= 1
+                self._addresses += collections.Counter()        # forgets those of which there are none
 
 
 def _bind_address(host: str, port: int) -> "tuple[tuple[Any, ...], int]":
@@ -1099,7 +1166,7 @@ class ChatLog:
 class Console:
     """What the operator can do, from stdin or from code: command() takes a line and returns the answer."""
 
-    def __init__(self, server: ChatServer, motd_path: Optional[str], chat_log: ChatLog, stop: threading.Event) -> None:
+    def __init__(self, server: ChatServer, motd_path: Optional[str], chat_log: ChatLog, stop: Callable[[], None]) -> None:
         self._server = server
         self._motd_path = motd_path
         self._chat_log = chat_log
@@ -1174,7 +1241,7 @@ class Console:
 
     def quit(self, rest: str) -> str:
         """/quit: tell everybody, and end the server"""
-        self._stop.set()
+        self._stop()
         return ""
 
     def load_motd(self) -> None:
@@ -1188,7 +1255,7 @@ class Console:
         """On HUP: the message of the day and the chat log's file again."""
         try:
             self.load_motd()
-            self._chat_log.reopen()
+            self._server.ask(self._chat_log.reopen)     # the sequencer's, which writes it
             logger.info("reloaded")
         except (OSError, ProtocolError) as error:
             logger.error("cannot reload: %s", error)
@@ -1238,7 +1305,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """An argparse type: a number of that kind that is not negative (nor infinite nor NaN)."""
     def number(text: str) -> Any:
         value = kind(text)
-        if not 0 <= value < math.inf:
+        if not 0 <= value <= 1e9:
             raise ValueError
         return value
     number.__name__ = "number"
@@ -1280,9 +1347,21 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
 def _announce(server: ChatServer, host: str) -> None:
     """The first lines on stdout."""
     shown = host or "0.0.0.0"
-    print(f"Listening on {f'[{shown}]' if ':' in shown else shown}:{server.port}", flush=True)
     reached = shown if host else lan_address()
-    print(f"Others join with: python chat_client.py {reached} {server.port}", flush=True)
+    try:
+        print(f"Listening on {f'[{shown}]' if ':' in shown else shown}:{server.port}", flush=True)
+        print(f"Others join with: python chat_client.py {reached} {server.port}", flush=True)
+    except OSError:                                     # nobody reads it: `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _next_order(orders: "queue.SimpleQueue[str]") -> str:
+    """Wait for an order: a second at a time, since a wait without an end could not be interrupted on Windows."""
+    while True:
+        try:
+            return orders.get(timeout=1)
+        except queue.Empty:
+            continue
 
 
 def main(argv: "Optional[list[str]]" = None) -> int:
@@ -1293,30 +1372,29 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     logging.raiseExceptions = False                     # a closed stderr is no reason for a traceback
     _raise_file_limit()
     settings = Settings(arguments.grace, arguments.rate, arguments.max_members, arguments.max_per_address)
-    stop = threading.Event()
+    # What the main thread is told. Signal handlers may interrupt one another and the main thread anywhere: only a
+    # SimpleQueue may be put into there, an Event would lock itself up.
+    orders: "queue.SimpleQueue[str]" = queue.SimpleQueue()
     try:
         chat_log = ChatLog(arguments.log)
         server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write)
-        console = Console(server, arguments.motd, chat_log, stop)
+        console = Console(server, arguments.motd, chat_log, lambda: orders.put(STOP))
         console.load_motd()
-    except (OSError, OverflowError, ProtocolError) as error:
+    except (OSError, UnicodeError, ProtocolError) as error:     # UnicodeError: an address that cannot be one
         what = f"cannot listen on port {arguments.port}: " if getattr(error, "filename", None) is None else ""
         print(f"chat_server: {what}{error}", file=sys.stderr)
         return 1
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: stop.set())
-    hangups: "queue.SimpleQueue[int]" = queue.SimpleQueue()
+            signal.signal(getattr(signal, name), lambda number, frame: orders.put(STOP))
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda number, frame: hangups.put(number))     # the main thread reloads: see below
+        signal.signal(signal.SIGHUP, lambda number, frame: orders.put(RELOAD))
     server.start()
     _announce(server, arguments.bind)
     if sys.stdin is not None and sys.stdin.isatty():
         threading.Thread(target=console.run, name="console", daemon=True).start()
-    while not stop.wait(1):                             # a wait without an end could not be interrupted on Windows
-        while not hangups.empty():
-            hangups.get()
-            console.reload()
+    while _next_order(orders) != STOP:
+        console.reload()
     server.say_goodbye("the server is closing")
     server.server_close()
     return 0

@@ -36,8 +36,9 @@ The parts, bottom up
     MessageQueue       the window: what is in flight, and behind it a queue.Queue of what waits
     MessageManager     the facade that both roles use: sending, acknowledging, retrying, dropping duplicates
 
-Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock per connection, Alarm has
-one; each is a leaf: no other lock of ours is taken inside it. Only MessageSocket touches a socket and only Alarm a clock.
+Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock per connection; under it
+only the MessageSocket's is taken, which is a leaf, and so is Alarm's. Only MessageSocket touches a socket and only Alarm a
+clock.
 Left out on purpose: rooms, users, history and screens (the roles have them), encryption, compression.
 """
 
@@ -56,6 +57,7 @@ import sys
 import threading
 import time
 import unicodedata
+import weakref
 from collections import deque
 from typing import Any, Callable, ClassVar, Iterator, Optional
 
@@ -83,6 +85,7 @@ ACK_FRAMES = 32                 # a late ACK is written by this many frames,
 ACK_BYTES = 32 * 1024           # or this many bytes of them,
 ACK_DELAY = 0.25                # or this many seconds after the oldest
 PING_AFTER = 30.0               # seconds without sending before a ping: a dead peer is found 8 s later
+LONGEST_WAIT = 3600.0           # seconds of one timer: the systems' limits are days and differ
 TICK = 0.05                     # seconds: deadlines are rounded up to this, so that one ring serves many
 
 
@@ -113,6 +116,7 @@ _NAME_PUNCTUATION = frozenset("_-.")
 _INVISIBLE = frozenset([0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810),
                         *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _LOOKALIKE_SCRIPTS = frozenset(["LATIN", "GREEK", "CYRILLIC"])
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # What a coloured build log holds: CSI sequences, OSC/DCS strings with their ends, and two-character escapes.
 _TERMINAL_ESCAPE = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
@@ -201,13 +205,13 @@ def _count(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ProtocolError("bad-frame", "a finite number was expected")
+    if type(value) not in (int, float) or not -MAX_ID <= value <= MAX_ID:       # NaN is not, either
+        raise ProtocolError("bad-frame", "a number of at most 2**53 - 1 was expected")
     return value
 
 
 def _string(value: Any) -> str:
-    if type(value) is not str or len(value) > MAX_TEXT:
+    if type(value) is not str or len(value) > MAX_TEXT or _SURROGATE.search(value):
         raise ProtocolError("bad-frame", f"a string of at most {MAX_TEXT} characters was expected")
     return value
 
@@ -564,8 +568,11 @@ class MessageSocket:
         self._closed = False                # under _closing
         self._unsent = b""                  # see above
         self._read_size = READ_SIZE         # bytes of the next recv()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        except OSError:                     # macOS, when the peer has reset it already: the reader will see
+            pass
 
     def read(self, timeout: Optional[float] = None) -> bytes:
         """Block for bytes, at most `timeout` seconds: then b"". Raises ConnectionClosed at the end of the connection."""
@@ -623,11 +630,23 @@ class MessageSocket:
 
 # --- Alarm ---
 
+def weakly(method: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+    """An action for the alarm that does not keep the method's object alive: it may be gone long before the deadline."""
+    reference = weakref.WeakMethod(method)
+
+    def action() -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
+    return action
+
+
 class Alarm:
     """One threading.Timer for every deadline of the process, armed for the earliest and only while there is one.
 
-    at() may be called from any thread. Actions run on the timer's thread, one after the other, and MUST NOT block. There
-    is no cancel: it could not stop an action that is already running, so each looks again whether it is still wanted.
+    at() may be called from any thread. Actions run on the timer's thread, one after the other, so a long one delays the
+    others. There is no cancel: it could not stop an action that is already running, so each looks again whether it is
+    still wanted.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, timer: Callable[..., Any] = threading.Timer) -> None:
@@ -659,18 +678,24 @@ class Alarm:
                 return
             earlier = self._timer
             self._rings_at = when
-            self._timer = timer = self._new_timer(max(0.0, when - self.clock()), functools.partial(self._ring, when))
-        if earlier is not None:
-            earlier.cancel()
+            seconds = min(max(0.0, when - self.clock()), LONGEST_WAIT)
+            self._timer = timer = self._new_timer(seconds, functools.partial(self._ring, when))
         timer.daemon = True                 # a deadline is no reason to keep a process alive
         timer.name = "alarm"
-        timer.start()                       # ends by itself after one ring
+        try:
+            timer.start()                   # ends by itself after one ring
+        except RuntimeError:                # no thread to be had: the next at() tries again, and `earlier` still rings
+            with self._lock:
+                if self._timer is timer:
+                    self._rings_at, self._timer = math.inf, None
+            return
+        if earlier is not None:
+            earlier.cancel()
 
     def _ring(self, when: float) -> None:
         with self._lock:
-            if self._rings_at != when:      # cancelled too late: an earlier one has taken its place
-                return
-            self._rings_at, self._timer = math.inf, None
+            if self._rings_at == when:      # else it was cancelled too late, which does no harm
+                self._rings_at, self._timer = math.inf, None
         delay = self._deadlines.run(blocking=False)
         if delay is not None:
             self._arm(self.clock() + delay)
@@ -754,8 +779,8 @@ class MessageQueue:
         count = len(pending.ids)
         if replay:
             self._spare = (self._spare[0] + count, self._spare[1] + pending.size)
-        if (self.frames_waiting + count > QUEUE_FRAMES + self._spare[0]
-                or self._bytes_waiting + pending.size > QUEUE_BYTES + self._spare[1]):
+        if self.frames_waiting and (self.frames_waiting + count > QUEUE_FRAMES + self._spare[0]
+                                    or self._bytes_waiting + pending.size > QUEUE_BYTES + self._spare[1]):
             raise queue.Full
         self._waiting.put_nowait(pending)
         self.frames_waiting += count
@@ -806,6 +831,13 @@ class MessageQueue:
         self._in_flight.clear()
         self._frames_in_flight = self._bytes_in_flight = 0
 
+    def clear(self) -> None:
+        """Forget every frame; `acked` stays."""
+        self._in_flight.clear()
+        self._front.clear()
+        self._waiting = queue.Queue()
+        self._frames_in_flight = self._bytes_in_flight = self.frames_waiting = self._bytes_waiting = 0
+
     def _fly(self, pending: PendingMessage) -> None:
         self._in_flight.append(pending)
         self._frames_in_flight += len(pending.ids)
@@ -841,9 +873,10 @@ class MessageManager:
         self._on_dead = on_dead
         self._on_idle = on_idle
         # Protects everything below and keeps writes in the order of ids: the writes, which never block, are made under
-        # it. A leaf: neither a callback nor the alarm is called while it is held.
+        # it, and so MessageSocket's lock may be taken inside. Neither a callback nor the alarm is called while it is held.
         self._lock = threading.Lock()
         self._write: Optional[Callable[[bytes], None]] = None   # None while there is no connection
+        self._closed = False            # and there will be none again
         self._queue = MessageQueue()
         self._received = 0              # newest id of the peer's numbered frames
         self._refusal = 0               # id of our newest error that refuses a frame of the peer
@@ -862,6 +895,8 @@ class MessageManager:
     def attach(self, write: Callable[[bytes], None], confirmed: int = 0, received: int = 0) -> None:
         """A connection is there: `confirmed` is what the peer has of ours, `received` what we have of its. Sends the rest."""
         with self._lock:
+            if self._closed:
+                return
             self._write = write
             if self._queue.newest_sent < confirmed:         # the peer knows of an earlier manager's frames
                 self._queue.newest_sent = confirmed
@@ -883,6 +918,13 @@ class MessageManager:
             self._ack_held = False
             self.patient = False
 
+    def close(self) -> None:
+        """detach() for good: when this returns nobody writes any more."""
+        self.detach()
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+
     def send(self, pending: PendingMessage, replay: bool = False, refusal: int = 0) -> None:
         """Send numbered frames, at once or when the window opens. Raises queue.Full when too many wait already.
 
@@ -892,7 +934,7 @@ class MessageManager:
         with self._lock:
             self._refusal = max(self._refusal, refusal)
             if self._write is None:
-                self._queue.put_later(pending)
+                self._queue.put_later(pending, replay)
                 return
             was_empty = not self._queue.oldest
             data = self._queue.put(pending, replay)
@@ -912,15 +954,17 @@ class MessageManager:
 
     # What comes in
 
-    def acknowledged(self, upto: int) -> None:
-        """The peer confirms our frames up to `upto`; what waited goes out in one write. Raises FrameError."""
+    def acknowledged(self, upto: int) -> bool:
+        """The peer confirms our frames up to `upto`; what waited goes out in one write. Returns whether that was news;
+        raises FrameError for an id that was never sent."""
         with self._lock:
-            if not self._queue.acknowledge(upto) or self._write is None:
-                return
+            if not self._queue.acknowledge(upto):
+                return False
             self._since = self._alarm.clock()
             self._retries = 0
-            if self._queue.frames_waiting:
+            if self._queue.frames_waiting and self._write is not None:
                 self._put_out(self._queue.take())
+        return True
 
     def is_duplicate(self, id: int) -> bool:
         """Whether the peer's frame `id` was received before. (Only the thread that calls received() may rely on it.)"""
@@ -1011,7 +1055,7 @@ class MessageManager:
 
     def _ring(self, when: float) -> None:
         if when < math.inf:
-            self._alarm.at(when, functools.partial(self._rung, when))
+            self._alarm.at(when, weakly(self._rung, when))
 
     def _rung(self, when: float) -> None:
         """On the alarm's thread: do what is due, and ask for the next ring."""
@@ -1031,6 +1075,8 @@ class MessageManager:
                 dead = self._retries >= MAX_RETRIES
                 self._retries += 1
                 self._since = now
+                if dead:
+                    self._write = None
                 self._put_out(self._queue.oldest)
             if idle:
                 self._last_sent = now

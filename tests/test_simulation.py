@@ -22,13 +22,14 @@ FAULTS = {
     "a replay that is off by one": [
         ("chat_server", "bisect.bisect_left(self._entries, (id + 1,))", "bisect.bisect_left(self._entries, (id + 2,))")],
     "live before the replay": [
-        ("chat_server", "        if replay:\n            link.manager.send(",
-         "        if replay:\n            self.late = lambda: link.manager.send("),
+        ("chat_server", "        for start in range(0, len(replay), WINDOW):  ",
+         "        self.late = lambda: [link.manager.send(PendingMessage([entry.id], [entry.frame]), True) for entry in replay]\n"
+         "        for start in ():  "),
         ("chat_server", "        run.send_all()\n", "        run.send_all()\n        getattr(run, 'late', int)()\n")],
     "a full queue drops silently": [
         ("chatproto", "+ self._spare[1]):\n            raise queue.Full\n", "+ self._spare[1]):\n            return\n")],
     "a slow member is dropped and the next frame sent all the same": [
-        ("chat_server", "            link.manager.detach()                       # nothing may follow", "            pass  # "),
+        ("chat_server", "            link.manager.close()                        # nothing may follow", "            pass  # "),
         ("chat_server", "        for session, link in run.too_slow.items():\n            if session.link is link:\n",
          "        for session, link in run.too_slow.items():\n            if False:\n")],
     "retries go on after the ACK": [
