@@ -183,7 +183,7 @@ class ClientSession:
                 self._numbered(message)
                 self.manager.received(message.id, len(self.last_frame))     # after its work is done: then it is confirmed
                 if isinstance(message, Booted):
-                    raise ConnectionClosed("booted")
+                    raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason else "you were booted")
 
     def closed(self) -> None:
         """The connection is gone; what is not confirmed is kept for the next one."""
@@ -427,8 +427,8 @@ class ChatClient(ClientSession):
             if refused.error.code != "name-taken" or not refused.error.suggestion:
                 raise
             self.opened(wire.write, refused.error.suggestion)
-        except ConnectionClosed:
-            self.ended = self.ended or "booted"
+        except ConnectionClosed as booted:
+            self.ended = self.ended or str(booted)
             raise
 
 
@@ -536,6 +536,7 @@ class Plain:
         self._broken = False            # stdout is gone: say what there is to say, show nothing
         self._welcomed = False
         self._no_more = False           # /quit was typed
+        self._unread = 0                # lines of a pipe that were not sent because one gave up
         self._ended = ""                # why the client ended by itself
         self.client = ChatClient(arguments.host, arguments.port, arguments.name, receipts=False, on_welcome=self._on_welcome,
                                  on_message=self._on_message, on_state=self._on_state, on_lost=self._on_lost, on_end=self._on_end)
@@ -562,9 +563,9 @@ class Plain:
             self.client.close()
         for said in self._not_delivered:
             complain(f"{said.state if said.state == UNKNOWN else 'not delivered'}: {_short(said)}"
-                     + (f" ({escape(said.reason)})" if said.reason else ""))
+                     + (f" ({said.reason})" if said.reason else ""))
         if self._ended:
-            complain(self._ended)
+            complain(self._ended + self._rest())
         return code or (1 if self._not_delivered or self._ended else 0)
 
     def show(self, line: str) -> None:
@@ -572,8 +573,9 @@ class Plain:
         if self._broken:
             return
         try:
-            print(line, flush=True)
-        except OSError:
+            sys.stdout.write(line + "\n")               # in one piece: two threads show lines
+            sys.stdout.flush()
+        except (OSError, AttributeError):               # AttributeError: there is no stdout
             self._broken = True
 
     def quit(self) -> None:
@@ -603,12 +605,24 @@ class Plain:
             else:
                 self.commands.run(line)
 
+    def _rest(self) -> str:
+        """What to say of the lines of a pipe that were not sent because one gave up before."""
+        while self._is_pipe and self._unread < UNSENT:  # `yes | chat_client` does not end
+            try:
+                if self._lines.get(timeout=0.5) is self.END:
+                    break
+            except queue.Empty:
+                break
+            self._unread += 1
+        return f"; {self._unread} more lines were not sent" if self._unread else ""
+
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line without text is none."""
         text = clean_text(line)
         for start in range(0, len(text) if text.strip() else 0, MAX_TEXT):
             if self._is_pipe and not self.client.wait_settled(UNSENT_PIPE, self._arguments.timeout):
                 self._ended = self._ended or "nothing was acknowledged any more, gave up"
+                self._unread += 1
                 return
             try:
                 self.client.say(text[start:start + MAX_TEXT], to)
@@ -771,9 +785,10 @@ class Commands:
 # --- main ---
 
 def complain(what: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, whatever a peer put into it."""
     try:
-        print("chat_client: " + what.replace("\n", " "), file=sys.stderr, flush=True)
+        sys.stderr.write(f"chat_client: {escape(what)}\n")
+        sys.stderr.flush()
     except (OSError, AttributeError):                   # stderr is gone, or never was
         pass
 

@@ -995,11 +995,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self._complained: "dict[str, float]" = {}       # complaint -> when it was logged; the acceptor's own
         self._acceptor: Optional[threading.Thread] = None
         address, self.address_family = _bind_address(host, port)
-        super().__init__(address, Handler)
-        self.port: int = self.server_address[1]
         self.sequencer = Sequencer(lambda post: Room(self.alarm, post, settings, record=record))
         self.room = self.sequencer.room
         self.ask = self.sequencer.ask
+        super().__init__(address, Handler)              # binds; where it cannot it calls server_close()
+        self.port: int = self.server_address[1]
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:

@@ -696,6 +696,8 @@ class Alarm:
         with self._lock:
             if self._rings_at == when:      # else it was cancelled too late, which does no harm
                 self._rings_at, self._timer = math.inf, None
+            if self._closed:
+                return
         delay = self._deadlines.run(blocking=False)
         if delay is not None:
             self._arm(self.clock() + delay)

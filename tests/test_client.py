@@ -327,7 +327,6 @@ def test_server_killed_in_a_long_pipe(serve, peer, popen):
     assert b"gave up" in errors.splitlines()[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="Plain.say drops the line at which it gives up, and those after it, unnamed")
 def test_server_killed_in_a_long_pipe_names_the_rest(serve, peer, popen):
     """The lines that were never sent are named as well, or it is said how many they are."""
     errors = killed_in_a_long_pipe(serve, peer, popen)
@@ -368,9 +367,7 @@ def test_silent_server_is_given_up():
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01", b'{"type":"welcome"}\n', b"\n",
-                                    pytest.param(
-                                        b'{"type":"error","code":"full","text":"no \\u001b[31m room\\r\\nat all"}\n',
-                                        marks=pytest.mark.xfail(strict=True, reason="complain() gets the server's text unescaped"))])
+                                    b'{"type":"error","code":"full","text":"no \\u001b[31m room\\r\\nat all"}\n'])
 def test_server_that_is_none_is_one_line(answer):
     """What answers there is no Roger, or refuses: exit code 1, one line, nothing of it raw on the terminal."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -590,7 +587,6 @@ def test_terminal_shows_motd_and_marks_history(serve, peer, chat, tmp_path):
 
 
 @posix_only
-@pytest.mark.xfail(strict=True, reason="Plain.show prints from two threads, and print() writes the line and its end one by one")
 def test_terminal_lines_are_whole(serve, peer, chat):
     """What commands answer and what others say at the same time does not mix within a line."""
     server = serve()
@@ -805,12 +801,9 @@ def test_log_on_stdout(serve, peer):
     wait_until(lambda: any(line.endswith("<ann> hi") for line in server.lines))
 
 
-cannot_bind = pytest.mark.xfail(strict=True, reason="TCPServer.__init__ calls server_close(), which wants self.sequencer")
-
-
 @pytest.mark.parametrize("arguments, said", [
-    pytest.param([], "cannot listen on port", marks=cannot_bind), (["--log", "/no/such/folder/log"], "/no/such/folder/log"),
-    (["--motd", "/no/such/motd"], "/no/such/motd"), pytest.param(["--bind", "192.0.2.1"], "cannot listen on port", marks=cannot_bind),
+    ([], "cannot listen on port"), (["--log", "/no/such/folder/log"], "/no/such/folder/log"),
+    (["--motd", "/no/such/motd"], "/no/such/motd"), (["--bind", "192.0.2.1"], "cannot listen on port"),
 ])
 def test_server_that_cannot_start_is_one_line(serve, arguments, said):
     """A port in use, an address that is not ours, a file that is not there: exit code 1, one line, no traceback."""
