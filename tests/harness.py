@@ -11,6 +11,7 @@ Nothing here sleeps. Every wait ends with what it waits for; TIMEOUT is only rea
 acknowledges nothing by itself (`auto_ack=True` changes that): the server sends again after 2 s and gives up after 8 s.
 """
 
+import atexit
 import json
 import os
 import pathlib
@@ -90,6 +91,7 @@ class ServerProcess:
 def start_server(*args, env=None, port=0):
     """Start `chat_server.py PORT *args` with this Python and wait until it listens; `env` is added to the environment."""
     errors = tempfile.NamedTemporaryFile("w", prefix="roger-", suffix=".stderr", delete=False)
+    atexit.register(pathlib.Path(errors.name).unlink)       # not earlier: stderr_text() is asked after stop(), too
     with errors:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "chat_server.py"), str(port), *map(str, args)], cwd=ROOT, stdin=subprocess.DEVNULL,
