@@ -814,8 +814,8 @@ class Connection:
         """Read until the connection ends."""
         try:
             while True:
-                wait = self.release()
-                self.manager.patient = wait is not None and len(self._held) >= HELD
+                wait = self.release() if self._held or self._failure else None
+                self.manager.patient = len(self._held) >= HELD
                 if self.manager.patient:
                     if self._over.wait(wait):
                         raise ConnectionClosed("cut")
@@ -1192,7 +1192,8 @@ class Console:
         for line in chatproto.stdin_lines():
             answer = self.command(chatproto.clean_text(line))
             if answer:
-                print(answer, flush=True)
+                sys.stdout.write(answer + "\n")         # in one piece: the log may go to the same terminal
+                sys.stdout.flush()
 
     def users(self, rest: str) -> str:
         """/users: who is here"""

@@ -460,6 +460,7 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 # --- Framing ---
 
 _BRACKETS = re.compile(rb"[\[{]")
+_COMPACT_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?')
 
 
@@ -490,6 +491,9 @@ class FrameDecoder:
 
 def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
     """The message in one line. Raises FrameError if it is no frame; wrong fields make an Invalid."""
+    found = _COMPACT_ACK.fullmatch(line)                # half of what a server reads: 1 µs instead of 5
+    if found is not None:
+        return Ack(int(found[1]))
     if line.endswith(b"\r"):
         line = line[:-1]
     if len(line) > MAX_LINE:
@@ -740,7 +744,7 @@ class MessageQueue:
         self._in_flight: "deque[PendingMessage]" = deque()
         self._waiting: "queue.Queue[PendingMessage]" = queue.Queue()
         self._front: "deque[PendingMessage]" = deque()  # what goes out before the others that wait: rests and resends
-        self._frames_in_flight = 0
+        self.frames_in_flight = 0
         self._bytes_in_flight = 0
         self.frames_waiting = 0
         self._bytes_waiting = 0
@@ -769,7 +773,7 @@ class MessageQueue:
         Raises queue.Full when too much waits already. A replay is exempt, and does not count against what follows it.
         """
         count = len(pending.ids)
-        if (not self.frames_waiting and self._frames_in_flight + count <= WINDOW
+        if (not self.frames_waiting and self.frames_in_flight + count <= WINDOW
                 and self._bytes_in_flight + pending.size <= WINDOW_BYTES):
             self._fly(pending)
             return pending.data
@@ -820,7 +824,7 @@ class MessageQueue:
             if pending.ids[-1] > upto:
                 pending, rest = pending.split(sum(id <= upto for id in pending.ids))
                 self._in_flight.appendleft(rest)
-            self._frames_in_flight -= len(pending.ids)
+            self.frames_in_flight -= len(pending.ids)
             self._bytes_in_flight -= pending.size
         return True
 
@@ -831,25 +835,25 @@ class MessageQueue:
             self._bytes_waiting += pending.size
         self._front.extendleft(reversed(self._in_flight))
         self._in_flight.clear()
-        self._frames_in_flight = self._bytes_in_flight = 0
+        self.frames_in_flight = self._bytes_in_flight = 0
 
     def clear(self) -> None:
         """Forget every frame; `acked` stays."""
         self._in_flight.clear()
         self._front.clear()
         self._waiting = queue.Queue()
-        self._frames_in_flight = self._bytes_in_flight = self.frames_waiting = self._bytes_waiting = 0
+        self.frames_in_flight = self._bytes_in_flight = self.frames_waiting = self._bytes_waiting = 0
 
     def _fly(self, pending: PendingMessage) -> None:
         self._in_flight.append(pending)
-        self._frames_in_flight += len(pending.ids)
+        self.frames_in_flight += len(pending.ids)
         self._bytes_in_flight += pending.size
         if pending.ids[-1] > self.newest_sent:
             self.newest_sent = pending.ids[-1]
 
     def _fit(self, pending: PendingMessage) -> int:
         """How many frames of `pending` the window has room for."""
-        room = min(WINDOW - self._frames_in_flight, len(pending.ids))
+        room = min(WINDOW - self.frames_in_flight, len(pending.ids))
         room_bytes = WINDOW_BYTES - self._bytes_in_flight
         if pending.size <= room_bytes:
             return room
@@ -938,13 +942,15 @@ class MessageManager:
             if self._write is None:
                 self._queue.put_later(pending, replay)
                 return
-            was_empty = not self._queue.oldest
+            was_empty = not self._queue.frames_in_flight
             data = self._queue.put(pending, replay)
             if not data:
                 return
             self._put_out(data)
             if was_empty:
                 self._since = self._last_sent
+            if self._ring_at <= self._since + RETRY_DELAY:      # it rings early enough: the usual case
+                return
             ring_at = self._next_ring()
         self._ring(ring_at)
 

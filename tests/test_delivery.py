@@ -948,7 +948,7 @@ def test_window_in_bytes_does_not_leak_mosquitto_898():
     while not window.empty:
         window.acknowledge(window.newest_sent)
         window.take()
-    assert (window._frames_in_flight, window._bytes_in_flight, window.frames_waiting, window._bytes_waiting) == (0, 0, 0, 0)
+    assert (window.frames_in_flight, window._bytes_in_flight, window.frames_waiting, window._bytes_waiting) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("leaves", [False, True])

@@ -44,7 +44,7 @@ FAULTS = {
     "a broken connection takes what was in flight along": [
         ("chatproto", "            self._queue.rewind()\n", "            self._queue._in_flight.clear()\n")],
     "places in the window leak with each connection": [
-        ("chatproto", "        self._frames_in_flight = self._bytes_in_flight = 0\n\n    def _fly", "\n    def _fly")],
+        ("chatproto", "        self.frames_in_flight = self._bytes_in_flight = 0\n\n    def clear", "\n    def clear")],
     "a welcome confirms what was refused": [
         ("chat_server", "        return min([self.got, *unseen])", "        return self.got")],
     "an ACK overtakes a refusal": [
