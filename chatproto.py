@@ -6,6 +6,7 @@ The protocol (TCP, port 8087)
     Numbered frames belong to the session. Their `id` (1 to 2**53 - 1) grows from one to the next in its direction, gaps are
     normal; each is acknowledged, retried, sent again over a new connection, and dropped when it comes twice.
     {"type":"ack","id":n} confirms every numbered frame up to and including n.
+    (Text goes as UTF-8: 8,192 emoji written as \\ud83d\\ude00 escapes would be too long.)
     Bare frames (ack, join, welcome, heard, an error before the join) belong to the connection and have no id.
 
     from a client                                     from the server
@@ -119,7 +120,7 @@ _LOOKALIKE_SCRIPTS = frozenset(["LATIN", "GREEK", "CYRILLIC"])
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # What a coloured build log holds: CSI sequences, OSC/DCS strings with their ends, and two-character escapes.
-_TERMINAL_ESCAPE = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
+_TERMINAL_ESCAPE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
 
 
 def name_key(name: str) -> str:
@@ -736,7 +737,8 @@ class PendingMessage:
 class MessageQueue:
     """What is to be sent on one connection: at most WINDOW frames in flight, the others wait in a queue.Queue.
 
-    Pure bookkeeping: put(), take() and acknowledge() say what is to be written, their caller writes it. Not locked: its
+    At most QUEUE_FRAMES frames and QUEUE_BYTES bytes wait, but for a replay, and for one piece that comes when nothing waits
+    (the server's pieces are bounded by its BATCH_BYTES). Pure bookkeeping: put(), take() and acknowledge() say what is to be written, their caller writes it. Not locked: its
     MessageManager's lock is held around every call.
     """
 
@@ -926,9 +928,10 @@ class MessageManager:
 
     def close(self) -> None:
         """detach() for good: when this returns nobody writes any more."""
+        with self._lock:
+            self._closed = True                 # first: an attach() of another thread comes before detach() or does nothing
         self.detach()
         with self._lock:
-            self._closed = True
             self._queue.clear()
 
     def send(self, pending: PendingMessage, replay: bool = False, refusal: int = 0) -> None:
