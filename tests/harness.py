@@ -91,7 +91,7 @@ class ServerProcess:
 def start_server(*args, env=None, port=0):
     """Start `chat_server.py PORT *args` with this Python and wait until it listens; `env` is added to the environment."""
     errors = tempfile.NamedTemporaryFile("w", prefix="roger-", suffix=".stderr", delete=False)
-    atexit.register(pathlib.Path(errors.name).unlink)       # not earlier: stderr_text() is asked after stop(), too
+    atexit.register(pathlib.Path(errors.name).unlink, missing_ok=True)      # not earlier: stderr_text() is asked after stop(), too
     with errors:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "chat_server.py"), str(port), *map(str, args)], cwd=ROOT, stdin=subprocess.DEVNULL,
