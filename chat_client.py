@@ -100,7 +100,7 @@ class ClientSession:
         self._on_state = on_state
         self._session: Optional[str] = None
         self._epoch: Optional[str] = None
-        self._wanted = name                     # what we ask for: another one may be all that is free for now
+        self.wanted = name                     # what we ask for: another one may be all that is free for now
         self._names = {name}                    # those we have had in this session: our own messages come from one of them
         self._decoder = FrameDecoder(FROM_SERVER)
         self._write: Callable[[bytes], None] = lambda data: None
@@ -159,7 +159,7 @@ class ClientSession:
         """There is a connection: ask to come in, or back; under `name` where the server suggested one."""
         self._decoder = FrameDecoder(FROM_SERVER)
         self._write = write
-        write(Join(name or self._wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
+        write(Join(name or self.wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
                    receipts=self._receipts).encode())
 
     def received(self, data: bytes) -> None:
@@ -249,7 +249,7 @@ class ClientSession:
         elif isinstance(message, Error) and message.about:
             self._fail(message.about, message.text or message.code)
         elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
-            self.name = self._wanted = message.to
+            self.name = self.wanted = message.to
             self._names.add(message.to)
         if message.id > self.list_as_of:       # the welcome's list has the others already
             self._update_users(message)
@@ -647,8 +647,8 @@ class Plain:
             if welcome.motd:
                 self.commands.motd("")
             self.show(f"* you are {escape(welcome.name)}, {self.client.here} here; /help lists the commands")
-        if welcome.name != self._arguments.name and name_key(self._arguments.name) != name_key(welcome.name):
-            self.show(f"* your name is {escape(welcome.name)} for now: {escape(self._arguments.name)} is taken")
+        if name_key(welcome.name) != name_key(self.client.wanted):
+            self.show(f"* your name is {escape(welcome.name)} for now: {escape(self.client.wanted)} is taken")
 
     def _on_message(self, message: Message) -> None:
         if self._arguments.json:

@@ -185,7 +185,7 @@ class Room:
         self._wall_clock = wall_clock           # for `at`
         self._record = record                   # writes a line of the chat log
         self.epoch = secrets.token_hex(8)
-        self.motd: Optional[str] = None
+        self._motd: Optional[str] = None        # the message of the day
         self.last = 0                           # the newest id
         self._log = Log()
         self._members: "dict[str, Session]" = {}                # by name_key: those in the room
@@ -266,7 +266,11 @@ class Room:
         """Say something as Server."""
         chatproto.check_text(text)
         self._broadcast(Chat(self._next_id(), "Server", text, self._now()), is_chat=True)
-        self._record(f"<Server> {text}")
+        self._record(f"<Server> {escape(text)}")
+
+    def set_motd(self, text: Optional[str]) -> None:
+        """What newcomers are shown; None for nothing. Raises ProtocolError when it is too long."""
+        self._motd = None if text is None else chatproto.check_text(text)
 
     def users(self) -> "list[tuple[str, str]]":
         """Name and address of each member; the address is "away" in the grace time."""
@@ -487,7 +491,7 @@ class Room:
                     del names[count:]
                     break
         got = session.confirmed_for(join.seen) if resumed else 0
-        return Welcome(session.name, secret, self.epoch, tuple(names), self.last, resumed, got, missed, here, self.motd)
+        return Welcome(session.name, secret, self.epoch, tuple(names), self.last, resumed, got, missed, here, self._motd)
 
     def _admit(self, link: Connection, session: Session, join: Join, welcome: Welcome, replay: "list[Entry]") -> None:
         """From here on `link` is the session's connection."""
@@ -746,7 +750,7 @@ class _Run:
         except Exception as error:                      # noqa: BLE001: a bug here must not cost the others their frames
             if not isinstance(error, queue.Full):
                 _log_bug(f"in sending to {session.name}", error)
-            link.manager.close()                        # nothing may follow what it did not get: it comes back for that
+            link.manager.detach()                       # nothing may follow what it did not get: it comes back for that
             self.too_slow[session] = link
 
 
@@ -1036,10 +1040,9 @@ class ChatServer(socketserver.ThreadingTCPServer):
         super().server_close()
         with self._lock:
             threads = dict(self._connections)
+        self.sequencer.stop()                           # first: that they are all lost now is no news
         for connection in threads:
-            connection.finish()                         # the last frames arrive, then the end
-            connection.cut()
-        self.sequencer.stop()
+            connection.cut()                            # what was written still arrives, then the end
         for thread in threads.values():
             thread.join(5)
         self.alarm.close()
@@ -1169,6 +1172,7 @@ class Console:
     def __init__(self, server: ChatServer, motd_path: Optional[str], chat_log: ChatLog, stop: Callable[[], None]) -> None:
         self._server = server
         self._motd_path = motd_path
+        self._motd: Optional[str] = None                # what was read last
         self._chat_log = chat_log
         self._stop = stop
         self._commands = {"/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
@@ -1230,11 +1234,11 @@ class Console:
 
     def motd(self, rest: str) -> str:
         """/motd: show the message of the day; /motd @ reads its file again"""
-        if rest == "@":
-            self.load_motd()
-        elif rest:
+        if rest not in ("", "@"):
             raise ValueError("/motd shows it, /motd @ reads its file again")
-        return escape_lines(self._server.room.motd or "there is no message of the day")
+        if rest:
+            self._server.ask(self._server.room.set_motd, self.read_motd())
+        return escape_lines(self._motd or "there is no message of the day")
 
     def help(self, rest: str) -> str:
         """/help: this list"""
@@ -1245,17 +1249,18 @@ class Console:
         self._stop()
         return ""
 
-    def load_motd(self) -> None:
-        """Read the message of the day; newcomers get it. Raises OSError, and ProtocolError when it is too long."""
+    def read_motd(self) -> Optional[str]:
+        """The message of the day from its file, None when there is none. Raises OSError, ProtocolError when it is too long."""
         if self._motd_path:
             with open(self._motd_path, encoding="utf-8", errors="replace") as file:
                 text = chatproto.clean_text(file.read()).strip()
-            self._server.room.motd = chatproto.check_text(text) if text else None
+            self._motd = chatproto.check_text(text) if text else None
+        return self._motd
 
     def reload(self) -> None:
         """On HUP: the message of the day and the chat log's file again."""
         try:
-            self.load_motd()
+            self._server.ask(self._server.room.set_motd, self.read_motd())
             self._server.ask(self._chat_log.reopen)     # the sequencer's, which writes it
             logger.info("reloaded")
         except (OSError, ProtocolError) as error:
@@ -1380,7 +1385,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         chat_log = ChatLog(arguments.log)
         server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write)
         console = Console(server, arguments.motd, chat_log, lambda: orders.put(STOP))
-        console.load_motd()
+        server.room.set_motd(console.read_motd())       # the sequencer does not run yet
     except (OSError, UnicodeError, ProtocolError) as error:     # UnicodeError: an address that cannot be one
         what = f"cannot listen on port {arguments.port}: " if getattr(error, "filename", None) is None else ""
         print(f"chat_server: {what}{error}", file=sys.stderr)
@@ -1396,6 +1401,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         threading.Thread(target=console.run, name="console", daemon=True).start()
     while _next_order(orders) != STOP:
         console.reload()
+    logger.info("closing")
     server.say_goodbye("the server is closing")
     server.server_close()
     return 0

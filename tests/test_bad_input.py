@@ -693,9 +693,10 @@ def test_gone_before_a_long_replay(desk):
 
 def test_welcome_fits_its_line(desk):
     """A welcome with the longest message of the day and many long names is still a frame."""
-    desk.room.motd = "\U0001f600" * MAX_TEXT
+    motd = "\U0001f600" * MAX_TEXT
+    desk.room.set_motd(motd)
     for number in range(340):
         desk.visit().send({"type": "join", "name": chr(0x20000 + number) * MAX_NAME}, run=False)
     desk.run()
     welcome = next(FrameDecoder(FROM_SERVER).feed(desk.visitors[-1].wire.data))
-    assert welcome.here == 340 and welcome.motd == desk.room.motd
+    assert welcome.here == 340 and welcome.motd == motd
