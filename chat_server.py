@@ -56,6 +56,7 @@ LAST_WORDS = 2.0                # seconds a connection that we end has to read w
 HISTORY = 20                    # messages that a newcomer gets
 LOG_FRAMES = 50_000             # frames kept for those who come back: far more than may wait for one slow member
 LOG_BYTES = 64 * 1024 * 1024    # bytes of them; the oldest tenth goes when either is reached, and `missed` counts it
+STRANGER_FRAMES = 10_000        # of those, for one who says that it was here before a restart
 SESSIONS = 20_000               # sessions remembered after their member left, so that what it sends again is not said twice
 RECEIPT_EVERY = 0.5             # seconds between two `heard` about one message
 RECEIPT_UNTIL = 60.0            # seconds after which nobody is told any more
@@ -459,8 +460,8 @@ class Room:
         if not session.name:                                # a new one
             if seen:                                        # of somebody whose session is forgotten
                 missed = self.last - seen - len(replay)
-            missed += len(replay[:-chatproto.QUEUE_FRAMES])     # bounded, since anybody may claim to have been here before
-            return replay[-chatproto.QUEUE_FRAMES:], missed
+            missed += len(replay[:-STRANGER_FRAMES])        # bounded, since anybody may claim to have been here before
+            return replay[-STRANGER_FRAMES:], missed
         forgotten = [error for _, error in session.refusals if seen < error.id <= self._log.forgotten]
         return forgotten + replay, missed                   # a refusal is never forgotten: its ACK would be a false yes
 
