@@ -173,7 +173,7 @@ class ClientSession:
             elif isinstance(message, Welcome):
                 self._welcomed(message)
             elif not self.joined:
-                if isinstance(message, Error):
+                if isinstance(message, Error) and message.code != "flooding":
                     raise JoinRefused(message)
             elif not message.id:
                 self._bare(message)
@@ -251,6 +251,8 @@ class ClientSession:
         elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
             self.name = self.wanted = message.to
             self._names.add(message.to)
+        elif isinstance(message, Renamed) and message.name in self._names and message.to == self.name:
+            self.wanted = message.to            # ours, replayed: the welcome was under the new name already
         if message.id > self.list_as_of:       # the welcome's list has the others already
             self._update_users(message)
         if not isinstance(message, (Ping, Unknown, Invalid)):
@@ -349,7 +351,8 @@ class ChatClient(ClientSession):
         self._closing.set()
         self._cut()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(CONNECT_TIMEOUT)
+            # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
+            self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
         self.give_up()
 
@@ -620,14 +623,24 @@ class Plain:
         """Say a line, cleaned, in several messages where it is too long for one; a line without text is none."""
         text = clean_text(line)
         for start in range(0, len(text) if text.strip() else 0, MAX_TEXT):
-            if self._is_pipe and not self.client.wait_settled(UNSENT_PIPE, self._arguments.timeout):
-                self._ended = self._ended or "nothing was acknowledged any more, gave up"
-                self._unread += 1
+            if not self._say_piece(text[start:start + MAX_TEXT], to):
                 return
+
+    def _say_piece(self, text: str, to: Optional[str]) -> bool:
+        """Say a piece of a line; in a pipe wait while too much is unsettled. False when it cannot be said."""
+        at_most = UNSENT_PIPE
+        while not self._is_pipe or self.client.wait_settled(at_most, self._arguments.timeout):
             try:
-                self.client.say(text[start:start + MAX_TEXT], to)
-            except queue.Full:
-                self.show("! too much waits to be sent: not sent, try again later")
+                self.client.say(text, to)
+                return True
+            except queue.Full:                          # too many bytes: wait for one ACK more
+                if not self._is_pipe:
+                    self.show("! too much waits to be sent: not sent, try again later")
+                    return False
+                at_most = max(0, len(self.client.unsettled) - 1)
+        self._ended = self._ended or "nothing was acknowledged any more, gave up"
+        self._unread += 1
+        return False
 
     # On the client's thread
 

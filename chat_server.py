@@ -424,8 +424,16 @@ class Room:
         if why is not None:                 # it was away when it was put out, and is told now
             raise ProtocolError("banned", f"you were booted: {why}" if why else "you were booted")
         if len(self._members) >= self._settings.max_members:
+            self._make_room()
+        if len(self._members) >= self._settings.max_members:
             raise ProtocolError("full", f"{self._settings.max_members} members are here: no room for more")
         self._check_free(join.name)
+
+    def _make_room(self) -> None:
+        """The room is full: whoever has been away for the longest has had its grace time."""
+        away = [session for session in self._members.values() if session.link is None]
+        if away:
+            self._leave(min(away, key=lambda session: session.lost_at), "gone away")
 
     def _check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that name."""
@@ -585,7 +593,8 @@ class Room:
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
         recipient = None
         if say.to is not None:
-            recipient = self._members.get(name_key(say.to))
+            # What is too long for a name is nobody's, and could cost name_key() a fifth of a second.
+            recipient = self._members.get(name_key(say.to)) if len(say.to) <= chatproto.MAX_NAME else None
             if recipient is None:
                 self._refuse(link, ProtocolError("no-such-user", f"nobody here is called {say.to[:chatproto.MAX_NAME]}"), say.id)
                 return
@@ -771,7 +780,7 @@ class Allowance:
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._clock = clock
-        self._burst = max(1.0, 5 * rate)
+        self._burst = max(5.0, 5 * rate)        # room for a join or two at the lowest rates
         self._left = self._burst        # frames that may go now
         self._at = clock()              # when that was so
 
@@ -817,6 +826,7 @@ class Connection:
 
     def run(self) -> None:
         """Read until the connection ends."""
+        why = "a bug"
         try:
             while True:
                 wait = self.release() if self._held or self._failure else None
@@ -827,8 +837,9 @@ class Connection:
                 else:
                     self.received(self._wire.read(wait))
         except ConnectionClosed as end:
-            self._post(self._room.lost, self, str(end))
+            why = str(end)
         finally:
+            self._post(self._room.lost, self, why)      # after a bug, too: else its member would stay for ever
             self.manager.close()
             self._wire.close()
 
@@ -1194,11 +1205,14 @@ class Console:
 
     def run(self) -> None:
         """On the console's thread: read commands until stdin ends. A daemon: a read of a terminal cannot be interrupted."""
-        for line in chatproto.stdin_lines():
-            answer = self.command(chatproto.clean_text(line))
-            if answer:
-                sys.stdout.write(answer + "\n")         # in one piece: the log may go to the same terminal
-                sys.stdout.flush()
+        try:
+            for line in chatproto.stdin_lines():
+                answer = self.command(chatproto.clean_text(line))
+                if answer:
+                    sys.stdout.write(answer + "\n")     # in one piece: the log may go to the same terminal
+                    sys.stdout.flush()
+        except OSError as error:                        # the terminal is gone, or we are in its background
+            logger.info("no commands from the terminal any more: %s", error.strerror or error)
 
     def users(self, rest: str) -> str:
         """/users: who is here"""
@@ -1394,6 +1408,8 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: orders.put(STOP))
+    if hasattr(signal, "SIGTTIN"):
+        signal.signal(signal.SIGTTIN, signal.SIG_IGN)   # started with &: reading the terminal would stop the whole server
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, frame: orders.put(RELOAD))
     server.start()

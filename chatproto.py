@@ -551,6 +551,7 @@ _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)         # Windows has none: sele
 
 def wait_readable(sock: socket.socket, seconds: float) -> bool:
     """Whether `sock` can be read within `seconds`. Not settimeout(): that would change the other thread's send, too."""
+    seconds = min(seconds, LONGEST_WAIT)
     if hasattr(select, "poll"):                         # select() refuses descriptors from 1,024 up
         poller = select.poll()
         poller.register(sock, select.POLLIN)
