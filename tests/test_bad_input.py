@@ -700,3 +700,28 @@ def test_welcome_fits_its_line(desk):
     desk.run()
     welcome = next(FrameDecoder(FROM_SERVER).feed(desk.visitors[-1].wire.data))
     assert welcome.here == 340 and welcome.motd == motd
+
+
+def test_recipient_too_long_for_a_name_is_not_compared(desk, monkeypatch):
+    """A recipient that can be nobody's name costs the room no normalising, which takes it long on purpose-made texts."""
+    ann = desk.visit()
+    ann.join("ann")
+    compared = []
+    monkeypatch.setattr(chat_server, "name_key", lambda name: compared.append(name) or chatproto.name_key(name))
+    ann.send({"type": "chat", "id": 1, "text": "x", "to": "\u0344" * 4096 + "\u0323" * 4096})
+    assert [f["code"] for f in ann.read() if f["type"] == "error"] == ["no-such-user"]
+    assert not [name for name in compared if len(name) > MAX_NAME]
+
+
+def test_full_room_lets_the_longest_absent_go(desk):
+    """Who is away does not keep out who is there: in a full room the one that has been away for the longest goes first."""
+    desk.room._settings = desk.room._settings._replace(max_members=2)
+    ann, bob = desk.visit(), desk.visit()
+    ann.join("ann")
+    bob.join("bob")
+    desk.room.lost(ann.connection, "gone")
+    desk.run()
+    assert desk.visit().join("cleo")["users"] == ["bob", "cleo"]
+    refused = desk.visit()
+    refused.send({"type": "join", "name": "dan"})
+    assert [f["code"] for f in refused.read()] == ["full"]

@@ -822,3 +822,14 @@ def test_server_wrong_usage(arguments):
                           timeout=TIMEOUT, env=ENVIRONMENT)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("usage: chat_server.py")
     assert "Traceback" not in done.stderr
+
+
+def test_pipe_of_long_lines_loses_none(serve, tmp_path):
+    """More bytes than may wait at once make the pipe wait: every line arrives, and the exit code says so."""
+    log = tmp_path / "chat.log"
+    server = serve("--log", log)
+    lines = [f"{number} " + "\u00e4" * 8_000 for number in range(700)]
+    done = run(server.port, input="\n".join(lines).encode())
+    assert done.returncode == 0 and done.stderr == b""
+    said = [line.partition("> ")[2] for line in log.read_text(encoding="utf-8").splitlines() if "<pipe>" in line]
+    assert said == lines

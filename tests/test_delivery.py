@@ -1170,3 +1170,20 @@ def test_history_of_a_namesake_is_not_taken_for_our_own():
         bench.advance(0.5)
         line.carry()
     assert (said.state, said.heard, said.of) == (THERE, 1, 1)
+
+
+def test_rename_taken_while_the_connection_broke_is_kept():
+    """A rename whose news was lost with the connection is ours for good: the next join asks for the new name."""
+    written = []
+    session = ClientSession("bob", types.SimpleNamespace(clock=lambda: 0.0, at=lambda when, action: None))
+    session.opened(written.append)
+    welcome = {"type": "welcome", "name": "bob", "session": "s", "epoch": "e", "users": ["bob"], "last": 1}
+    session.received(json.dumps(welcome).encode() + b"\n")
+    session.rename("rob")
+    session.closed()
+    session.opened(written.append)
+    welcome.update(name="rob", users=["rob"], last=2, resumed=True, got=1)
+    session.received(json.dumps(welcome).encode() + b"\n" + chatproto.Renamed(2, "bob", "rob", 1.0).encode())
+    session.closed()
+    session.opened(written.append)
+    assert json.loads(written[-1])["name"] == "rob" == session.name
