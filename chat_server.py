@@ -222,20 +222,20 @@ class Room:
         """What came is no frame: say so, end the connection."""
         if link.ended:
             return
-        logger.info("%s sent what is no frame (%s: %s), connection closed", link.who, error.code, error)
+        logger.info("%s sent what is no frame (%s: %s), connection closed", link.address, error.code, error)
         self._refuse(link, error, None)
         self._end(link, "sent what is no frame")
 
     def overdue(self, link: Connection) -> None:
         """A connection has had its time to join."""
         if link.session is None and not link.ended:
-            logger.info("%s did not join within %g s, connection closed", link.who, JOIN_TIMEOUT)
+            logger.info("%s did not join within %g s, connection closed", link.address, JOIN_TIMEOUT)
             self._refuse(link, ProtocolError("not-joined", f"join within {JOIN_TIMEOUT:g} s"), None)
             self._end(link, "did not join")
 
     def slowed(self, link: Connection) -> None:
         """A member is over the flood limit: its frames wait, none is lost."""
-        logger.info("%s is over %g messages a second and is slowed down", link.who, self._settings.rate)
+        logger.info("%s is over %g messages a second and is slowed down", link.address, self._settings.rate)
         self._refuse(link, ProtocolError("flooding", f"more than {self._settings.rate:g} messages a second: "
                                          "yours are slowed down, none is lost"), None)
 
@@ -387,7 +387,7 @@ class Room:
             try:
                 self._check_entry(link, join)
             except ProtocolError as error:
-                logger.info("%s may not join as %s: %s", link.who, escape(join.name), error)
+                logger.info("%s may not join as %s: %s", link.address, escape(join.name), error)
                 self._refuse(link, error, None)
                 if error.code in ("banned", "full"):
                     self._end(link, error.code)
@@ -398,10 +398,10 @@ class Room:
         replay, missed = self._replay(join, session)
         if back_in_time:
             self._take_over(session)
-            logger.info("%s is back from %s", session.name, link.who)
+            logger.info("%s is back from %s", session.name, link.address)
         else:
             self._enter(session, join.name)
-            logger.info("%s joined from %s", session.name, link.who)
+            logger.info("%s joined from %s", session.name, link.address)
         resumed = secret == join.session
         self._admit(link, session, join, self._welcome(session, secret, join, resumed, missed), replay)
 
@@ -800,13 +800,12 @@ class Allowance:
 class Connection:
     """One connection, from its bytes to the inbox. `wire` is its MessageSocket; tests give it something like one.
 
-    run() is its thread; Room uses `who`, `address`, `manager`, `session`, `ended` and the methods below `run`.
+    run() is its thread; Room uses `address`, `manager`, `session`, `ended` and the methods below `run`.
     """
 
     def __init__(self, wire: MessageSocket, address: str, room: Room, post: Callable[..., None], alarm: Alarm,
                  rate: float) -> None:
         self.address = address
-        self.who = address                              # for the log
         self.session: Optional[Session] = None          # the sequencer sets it, once
         self.ended = False                              # the sequencer sets it: nothing more is taken from here
         self._wire = wire

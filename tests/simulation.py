@@ -243,7 +243,7 @@ class Server:
     def accept(self, link):
         self.links.append(link)
         connection = self.world.modules.chat_server.Connection(ServerWire(link), "192.0.2.7", self.room, self.post, self.alarm, 0)
-        connection._room_of_sim = self.current = types.SimpleNamespace(post=self.post, room=self.room)
+        connection._room_of_sim = types.SimpleNamespace(post=self.post, room=self.room)
         return connection
 
     def post(self, method, *arguments):
