@@ -9,16 +9,17 @@ import gc
 import json
 import queue
 import socket
+import sys
 import threading
 import weakref
 
 import pytest
 
 import chatproto
-from chatproto import (FROM_CLIENT, FROM_SERVER, INSTRUCTIONS, MAX_LINE, MAX_TEXT, QUEUE_BYTES, QUEUE_FRAMES, TICK, WINDOW,
-                       WINDOW_BYTES, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError, Heard,
+from chatproto import (FROM_CLIENT, FROM_SERVER, INSTRUCTIONS, MAX_LINE, MAX_MARKS, MAX_TEXT, QUEUE_BYTES, QUEUE_FRAMES, TICK,
+                       WINDOW, WINDOW_BYTES, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError, Heard,
                        Invalid, Join, Joined, Leave, Left, MessageManager, MessageQueue, MessageSocket, PendingMessage, Ping,
-                       ProtocolError, Rename, Renamed, Say, Unknown, Welcome, check_name, check_text, clean_text, decode,
+                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, check_name, check_text, clean_text, decode,
                        escape, name_key)
 
 PATIENCE = 30                   # seconds until a wait that should have ended fails its test
@@ -131,6 +132,8 @@ EVERYTHING = [
     (FROM_CLIENT, Rename(8, "Anna")),
     (FROM_CLIENT, Leave(9)),
     (FROM_CLIENT, Ping(10)),
+    (FROM_CLIENT, Recall(11)),
+    (FROM_CLIENT, Recall(12, 100, 5)),
     (FROM_SERVER, Ack(5)),
     (FROM_SERVER, Welcome("Ann", "secret", "e1", ("Ann", "Bob"), 12)),
     (FROM_SERVER, Welcome("Ann", "secret", "e1", (), 12, True, 3, 4, 1000, "be nice")),
@@ -140,6 +143,8 @@ EVERYTHING = [
     (FROM_SERVER, Left(2, "Ann", 1.5, "quit")),
     (FROM_SERVER, Renamed(3, "Ann", "Anna", 1.5)),
     (FROM_SERVER, Heard(7, 2, 3)),
+    (FROM_SERVER, Recalled(4, ())),
+    (FROM_SERVER, Recalled(4, (Chat(3, "Ann", "\"hi\"\n", 1.5, 2), Chat(5, "Bob", "\u00fc", 2, None, "Ann")), 3)),
     (FROM_SERVER, Booted(9, "spam")),
     (FROM_SERVER, Error(0, "not-joined", "join first")),
     (FROM_SERVER, Error(9, "name-taken", "taken", 3, "Ann-2")),
@@ -687,6 +692,25 @@ def test_clean_text_may_be_said(raw):
     ("\ufeff", "\\ufeff"), ("\x9b31m", "\\x9b31m"), ("\x7f", "\\x7f"), ("\ud800", "\\ud800"), ("\U000e0041", "\\U000e0041"),
     ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"), ("\u2764\ufe0f", "\u2764\ufe0f"),
     ("a\u00a0b\u3000c", "a\u00a0b\u3000c"), ("", ""),
+    # Marks: as many as any script needs, not so many that they cover other lines.
+    ("e\u0301", "e\u0301"), ("o" + "\u0301" * MAX_MARKS + "k", "o" + "\u0301" * MAX_MARKS + "k"),
+    ("Z" + "\u0335" * (MAX_MARKS + 2) + "y\u0301", "Z" + "\u0335" * MAX_MARKS + "\\u0335" * 2 + "y\u0301"),
+    ("x" + "\u0301\u20dd" * MAX_MARKS, "x" + "\u0301\u20dd" * (MAX_MARKS // 2) + "\\u0301\\u20dd" * (MAX_MARKS // 2)),
+    ("\u0915\u094d\u0937\u093f", "\u0915\u094d\u0937\u093f"), ("\u05e9\u05c1\u05bc\u05b8", "\u05e9\u05c1\u05bc\u05b8"),
+    # What varies or joins emoji shows only at emoji.
+    ("\u2764\ufe0f\ufe0f\ufe0f", "\u2764\ufe0f\\ufe0f\\ufe0f"), ("\ufe0f", "\\ufe0f"), ("a\ufe0fb\ufe0e", "a\\ufe0fb\\ufe0e"),
+    ("\xb7\u200d\xb7", "\xb7\\u200d\xb7"), ("a\u200db", "a\\u200db"), ("\u200d", "\\u200d"),
+    ("\u2764\u200d", "\u2764\\u200d"), ("\u2764\u200d\u200d\u2764", "\u2764\\u200d\\u200d\u2764"),
+    *[(emoji, emoji) for emoji in [
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f3f3\ufe0f\u200d\U0001f308",
+        "\U0001f469\U0001f3fd\u200d\U0001f680",
+        "\U0001f937\U0001f3fb\u200d\u2642\ufe0f", "\u2764\ufe0f\u200d\U0001f525", "\U0001f441\ufe0f\u200d\U0001f5e8\ufe0f",
+        "\U0001f3c3\u200d\u27a1\ufe0f", "\U0001f1eb\U0001f1f7", "\u2194\ufe0f \u203c\ufe0f \u2049\ufe0f",
+        "\u2139\ufe0f \xa9\ufe0f \u2600\ufe0e",
+        "1\ufe0f\u20e3", "#\ufe0f\u20e3*\ufe0f\u20e3"]],
+    # Hangul: a syllable of jamo is one, a vowel or final of its own is nothing to see.
+    ("\u1112\u1161\u11ab\u1100\u1173\u11af", "\u1112\u1161\u11ab\u1100\u1173\u11af"), ("\ud55c\uae00", "\ud55c\uae00"),
+    ("\u1161", "\\u1161"), ("a\u1161b", "a\\u1161b"), ("\u1160", "\\u1160"),
 ])
 def test_escape(raw, shown):
     """What moves, hides or reorders is shown as an escape; letters of any script and emoji stay."""
@@ -1493,15 +1517,15 @@ def test_manager_close():
     assert line.writes == [] and line.dead == line.idle == [] and line.time.armed == []
 
 
-def test_manager_close_while_it_is_attached():
+def test_manager_close_while_it_is_attached(monkeypatch):
     """The sequencer may attach while the connection's thread closes: whichever comes first, nobody writes afterwards."""
     line = Line()
     detach = line.manager.detach
 
-    def slow_detach():
+    def slow_detach(manager):
         detach()
-        line.manager.attach(line.writes.append)
-    line.manager.detach = slow_detach
+        manager.attach(line.writes.append)
+    monkeypatch.setattr(MessageManager, "detach", slow_detach)
     line.manager.close()
     line.writes.clear()
     line.send(1)
@@ -1688,3 +1712,18 @@ def test_socket_concurrent_writers(pair):
         got += decoder.feed(peer.recv(65536))
     for name in names:
         assert [(m.id, m.text) for m in got if m.sender == name] == [(n, name * (n * 7 % 500 + 1)) for n in range(1, 101)]
+
+
+def test_socket_hung_up():
+    """A peer has hung up when it has ended the connection, on Linux even while something of what it said is left to read."""
+    ours, theirs = socket.socketpair()
+    wire = MessageSocket(ours)
+    assert not wire.hung_up()
+    theirs.sendall(b"x")
+    assert not wire.hung_up()
+    theirs.close()
+    assert wire.hung_up() == sys.platform.startswith("linux")
+    assert wire.read() == b"x"
+    assert wire.hung_up()
+    wire.close()
+    assert wire.hung_up()

@@ -25,6 +25,9 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 30.0                 # seconds; see above
+# The same as the files, but compiled only once (see conftest.py); to be run in ROOT. Some tests run the files themselves.
+SERVER = [sys.executable, "-m", "chat_server"]
+CLIENT = [sys.executable, "-m", "chat_client"]
 
 
 # --- The server ---
@@ -94,7 +97,7 @@ def start_server(*args, env=None, port=0):
     atexit.register(pathlib.Path(errors.name).unlink, missing_ok=True)      # not earlier: stderr_text() is asked after stop(), too
     with errors:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "chat_server.py"), str(port), *map(str, args)], cwd=ROOT, stdin=subprocess.DEVNULL,
+            [*SERVER, str(port), *map(str, args)], cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})},
             encoding="utf-8", errors="replace")
     server = ServerProcess(process, errors)
@@ -111,6 +114,17 @@ def encode(fields):
     except UnicodeEncodeError:
         line = json.dumps(fields).encode("ascii")
     return line + b"\n"
+
+
+def receive(sock):
+    """What comes next, never nothing. Raises EOFError when the server has closed, socket.timeout when nothing comes."""
+    try:
+        data = sock.recv(65536)
+    except ConnectionError as error:
+        raise EOFError("the connection was reset") from error
+    if not data:
+        raise EOFError("the server closed the connection")
+    return data
 
 
 class RawClient:
@@ -141,13 +155,7 @@ class RawClient:
     def recv(self):
         """The next frame as a dict. Raises EOFError when the server has closed, socket.timeout when nothing comes."""
         while b"\n" not in self._partial:
-            try:
-                data = self._sock.recv(65536)
-            except ConnectionError as error:
-                raise EOFError("the connection was reset") from error
-            if not data:
-                raise EOFError("the server closed the connection")
-            self._partial += data
+            self._partial += receive(self._sock)
         line, _, self._partial = self._partial.partition(b"\n")
         frame = json.loads(line.decode("utf-8"))
         self.frames.append(frame)

@@ -7,18 +7,21 @@
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run here; only the network, the clock and the
 threads are replaced. From its number a seed makes the people, what they say, and the faults: bytes in pieces and late,
 connections cut at any byte or gone silent, ACKs dropped, frames doubled, readers that stall, small windows and queues,
-clients and servers that restart, people who come with a made-up session. Then the faults end, everybody says a last word,
+clients and servers that restart, people who come with a made-up session. Half of the servers have a history file (in memory:
+what is committed survives): they are killed at any write and any commit, and go on; commits fail for a while. Then the faults end, everybody says a last word,
 and History.check() looks at what was promised. `load(faults)` puts deliberate faults into the code, to prove the checker.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import heapq
 import logging
 import os
 import pathlib
 import queue
 import random
+import sqlite3
 import sys
 import time
 import types
@@ -27,6 +30,10 @@ HERE = pathlib.Path(__file__).resolve().parent.parent
 GRACE = 10.0        # seconds, of the simulated server
 TROUBLE = 40.0      # seconds in which there are faults
 QUIET = 75.0        # seconds after them: more than a silent connection takes to be found, and the grace time
+
+
+# Most faults leave two of the three files as they are, and compiling them takes longer than a seed or two.
+_compiled = functools.lru_cache(maxsize=4)(functools.partial(compile, mode="exec"))
 
 
 def load(faults=()):
@@ -44,7 +51,7 @@ def load(faults=()):
             module = types.ModuleType(name)
             module.__file__ = str(path)
             sys.modules[name] = modules[name] = module      # the roles import their chatproto, dataclasses their module
-            exec(compile(source, str(path), "exec"), module.__dict__)
+            exec(_compiled(source, str(path)), module.__dict__)
     finally:
         for name, module in before.items():
             if module is not None:
@@ -52,6 +59,10 @@ def load(faults=()):
             else:
                 sys.modules.pop(name, None)
     return types.SimpleNamespace(**modules)
+
+
+class Killed(BaseException):
+    """The server is killed here and now: no handler for errors sees it."""
 
 
 class World:
@@ -63,6 +74,7 @@ class World:
         self.modules = modules
         self.verbose = verbose
         self.troubled = True
+        self.crash = None               # what to do when the server is killed
         self._todo = []
         self._count = 0
 
@@ -79,7 +91,10 @@ class World:
     def run(self, until):
         while self._todo and self._todo[0][0] <= until:
             self.now, _, action = heapq.heappop(self._todo)
-            action()
+            try:
+                action()
+            except Killed:
+                self.crash()
         self.now = until
 
     def chance(self, probability):
@@ -195,28 +210,40 @@ class Link:
 
     def server_hears(self, data):
         self.connection.received(data)
-        self.connection.release()
+        self.release()
+
+    def release(self):
+        """Hand over what was received; later, where the room is held."""
+        if self.connection is not None:
+            wait = self.connection.release()
+            if wait:
+                self.world.after(wait, self.release)
 
     def server_lost(self):
         if self.connection is not None:
             connection, self.connection = self.connection, None
             self.cut = True
             connection.manager.detach()
-            connection._room_of_sim.post(connection._room_of_sim.room.lost, connection, "lost")
+            connection._post(connection._room.lost, connection, "lost")
             self.world.after(0, lambda: self.client.lost(self, "end"))
 
 
 class ServerWire:
     """What the server's Connection writes to, in the place of a MessageSocket."""
 
-    def __init__(self, link):
+    def __init__(self, link, server):
         self.link = link
+        self.server = server
 
     def write(self, data):
+        self.server.risk(0.001)
         self.link.to_client.send(data)
 
     def finish(self):
         self.link.to_client.finish()
+
+    def hung_up(self):
+        return False
 
     def cut(self):
         if not self.link.silent:
@@ -229,7 +256,15 @@ class Server:
 
     def __init__(self, world):
         self.world = world
+        world.crash = self.crash
         self.epochs = []
+        self.kills = 0                  # how often it may still be killed
+        self.full_until = 0.0           # the disk is full
+        # What is committed to it stays when the server is killed: it stands for the disk.
+        self.disk = None
+        if world.random.random() < 0.5:
+            self.disk = sqlite3.connect(":memory:", isolation_level=None)
+            self.kills = world.random.choice([0, 1, 1, 4])
         self.start()
 
     def start(self):
@@ -237,14 +272,42 @@ class Server:
         self.inbox = []
         self.links = []
         self.alarm = _AlarmOf(self)
-        self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0), lambda: self.world.now)
-        self.epochs.append(self.room.epoch)
+        history = None if self.disk is None else self.file_class()(":memory:")
+        self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0), lambda: self.world.now,
+                                history=history)
+        if self.room.epoch not in self.epochs:
+            self.epochs.append(self.room.epoch)
+
+    def file_class(self):
+        """The history file on our disk, and what can happen to it."""
+        server, HistoryError = self, self.world.modules.chat_server.HistoryError
+
+        class File(self.world.modules.chat_server.HistoryFile):
+            def _connect(self, path):
+                return server.disk
+
+            def save(self, *arguments):
+                server.risk(0.02)
+                if server.world.chance(0.01):
+                    server.full_until = server.world.now + server.world.random.choice([0.3, 3, 15])
+                if server.world.now < server.full_until and server.world.troubled:
+                    if server.world.random.random() < 0.1:
+                        super().save(*arguments)            # on disk, and nobody knows
+                    raise HistoryError("the disk is full")
+                took = super().save(*arguments)
+                server.risk(0.02)
+                return took
+        return File
+
+    def risk(self, probability):
+        """kill -9 with that probability, when there is a history."""
+        if self.kills and self.world.chance(probability):
+            self.kills -= 1
+            raise Killed
 
     def accept(self, link):
         self.links.append(link)
-        connection = self.world.modules.chat_server.Connection(ServerWire(link), "192.0.2.7", self.room, self.post, self.alarm, 0)
-        connection._room_of_sim = types.SimpleNamespace(post=self.post, room=self.room)
-        return connection
+        return self.world.modules.chat_server.Connection(ServerWire(link, self), "192.0.2.7", self.room, self.post, self.alarm, 0)
 
     def post(self, method, *arguments):
         if not self.inbox:
@@ -253,13 +316,18 @@ class Server:
             self.inbox.append((method, arguments))
 
     def sequence(self):
+        self.room.flush()
+        if self.room.is_held:
+            return self.world.after(0.5, self.sequence)
         events, self.inbox = self.inbox, []
         for method, arguments in events:
             method(*arguments)
         self.room.flush()
+        if self.room.is_held:
+            self.world.after(0.5, self.sequence)
 
     def crash(self):
-        """kill -9 without a history: all is forgotten, and whoever was connected is told."""
+        """kill -9: without a history all is forgotten; whoever was connected is told."""
         self.world.tell("the server restarts")
         self.inbox = []
         old = self.links
@@ -301,7 +369,9 @@ class Client:
         self.silent_since = None
         self.session = world.modules.chat_client.ClientSession(
             name, world, on_dead=lambda: self.drop("dead"), on_welcome=self.welcomed, on_message=self.on_message,
-            on_state=self.on_state)
+            on_state=self.on_state, on_recalled=self.recalled)
+        self.recalls = []               # (epoch, message) of the answers to requests for older ones
+        self.asked = self.answered = 0
         self.connect()
 
     def connect(self):
@@ -344,7 +414,8 @@ class Client:
             return
         self.world.tell(self.name, "lost its connection:", why)
         self.link = self.silent_since = None
-        self.closed_at = self.world.now
+        if self.session.joined:             # else it has been away for longer
+            self.closed_at = self.world.now
         self.session.closed()
         if not self.world.troubled and self.world.now > self.history.quiet_from + 45:
             self.history.wrong(f"{self.name} lost its connection while all was quiet: {why}")
@@ -378,6 +449,23 @@ class Client:
                 return
             self.said.append((said, self.epoch))
             self.world.tell(self.name, "says", said.id, text, to)
+
+    def recall(self):
+        if not self.gone and self.asked == self.answered:
+            try:
+                self.session.recall(self.world.random.randint(1, 30))
+            except queue.Full:
+                return
+            self.asked += 1
+
+    def recalled(self, answer):
+        self.answered += 1
+        if answer is None:
+            return self.history.wrong(f"{self.name} asked for older messages and got an ACK alone")
+        ids = [chat.id for chat in answer.entries]
+        if ids != sorted(set(ids)) or ids and answer.older is not None and answer.older > ids[0]:
+            self.history.wrong(f"{self.name} recalled {ids}, older {answer.older}")
+        self.recalls += [(self.epoch, chat) for chat in answer.entries]
 
     def restart(self):
         """kill -9 of the client: somebody else comes in its place."""
@@ -415,6 +503,9 @@ class History:
                     self.wrong(f"{message.id} is {message} for {client.name} and {by_place[epoch, message.id]} for another")
                 if isinstance(message, chat):
                     places.setdefault(message.text, {}).setdefault(epoch, message.id)
+        self.check_recalls(by_place)
+        if self.server.disk is not None:
+            self.check_file(by_place)
         for client in self.clients:
             for said, epoch in client.said:
                 self.check_said(client, said, places.get(said.text, {}))
@@ -466,6 +557,33 @@ class History:
             elif heard and other is not client and (last, said.to) not in other.names:
                 self.wrong(f"{other.name} heard {said.text}, which was for {said.to}")
 
+    def check_recalls(self, by_place):
+        """Older messages that were asked for are those that were heard, and private ones are one's own."""
+        for client in self.clients:
+            if client.asked != client.answered and not client.gone:
+                self.wrong(f"{client.name} asked {client.asked} times for older messages and was answered {client.answered} times")
+            for epoch, chat in client.recalls:
+                if by_place.get((epoch, chat.id), chat) != chat:
+                    self.wrong(f"{client.name} recalled {chat}, which is {by_place[epoch, chat.id]}")
+                if chat.to is not None and not {(epoch, chat.to), (epoch, chat.sender)} & client.names:
+                    self.wrong(f"{client.name} recalled {chat}, which is private")
+
+    def check_file(self, by_place):
+        """What was acknowledged is in the file, once, and so is what was heard, as it was heard."""
+        proto = self.world.modules.chatproto
+        rows = self.server.disk.execute("SELECT id, body FROM entries WHERE kind = 'chat'").fetchall()
+        kept = {id: proto.decode(body.encode(), proto.INSTRUCTIONS[proto.FROM_SERVER]) for id, body in rows}
+        texts = [chat.text for chat in kept.values()]
+        if len(set(texts)) < len(texts):
+            self.wrong(f"in the file twice: {sorted(text for text in texts if texts.count(text) > 1)}")
+        for (epoch, id), message in by_place.items():
+            if isinstance(message, proto.Chat) and kept.get(id) != message:
+                self.wrong(f"{message} was heard, and {kept.get(id)} is in the file")
+        for client in self.clients:
+            for said, epoch in client.said:
+                if said.state == self.world.modules.chat_client.THERE and said.text not in texts:
+                    self.wrong(f"{said.text} was acknowledged and is not in the file")
+
     def check_state(self, client):
         """In the end everybody is connected and knows who is there, and the last word was heard by all."""
         if client.gone:
@@ -496,11 +614,14 @@ class History:
 def simulate(seed, modules, verbose=False):
     """Run one seed; return what went wrong."""
     world = World(seed, modules, verbose)
-    proto = modules.chatproto
-    saved = proto.WINDOW, proto.QUEUE_FRAMES
+    proto, server = modules.chatproto, modules.chat_server
+    saved = proto.WINDOW, proto.QUEUE_FRAMES, server.LOG_FRAMES, server.FEED_FRAMES, server.SCAN
     proto.WINDOW, proto.QUEUE_FRAMES = world.random.choice([(1, 40), (3, 25), (8, 40), (64, 10_000)])
     try:
         server = Server(world)
+        if server.disk is not None and world.random.random() < 0.7:     # most of the log is in the file alone
+            sizes = world.random.choice([(30, 5, 20), (8, 2, 5), (1, 50, 1000)])
+            modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES, modules.chat_server.SCAN = sizes
         history = History(world, server)
         play(world, server, history)
         history.check()
@@ -509,7 +630,8 @@ def simulate(seed, modules, verbose=False):
             raise
         return [f"{type(error).__name__}: {error}"]
     finally:
-        proto.WINDOW, proto.QUEUE_FRAMES = saved
+        proto.WINDOW, proto.QUEUE_FRAMES = saved[:2]
+        modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES, modules.chat_server.SCAN = saved[2:]
     return history.faults
 
 
@@ -556,6 +678,8 @@ def play(world, server, history):
             world.at(start + burst + number * 0.01, lambda number=number: say(1000 + number))
     for number in range(rng.randint(10, 40)):
         world.at(start + rng.uniform(0, TROUBLE), lambda number=number: say(number))
+    for number in range(rng.choice([0, 15])):
+        world.at(start + rng.uniform(0, TROUBLE), lambda: somebody().recall())
     for probability, event in ((0.3, restart), (0.2, server.crash), (0.2, impostor)):
         if rng.random() < probability:
             world.at(start + rng.uniform(0, TROUBLE), event)

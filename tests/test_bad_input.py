@@ -99,6 +99,21 @@ def connect(server, others):
         client.close()
 
 
+@pytest.fixture(scope="module")
+def server_without_web():
+    server = harness.start_server("--no-web")
+    yield server
+    server.assert_healthy()
+    server.stop()
+
+
+@pytest.fixture
+def connect_without_web(server_without_web):
+    """A connection to a server to which HTTP is as foreign as TLS is. (What it is to the others: test_web.py.)"""
+    with harness.RawClient(server_without_web.port) as client:
+        yield client
+
+
 def assert_works(client):
     """The member can still speak: its next message comes back and is acknowledged."""
     text = f"still here {next(_numbers)}"
@@ -130,7 +145,7 @@ def test_no_frame_from_a_member(connect, line, code):
     assert "ack" not in types_of(client)
 
 
-@pytest.mark.parametrize("line, code", cases(NOT_FRAMES))
+@pytest.mark.parametrize("line, code", [case for case in cases(NOT_FRAMES) if case.id != "HTTP"])
 def test_no_frame_from_a_stranger(connect, line, code):
     """The same before the join, with a bare error."""
     client = connect()
@@ -142,17 +157,17 @@ def test_no_frame_from_a_stranger(connect, line, code):
 
 
 @pytest.mark.parametrize("greeting", GREETINGS)
-def test_greeting_of_another_protocol(connect, greeting):
+def test_greeting_of_another_protocol(connect_without_web, greeting):
     """TLS, HTTP and their like are refused at their first bytes, without waiting for the end of a line."""
-    client = connect()
+    client = connect_without_web
     client.send(greeting)
     assert client.recv()["code"] == "bad-frame"
     assert client.eof()
 
 
-def test_greeting_of_a_web_page(connect):
+def test_greeting_of_a_web_page(connect_without_web):
     """A page's POST does not get its body's lines into the chat: the first line ends it."""
-    client = connect()
+    client = connect_without_web
     client.send(b'POST / HTTP/1.1\r\nHost: a\r\n\r\n{"type":"join","name":"web"}\n{"type":"chat","id":1,"text":"x"}\n')
     assert client.recv()["code"] == "bad-frame"
     assert client.eof() and types_of(client) == ["error"]
@@ -475,6 +490,9 @@ class FakeWire:
     def finish(self):
         self.finished = True
 
+    def hung_up(self):
+        return False
+
     def cut(self):
         self.was_cut = True
 
@@ -707,7 +725,7 @@ def test_recipient_too_long_for_a_name_is_not_compared(desk, monkeypatch):
     ann = desk.visit()
     ann.join("ann")
     compared = []
-    monkeypatch.setattr(chat_server, "name_key", lambda name: compared.append(name) or chatproto.name_key(name))
+    monkeypatch.setattr(chat_server, "name_key", lambda name: compared.append(name) or name_key(name))
     ann.send({"type": "chat", "id": 1, "text": "x", "to": "\u0344" * 4096 + "\u0323" * 4096})
     assert [f["code"] for f in ann.read() if f["type"] == "error"] == ["no-such-user"]
     assert not [name for name in compared if len(name) > MAX_NAME]

@@ -17,11 +17,12 @@ import threading
 import time
 
 import pytest
+import harness
 from harness import ROOT, TIMEOUT, RawClient, start_server
 
 sys.path.insert(0, str(ROOT))
 
-from chatproto import MAX_TEXT  # noqa: E402
+from chatproto import MAX_TEXT, QUEUE_BYTES  # noqa: E402
 
 CLIENT, SERVER = str(ROOT / "chat_client.py"), str(ROOT / "chat_server.py")
 ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
@@ -41,13 +42,13 @@ def wait_until(predicate, seconds=TIMEOUT):
 
 
 def client_arguments(port, *arguments):
-    return [sys.executable, CLIENT, "127.0.0.1", str(port), *arguments]
+    return [*harness.CLIENT, "127.0.0.1", str(port), *arguments]
 
 
 def run(port, *arguments, input=b"", name="pipe"):
     """A client in a pipe, from its start to its end."""
     return subprocess.run(client_arguments(port, "-n", name, *arguments), input=input, capture_output=True, timeout=TIMEOUT,
-                          env=ENVIRONMENT)
+                          cwd=ROOT, env=ENVIRONMENT)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def popen():
     processes = []
 
     def start(port, *arguments, name="pipe", **options):
-        processes.append(subprocess.Popen(client_arguments(port, "-n", name, *arguments), env=ENVIRONMENT, **{
+        processes.append(subprocess.Popen(client_arguments(port, "-n", name, *arguments), cwd=ROOT, env=ENVIRONMENT, **{
             "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}))
         return processes[-1]
     yield start
@@ -82,6 +83,19 @@ def serve():
         assert not re.search(r"Traceback|\bbug\b", said), said
 
 
+@pytest.fixture(scope="module")
+def listener():
+    """A member of a server that several tests share; it hears what their clients say, and that they leave."""
+    server = start_server("--rate", "0", "--bind", "127.0.0.1")
+    with RawClient(server.port, auto_ack=True) as bob:
+        bob.join("bob")
+        bob.port = server.port
+        yield bob
+        server.assert_healthy()
+    server.kill()
+    server.stop()
+
+
 @pytest.fixture
 def peer():
     """Join with raw clients; they are closed at the end."""
@@ -104,6 +118,14 @@ def texts_until(peer, text):
     return heard
 
 
+def texts_of_visit(listener):
+    """All that `listener` hears from when the next one joins until that one has left."""
+    listener.recv_until("joined", name="pipe")
+    before = len(listener.frames)
+    listener.recv_until("left", name="pipe")
+    return [frame["text"] for frame in listener.frames[before:] if frame["type"] == "chat"]
+
+
 def heed_interrupts():
     """In the new process: a background job of a shell, which pytest may be, has SIGINT ignored, and hands that on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -120,8 +142,8 @@ class Terminal:
         modes[3] &= ~termios.ECHO
         modes[1] &= ~termios.OPOST          # lines end as they were printed
         termios.tcsetattr(slave, termios.TCSANOW, modes)
-        self.process = subprocess.Popen([sys.executable, *arguments], stdin=slave, stdout=slave, stderr=slave,
-                                        env=ENVIRONMENT, preexec_fn=heed_interrupts)
+        self.process = subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave, cwd=ROOT, env=ENVIRONMENT,
+                                        preexec_fn=heed_interrupts)
         os.close(slave)
         self._unread = b""
         self.printed = ""                   # all of it
@@ -189,7 +211,7 @@ def terminal():
 def chat(terminal):
     """A plain client on a terminal that is in."""
     def start(port, name="ann", *arguments):
-        window = terminal(CLIENT, "127.0.0.1", str(port), "-n", name, "--plain", *arguments)
+        window = terminal(*harness.CLIENT, "127.0.0.1", str(port), "-n", name, "--plain", *arguments)
         window.expect(r"\* you are .*, \d+ here; /help lists the commands")
         return window
     return start
@@ -199,7 +221,7 @@ def chat(terminal):
 def console(terminal):
     """A server on a terminal: it, and its port."""
     def start(*arguments):
-        window = terminal(SERVER, "0", "--bind", "127.0.0.1", *arguments)
+        window = terminal(*harness.SERVER, "0", "--bind", "127.0.0.1", *arguments)
         port = int(window.expect(r"Listening on 127\.0\.0\.1:\d+").rpartition(":")[2])
         window.expect(r"Others join with: python chat_client\.py 127\.0\.0\.1 \d+")
         return window, port
@@ -237,24 +259,18 @@ def test_pipe_of_5000_lines_arrives_whole_in_order_once(serve, peer):
     ("line\u2028separator\u0085next\n".encode(), ["line\u2028separatornext"]),
     (b"tab\there\n", ["tab\there"]),
 ])
-def test_pipe_lines_become_messages(serve, peer, input, texts):
+def test_pipe_lines_become_messages(listener, input, texts):
     """What is in a pipe arrives as plain text: no empty lines, no commands, no colours, nothing that is not UTF-8."""
-    server = serve()
-    bob = peer(server.port, "bob")
-    done = run(server.port, input=input)
+    done = run(listener.port, input=input)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    bob.recv_until("left")
-    assert [frame["text"] for frame in bob.frames if frame["type"] == "chat"] == texts
+    assert texts_of_visit(listener) == texts
 
 
-def test_pipe_long_line_arrives_in_pieces(serve, peer):
+def test_pipe_long_line_arrives_in_pieces(listener):
     """A line of 20,000 characters becomes as many messages as it takes, of which nothing is missing."""
-    server = serve()
-    bob = peer(server.port, "bob")
     line = "".join(chr(ord("\u00e0") + number % 16) for number in range(20_000))
-    assert run(server.port, input=line.encode()).returncode == 0
-    bob.recv_until("left")
-    texts = [frame["text"] for frame in bob.frames if frame["type"] == "chat"]
+    assert run(listener.port, input=line.encode()).returncode == 0
+    texts = texts_of_visit(listener)
     assert [len(text) for text in texts] == [MAX_TEXT, MAX_TEXT, 20_000 - 2 * MAX_TEXT] and "".join(texts) == line
 
 
@@ -305,31 +321,36 @@ def test_server_killed_in_the_middle_of_a_pipe(serve, peer, popen):
     assert set(named[:-3]) <= {f"there {number}" for number in range(20)}      # the server heard them, their ACK may be lost
 
 
-def killed_in_a_long_pipe(serve, peer, popen):
+@pytest.fixture(scope="module")
+def killed_in_a_long_pipe():
     """What stderr says when the server dies before 5,000 lines come, more than a pipe sends ahead."""
-    server = serve()
-    bob = peer(server.port, "bob")
-    process = popen(server.port, "--timeout", "1")
-    process.stdin.write(b"first\n")
-    process.stdin.flush()
-    texts_until(bob, "first")
-    server.kill()
-    output, errors = process.communicate(b"".join(b"lost %d\n" % number for number in range(5_000)), timeout=TIMEOUT)
+    server = start_server("--rate", "0", "--bind", "127.0.0.1")
+    with RawClient(server.port, auto_ack=True) as bob, subprocess.Popen(
+            client_arguments(server.port, "-n", "pipe", "--timeout", "1"), cwd=ROOT, env=ENVIRONMENT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        bob.join("bob")
+        process.stdin.write(b"first\n")
+        process.stdin.flush()
+        texts_until(bob, "first")
+        server.assert_healthy()
+        server.kill()
+        server.stop()
+        output, errors = process.communicate(b"".join(b"lost %d\n" % number for number in range(5_000)), timeout=TIMEOUT)
     assert process.returncode == 1 and output == b"" and b"Traceback" not in errors
     return errors
 
 
-def test_server_killed_in_a_long_pipe(serve, peer, popen):
+def test_server_killed_in_a_long_pipe(killed_in_a_long_pipe):
     """What was sent ahead is named, in its order, and at the end that it gave up."""
-    errors = killed_in_a_long_pipe(serve, peer, popen)
+    errors = killed_in_a_long_pipe
     named = [line for line in unconfirmed(errors) if line != "first"]
     assert len(named) >= 999 and named == [f"lost {number}" for number in range(len(named))]
     assert b"gave up" in errors.splitlines()[-1]
 
 
-def test_server_killed_in_a_long_pipe_names_the_rest(serve, peer, popen):
+def test_server_killed_in_a_long_pipe_names_the_rest(killed_in_a_long_pipe):
     """The lines that were never sent are named as well, or it is said how many they are."""
-    errors = killed_in_a_long_pipe(serve, peer, popen)
+    errors = killed_in_a_long_pipe
     unnamed = 5_000 - len([line for line in unconfirmed(errors) if line != "first"])
     assert unnamed == 0 or str(unnamed).encode() in errors.splitlines()[-1]
 
@@ -378,7 +399,7 @@ def test_server_that_is_none_is_one_line(answer):
                 sock.recv(4_096)
                 sock.recv(4_096)
         threading.Thread(target=talk, daemon=True).start()
-        done = run(listener.getsockname()[1], "--timeout", "1", input=b"hi\n")
+        done = run(listener.getsockname()[1], "--timeout", "0.3", input=b"hi\n")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith(b"chat_client: ") and b"\x1b" not in done.stderr
 
@@ -425,7 +446,7 @@ def test_stdout_closed_early_is_harmless(serve, peer):
     bob = peer(server.port, "bob")
     ours, theirs = os.pipe()
     process = subprocess.Popen(client_arguments(server.port, "-n", "pipe"), stdin=subprocess.PIPE, stdout=theirs,
-                               stderr=subprocess.PIPE, env=ENVIRONMENT)
+                               stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT)
     os.close(theirs)
     bob.recv_until("joined", name="pipe")
     bob.say("one")
@@ -441,12 +462,12 @@ def test_stdout_closed_early_is_harmless(serve, peer):
 
 @posix_only
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_harmless(serve, closed):
+def test_closed_streams_are_harmless(listener, closed):
     """A client that is started without stdin, stdout or stderr says what there is to say, and ends well."""
-    server = serve()
-    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *client_arguments(server.port, "-n", "pipe")],
-                          input=b"hi\n", capture_output=True, timeout=TIMEOUT, env=ENVIRONMENT)
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *client_arguments(listener.port, "-n", "pipe")],
+                          input=b"hi\n", capture_output=True, timeout=TIMEOUT, cwd=ROOT, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert texts_of_visit(listener) == ([] if "<&-" in closed else ["hi"])
 
 
 def test_json_prints_the_frames(serve, peer, popen):
@@ -530,9 +551,9 @@ def test_terminal_commands(serve, peer, chat):
     ann.expect("! a name is made of letters, digits and _ - .")
     ann.expect(r"\* there is no message of the day")
     ann.type("/help")
-    listed = [ann.line().split()[0].rstrip(":") for _ in range(14)]
-    assert listed == ["/nick", "/me", "/msg", "/reply", "/names", "/ignore", "/unignore", "/quiet", "/timestamp", "/motd",
-                      "/clear", "/help", "/quit", "//TEXT"]
+    listed = [ann.line().split()[0].rstrip(":") for _ in range(15)]
+    assert listed == ["/nick", "/me", "/msg", "/reply", "/names", "/history", "/ignore", "/unignore", "/quiet", "/timestamp",
+                      "/motd", "/clear", "/help", "/quit", "//TEXT"]
     ann.type("  /not a command", "the end")
     bob.recv_until("chat", text="the end")
     ann.type("/quit", "never said")
@@ -624,7 +645,7 @@ def test_terminal_is_safe_from_a_hostile_server(chat, terminal):
               {"type": "error", "id": 5, "code": evil, "text": evil}, {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},
               {"type": "booted", "id": 7, "reason": evil}]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        window = terminal(CLIENT, "127.0.0.1", str(listener.getsockname()[1]), "-n", "ann", "--plain")
+        window = terminal(sys.executable, CLIENT, "127.0.0.1", str(listener.getsockname()[1]), "-n", "ann", "--plain")
         with listener.accept()[0] as sock:
             sock.sendall(b"".join(json.dumps(frame).encode() + b"\n" for frame in frames))
             window.expect(".* joined.*")
@@ -704,7 +725,8 @@ def test_console_commands(console, peer):
     window.type("/unban bob", "/banned")
     window.expect("bob may come back")
     window.expect("nobody is banned")
-    peer(port, "bob")
+    peer(port, "bob").close()                           # or the end waits for its ACK
+    window.expect(r".* bob (left|lost its connection.*)")       # before the answers below
     window.type("/wrong", "hello", "/boot", "/boot nobody", "/ban", "/ban x 5y", "/unban nobody", "/say", "/motd x", "/motd", "")
     for answer in ("/wrong is not a command here.*", "hello is not a command here.*", "nobody here is called .*",
                    "nobody here is called nobody", r"/ban NAME \[DURATION\]", "5y is no duration.*", "nobody is not banned",
@@ -828,7 +850,8 @@ def test_pipe_of_long_lines_loses_none(serve, tmp_path):
     """More bytes than may wait at once make the pipe wait: every line arrives, and the exit code says so."""
     log = tmp_path / "chat.log"
     server = serve("--log", log)
-    lines = [f"{number} " + "\u00e4" * 8_000 for number in range(700)]
+    lines = [f"{number} " + "x" * 8_000 for number in range(1_200)]
+    assert sum(map(len, lines)) > QUEUE_BYTES
     done = run(server.port, input="\n".join(lines).encode())
     assert done.returncode == 0 and done.stderr == b""
     said = [line.partition("> ")[2] for line in log.read_text(encoding="utf-8").splitlines() if "<pipe>" in line]

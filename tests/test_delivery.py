@@ -64,7 +64,7 @@ class Server:
     def start(self):
         with open(self._log, "ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, os.path.join(ROOT, "chat_server.py"), str(self.port), "--bind", "127.0.0.1", *self._arguments],
+                [sys.executable, "-m", "chat_server", str(self.port), "--bind", "127.0.0.1", *self._arguments], cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
         first = self._process.stdout.readline()
         assert first.startswith("Listening on 127.0.0.1:"), first + self.log()
@@ -408,7 +408,12 @@ class CuttingProxy:
             except OSError:
                 return self._listener.close()
             number += 1
-            threading.Thread(target=Link(self, client, number).run, name="link", daemon=True).start()
+            try:
+                link = Link(self, client, number)
+            except OSError:             # no server is there now
+                client.close()
+                continue
+            threading.Thread(target=link.run, name="link", daemon=True).start()
 
 
 class Link:
@@ -662,8 +667,7 @@ def test_leave_rename_and_whisper(serve, talk):
     server = serve()
     ann, bob, eve = [talk(server.port, name) for name in ("ann", "bob", "eve")]
     bob.client.rename("rob")
-    wait_until(lambda: ("renamed", "bob") in ann.names and "rob" in eve.client.users)
-    assert bob.client.name == "rob"
+    wait_until(lambda: ("renamed", "bob") in ann.names and "rob" in eve.client.users.values() and bob.client.name == "rob")
     ann.say("ann 1", "rob")
     nobody = ann.say("ann 2", "bob")
     ann.say("ann 3")
@@ -674,6 +678,26 @@ def test_leave_rename_and_whisper(serve, talk):
     bob.client.close()
     wait_until(lambda: ("left", "rob") in ann.names and ("left", "rob") in eve.names)
     assert list(ann.client.users.values()) == list(eve.client.users.values()) == ["ann", "eve"]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+def test_threads_share_a_core():
+    """Who reads a member and who sends run on one core, and the first gives way; where that is forbidden nothing breaks."""
+    before, found = os.sched_getaffinity(0), []
+
+    def look(*arguments):
+        chat_server.share_core(*arguments)
+        found.append((os.sched_getaffinity(0), os.sched_getscheduler(0)))
+    for arguments in (), (True,):
+        thread = threading.Thread(target=look, args=arguments)
+        thread.start()
+        thread.join()
+    (core, policy), (same, other) = found
+    assert core == same <= before and len(core) == 1 and (policy, other) == (os.sched_getscheduler(0), os.SCHED_BATCH)
+    assert os.sched_getaffinity(0) == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_setaffinity", lambda *arguments: os.stat(""))
+        chat_server.share_core()
 
 
 def test_second_process_with_the_same_name_gets_the_suggestion(serve, talk):
@@ -1086,6 +1110,7 @@ def test_server_acknowledges_after_the_message_has_its_place_mosquitto_188():
     """mosquitto#188 on the server: no ACK before the room has the chat and has sent it; not even when the connection took it."""
     bench = Bench()
     ann, bob = bench.member("ann"), bench.member("bob")
+    bench.advance(1)                    # joins wait a little for each other
     ann.take()
     ann.connection.received(frame("chat", id=1, text="hi"))
     ann.connection.release()
@@ -1187,3 +1212,52 @@ def test_rename_taken_while_the_connection_broke_is_kept():
     session.closed()
     session.opened(written.append)
     assert json.loads(written[-1])["name"] == "rob" == session.name
+
+
+# --- Many members ---
+
+def test_joins_go_out_together():
+    """Joins and leaves alone go out at most every 0.1 s, in one write; with something that is said, and in their order, at once."""
+    bench = Bench()
+    ann = bench.member("ann")
+    bench.advance(1)
+    others = [bench.member(f"m{number}") for number in range(4)]        # the first finds a quiet room
+    assert [got["name"] for got in ann.take()] == ["m0"]
+    bench.advance(0.2)
+    assert len(ann.written) == 1 and [got["name"] for got in ann.take()] == ["m1", "m2", "m3"]
+    bench.advance(1)
+    bench.member("late"), bench.member("later")
+    others[0].say("hi")
+    assert [(got["type"], got.get("name", got.get("text"))) for got in ann.take()] == [("joined", "late"), ("joined", "later"), ("chat", "hi")]
+    bench.member("last")
+    ann.say("hello")
+    assert [got["type"] for got in others[0].take()][-2:] == ["joined", "chat"]
+    bench.advance(1)
+    assert ann.texts() == ["hello"] and ann.take() == []
+
+
+def test_room_with_more_members_than_are_listed(monkeypatch):
+    """Who comes when the list is full is told to nobody until there is room in it, and is a member like all others."""
+    monkeypatch.setattr(chat_server, "LISTED", 2)
+    bench = Bench()
+    ann, bob, eve, joe = (bench.member(name) for name in ("ann", "bob", "eve", "joe"))
+    assert (bob.welcome["users"], bob.welcome.get("here")) == (["ann", "bob"], None)
+    assert (eve.welcome["users"], eve.welcome.get("here")) == (["ann", "bob", "eve"], None)
+    assert (joe.welcome["users"], joe.welcome["here"]) == (["ann", "bob", "joe"], 4)
+    bench.advance(1)
+    assert [got["name"] for got in ann.take() if got["type"] == "joined"] == ["bob"]
+    assert eve.take() == joe.take() == []
+    eve.say("hi")
+    joe.say("psst", to="eve")
+    assert [one.texts() for one in (ann, bob, eve, joe)] == [["hi"], ["hi"], ["hi", "psst"], ["hi", "psst"]]
+    joe.send("rename", id=2, name="jim")
+    bench.advance(1)
+    assert [got["to"] for got in joe.take() if got["type"] == "renamed"] == ["jim"] and ann.take() == []
+    eve.send("leave", id=2)
+    bench.advance(1)
+    assert ann.take() == []                                             # nobody had been told of her
+    bob.send("leave", id=1)
+    bench.advance(1)
+    assert [(got["type"], got["name"]) for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
+    assert bench.member("kim").welcome["users"] == ["ann", "jim", "kim"]
+    assert sorted(name for name, _ in bench.room.users()) == ["ann", "jim", "kim"]

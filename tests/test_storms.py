@@ -2,7 +2,7 @@
 
 The clients are raw sockets, all served by the test's own thread (Crowd). Nothing waits a fixed time for something to happen:
 wait_until and Crowd.run look again until it has, and give up after `seconds`, which only a failure reaches.
-ROGER_LONG=1 lets the storm of vanishing connections go on for ten seconds instead of three.
+ROGER_LONG=1 lets the storm of vanishing connections go on for ten seconds instead of one and a half.
 """
 
 import json
@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 import chat_server  # noqa: E402
 from chatproto import QUEUE_BYTES, QUEUE_FRAMES, WINDOW  # noqa: E402
 
-STORM_SECONDS = 10 if os.environ.get("ROGER_LONG") else 3
+STORM_SECONDS = 10 if os.environ.get("ROGER_LONG") else 1.5
 MIB = 1024 * 1024
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
@@ -193,7 +193,7 @@ class Crowd:
 class Server:
     """chat_server.py as a process, and what /proc knows of it."""
 
-    def __init__(self, log, *arguments, port=0, files=None, program=("chat_server.py",)):
+    def __init__(self, log, *arguments, port=0, files=None, program=("-m", "chat_server")):
         def limit():
             import resource
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -279,13 +279,14 @@ def allow_files(count):
 
 @needs_proc
 def test_thousand_members_join_talk_and_leave(serve, crowd):
-    """1,000 members join at once, hear a message exactly once each, and leave nothing behind when they are gone."""
+    """1,000 members join at once, hear a message exactly once each, and leave nothing behind when they are gone; nor do
+    those who come after them."""
     allow_files(2_500)
     server = serve("--grace", "0.1")
     descriptors = server.descriptors()
     memory = []
-    for round in range(3):
-        members = crowd.connect(server.port, *(f"m{round}-{number}" for number in range(1_000)))
+    for round, count in enumerate([1_000, 300, 300]):
+        members = crowd.connect(server.port, *(f"m{round}-{number}" for number in range(count)))
         for member in members:
             member.join()
         crowd.run(lambda: all(member.welcome for member in members), seconds=60)
@@ -320,14 +321,17 @@ def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
     descriptors = server.descriptors()
     ann, bob = crowd.join(server.port, "ann", "bob")
     begin, said = time.monotonic(), []
-    for number in range(200 * STORM_SECONDS):
+    for number in range(int(200 * STORM_SECONDS)):
         vanish(server.port, number)
         if number % 10 == 0:
             said.append(f"{number} from {'ann' if number % 20 else 'bob'}")
             (ann if number % 20 else bob).say(said[-1])
         crowd.serve_until(begin + (number + 1) / 200)
     wait_until(lambda: crowd.serve(0) or server.threads() <= 4 + 2 and server.descriptors() == descriptors + 2)
+    said.append("after the storm")
+    ann.say(said[-1])
     for talker in ann, bob:
+        crowd.run(lambda: said[-1] in talker.chats)                     # and all who joined before that
         visitors = [name for name in talker.names("joined") if name.startswith("v")]
         assert visitors, "the storm did not get in"
         crowd.run(lambda: len(talker.names("left")) >= len(visitors) and len(talker.chats) >= len(said))
@@ -351,7 +355,7 @@ def test_no_descriptors_left_is_said_once_and_recovers(serve, crowd):
     crowd.run(lambda: "cannot accept" in server.log())
     crowd.run(lambda: server.descriptors() == 64 and sum(bool(member.welcome) for member in members) > 40)
     begin, cpu = time.monotonic(), server.cpu()
-    crowd.serve_until(begin + 1.5)
+    crowd.serve_until(begin + 0.5)
     assert server.cpu() - cpu < (time.monotonic() - begin) / 2
     inside = [member for member in members if member.welcome]
     outside = [member for member in members if not member.welcome]
@@ -400,7 +404,8 @@ def test_member_that_stops_reading_is_dropped_and_resumes(serve, crowd, length, 
 
 def test_member_that_never_acknowledges_is_dropped_and_resumes(serve, crowd):
     """After all retries a member that confirms nothing is dropped: as too slow when more waited for it, and only then."""
-    server = serve("--rate", "0")
+    server = serve("--rate", "0", program=("-c", "import chatproto, chat_server, sys\n"     # 8 s are long for a test
+                                           "chatproto.RETRY_DELAY = 0.3\nsys.exit(chat_server.main())"))
     talker, slow, mute = crowd.join(server.port, "talker", "slow", "mute")
     slow.acks = mute.acks = False
     talker.say(*(f"to slow {number}" for number in range(2 * WINDOW)), to="slow")
@@ -409,7 +414,7 @@ def test_member_that_never_acknowledges_is_dropped_and_resumes(serve, crowd):
     assert WINDOW - 2 <= len(slow.chats) <= WINDOW and mute.chats == ["to all"]     # the news of who joined counts as well
     slow, mute = crowd.resume(slow), crowd.resume(mute)
     talker.say("after")
-    crowd.run(lambda: slow.chats[-1] == mute.chats[-1] == "after")
+    crowd.run(lambda: slow.chats[-1] == mute.chats[-1] == talker.chats[-1] == "after")
     assert slow.chats == talker.chats == [f"to slow {number}" for number in range(2 * WINDOW)] + ["to all", "after"]
     assert mute.chats == ["to all", "after"]
     assert [frame["code"] for frame in slow.heard if frame["type"] == "error"] == ["too-slow"]

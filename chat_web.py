@@ -1,0 +1,821 @@
+#!/usr/bin/env python3
+"""chat_web: the browser's way into Roger, a LAN chat: HTTP and WebSocket on the server's own port.
+
+chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what it needs. By itself it is
+a bare echo, for conformance suites:
+
+    python chat_web.py --echo PORT
+
+    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever (chat_server's Connection)
+                                        │ yes
+                                        ▼
+                              PageRequest, by http.server: the page, two files, /host, or ...
+                                        │ GET /chat, Upgrade: websocket
+                                        ▼
+                              WebSocket: to a Connection a MessageSocket like any other
+
+The parts, bottom up
+    MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's side); no socket
+    HttpSocket         a MessageSocket that can also look ahead, and write until a deadline
+    WebSocket          read() gives lines and write() takes what wrap() made of them: Connection, MessageManager and Room
+                       do not know the difference. wrap() is called once a broadcast (chatproto.PendingMessage.wrapped)
+    Request            one HTTP request within its limits, answered, and the connection closed; or upgraded
+    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, and nothing else
+    Web                all of it for chat_server. Desk is what the host's view may do there
+
+Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So a WebSocket's Origin has
+to be this very host and port, and Host an address, localhost or this machine's name: a name of another's that leads here
+(DNS rebinding) is refused. The page itself may load nothing, and run only its own script (Content-Security-Policy).
+The host's view needs a secret that is printed on the server's terminal, and a connection from this machine. The secret comes
+in a header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its preflight request).
+
+Threads: none are made here, but for --echo. Everything of a connection runs on its own thread; WebSocket says what others
+may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, compression, other files, keep-alive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import codecs
+import functools
+import hashlib
+import hmac
+import http
+import http.server
+import ipaddress
+import json
+import logging
+import os
+import re
+import secrets
+import select
+import socket
+import socketserver
+import struct
+import sys
+import threading
+import time
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
+
+import chatproto
+from chatproto import MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_readable
+
+HTTP_TIMEOUT = 10.0             # seconds for a whole request, and again for its answer
+MAX_HTTP_LINE = 8 * 1024        # bytes of a request line or a header; a browser's are below 1 KiB
+MAX_HEAD = 32 * 1024            # bytes of all of them
+MAX_BODY = 64 * 1024            # bytes of a body: /host takes a text of 8,192 characters
+LINGER = 2.0                    # seconds for the peer to read our last bytes and to close, before its own bytes reset it
+ECHO_MESSAGE = 16 * 1024 * 1024     # bytes of a message that --echo takes
+METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT ", b"PRI ")
+LONGEST_METHOD = max(map(len, METHODS))
+PAGE, CHAT, HOST = "/", "/chat", "/host"
+FILES = ("/chat_client.py", "/chatproto.py")    # all that a newcomer with Python needs
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, BAD_DATA, TOO_BIG = 1000, 1001, 1002, 1003, 1007, 1009     # 7.4.1
+_STATUSES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])  # that may be sent; IANA's list
+_ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"       # RFC 6455, 1.3
+
+logger = logging.getLogger("roger.web")
+
+
+class WebSocketError(Exception):
+    """The peer broke RFC 6455 or our limits: `status` is the close code that tells it."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# --- Messages ---
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A message in one frame of the server's: final and not masked."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x80 | opcode, size)) + payload
+    if size < 65_536:
+        return struct.pack(">BBH", 0x80 | opcode, 126, size) + payload
+    return struct.pack(">BBQ", 0x80 | opcode, 127, size) + payload
+
+
+def text_message(line: bytes) -> bytes:
+    """The message for a frame of the chat, which comes with its line end: this is WebSocket.wrap."""
+    return frame(TEXT, line[:-1])
+
+
+def unmask(data: bytes, key: bytes) -> bytes:
+    """`data` with every byte XORed with its byte of the key. As one long number: 16 MiB take 50 ms, a loop would take 2 s."""
+    size = len(data)
+    repeated = (key * (size // 4 + 1))[:size]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
+
+
+class MessageDecoder:
+    """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of no more use.
+
+    Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle of a frame.
+    """
+
+    def __init__(self, max_message: int, binary: bool) -> None:
+        self._max_message = max_message     # bytes, of all its fragments
+        self._binary = binary               # whether binary messages are taken
+        self._buffer = bytearray()          # not looked at yet: one read, and at most a header or a control frame before it
+        self._message = bytearray()         # the message under way, unmasked
+        self._opcode = 0                    # its opcode; 0 when there is none
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._in_frame = False              # the four below are those of the frame under way
+        self._first = 0                     # its first byte
+        self._left = 0                      # bytes of its payload still to come
+        self._key = b""                     # the mask, turned so that it begins with the next byte's
+
+    def feed(self, data: bytes) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes; raise WebSocketError."""
+        self._buffer += data
+        while self._in_frame or self._take_header():
+            opcode = self._first & 0x0F
+            if opcode >= CLOSE:
+                if len(self._buffer) < self._left:
+                    return
+                self._in_frame = False
+                yield opcode, self._take_payload()
+                continue
+            self._take_data()
+            if self._left:
+                return
+            self._in_frame = False
+            if self._first & 0x80:
+                whole, self._message = bytes(self._message), bytearray()
+                opcode, self._opcode = self._opcode, 0
+                yield opcode, whole
+
+    def _take_header(self) -> bool:
+        """Take a frame's header off the buffer; False when it is not all there."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return False
+        length = buffer[1] & 0x7F
+        self._check_header(buffer[0], buffer[1], length)
+        size = {126: 8, 127: 14}.get(length, 6)
+        if len(buffer) < size:
+            return False
+        if length >= 126:
+            length = int.from_bytes(buffer[2:size - 4], "big")
+            if length >> 63:
+                raise WebSocketError(PROTOCOL_ERROR, "a length has 63 bits")
+        if buffer[0] & 0x0F < CLOSE and len(self._message) + length > self._max_message:
+            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
+        self._first, self._left, self._key = buffer[0], length, bytes(buffer[size - 4:size])
+        self._in_frame = True
+        del buffer[:size]
+        return True
+
+    def _check_header(self, first: int, second: int, length: int) -> None:
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise WebSocketError(PROTOCOL_ERROR, "a reserved bit is set")
+        if opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
+            raise WebSocketError(PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+        if not second & 0x80:
+            raise WebSocketError(PROTOCOL_ERROR, "a client's frame is masked")
+        if opcode >= CLOSE:
+            if not first & 0x80 or length > 125:
+                raise WebSocketError(PROTOCOL_ERROR, "a control frame has no fragments and at most 125 bytes")
+        elif (opcode == CONTINUATION) != bool(self._opcode):
+            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode else "the message before has no end")
+        elif opcode == BINARY and not self._binary:
+            raise WebSocketError(UNSUPPORTED, "only text is spoken here")
+
+    def _take_payload(self) -> bytes:
+        """What there is of the frame's payload, unmasked."""
+        size = min(self._left, len(self._buffer))
+        piece = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._left -= size
+        piece, turn = unmask(piece, self._key), size % 4
+        self._key = self._key[turn:] + self._key[:turn]
+        return piece
+
+    def _take_data(self) -> None:
+        """Add what there is of the frame to its message."""
+        self._opcode = self._opcode or self._first & 0x0F
+        piece = self._take_payload()
+        self._message += piece
+        if self._opcode == TEXT:
+            self._check_utf8(piece, final=not self._left and bool(self._first & 0x80))
+
+    def _check_utf8(self, piece: bytes, final: bool) -> None:
+        try:
+            self._utf8.decode(piece, final)
+        except UnicodeDecodeError as error:
+            raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
+        begun = self._utf8.getstate()[0]
+        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":       # a surrogate: Python's decoder waits for its third byte
+            raise WebSocketError(BAD_DATA, "a text is UTF-8")
+
+
+def close_status(payload: bytes) -> int:
+    """The status in a peer's close, 0 without one. Raises WebSocketError for what must not be in there (RFC 6455, 7.4)."""
+    if not payload:
+        return 0
+    status = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 or status not in _STATUSES and not 3000 <= status <= 4999:
+        raise WebSocketError(PROTOCOL_ERROR, "no such close code")
+    try:
+        payload[2:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WebSocketError(BAD_DATA, "a reason is UTF-8") from error
+    return status
+
+
+# --- Sockets ---
+
+def wait_writable(sock: socket.socket, seconds: float) -> bool:
+    """Whether `sock` takes bytes within `seconds`; chatproto.wait_readable says why not settimeout()."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(sock, select.POLLOUT)
+        return bool(poller.poll(seconds * 1000))
+    return bool(select.select([], [sock], [], seconds)[1])
+
+
+class HttpSocket(MessageSocket):
+    """A MessageSocket with what HTTP needs besides, all of it for the reading thread."""
+
+    __slots__ = ()
+
+    def peek(self, seconds: float) -> bytes:
+        """The first bytes, which stay where they are; b"" when none came in that time. Raises ConnectionClosed."""
+        try:
+            if not wait_readable(self._sock, seconds):
+                return b""
+            data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK)
+        except (OSError, ValueError) as error:
+            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if not data:
+            raise ConnectionClosed("the other side closed the connection")
+        return data
+
+    def write_all(self, data: bytes, until: float) -> None:
+        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises ConnectionClosed."""
+        rest = memoryview(data)
+        flags = getattr(socket, "MSG_DONTWAIT", 0)
+        try:
+            while rest:
+                if not wait_writable(self._sock, max(0.0, until - time.monotonic())):
+                    raise ConnectionClosed("the other side does not read")
+                try:
+                    rest = rest[self._sock.send(rest, flags):]
+                except BlockingIOError:
+                    continue
+        except (OSError, ValueError) as error:
+            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+
+    def linger(self) -> None:
+        """End our half, and wait for the peer's: to close with its bytes unread would reset the connection, and our last
+        words with it."""
+        self.finish()
+        until = time.monotonic() + LINGER
+        try:
+            while time.monotonic() < until:
+                self.read(max(0.0, until - time.monotonic()))
+        except ConnectionClosed:
+            pass
+
+
+class WebSocket:
+    """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from any that never block.
+
+    `rest` is what came behind the request. Data may be written by the holder of a MessageManager's lock, as ever; what
+    answers pings and closes comes from the reading thread, and cut() from any.
+    """
+
+    wrap = staticmethod(text_message)
+
+    def __init__(self, wire: HttpSocket, rest: bytes = b"", max_message: int = MAX_LINE, binary: bool = False) -> None:
+        self._wire = wire
+        self._rest = rest
+        self._decoder = MessageDecoder(max_message, binary)
+        self._end: Optional[ConnectionClosed] = None    # for the next read(): the messages before it come first
+        # Protects the flag, and keeps the frames of several threads whole and none behind a close. Taken inside the
+        # MessageManager's lock; inside it only MessageSocket's, for a write that does not block (but in an echo).
+        self._lock = threading.Lock()
+        self._close_sent = False
+
+    def read(self, timeout: Optional[float] = None) -> bytes:
+        """The frames of the chat that one read of the socket completes, each with a line end: maybe none, b"".
+        Raises ConnectionClosed."""
+        if self._end is not None:
+            raise self._end
+        lines = []
+        try:
+            for _, payload in self.messages(timeout):
+                # A line end is white space to JSON, and so is this one; inside a string neither may be. Two frames in
+                # one message stay no frame.
+                lines.append(payload.replace(b"\n", b"\r") + b"\n")
+        except ConnectionClosed as end:
+            if not lines:
+                raise
+            self._end = end
+        return b"".join(lines)
+
+    def messages(self, timeout: Optional[float] = None) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages that one read of the socket completes; pings and the close are answered
+        in their order. Raises ConnectionClosed."""
+        data, self._rest = self._rest or self._wire.read(timeout), b""
+        try:
+            for opcode, payload in self._decoder.feed(data):
+                if opcode == PING:
+                    self._send(frame(PONG, payload))
+                elif opcode == CLOSE:
+                    status = close_status(payload)
+                    self._close(payload[:2])
+                    raise ConnectionClosed(f"the browser closed the connection ({status})")
+                elif opcode != PONG:
+                    yield opcode, payload
+        except WebSocketError as error:
+            self._close(struct.pack(">H", error.status) + str(error).encode())
+            raise ConnectionClosed(f"no WebSocket any more: {error}") from error
+
+    def write(self, data: bytes) -> None:
+        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to the reader."""
+        self._send(data)
+
+    def finish(self) -> None:
+        """Say that this is the end, and end our half. Keeps reading."""
+        self._close(struct.pack(">H", NORMAL))
+        self._wire.finish()
+
+    def hung_up(self) -> bool:
+        """As MessageSocket's."""
+        return self._wire.hung_up()
+
+    def cut(self) -> None:
+        """End both halves at once, and wake the reader; where the close can be written before, it is."""
+        self._close(struct.pack(">H", GOING_AWAY))
+        self._wire.cut()
+
+    def close(self) -> None:
+        """Give the descriptor back, a little later so that the peer can read the close. Only the reader calls it."""
+        self._wire.linger()
+        self._wire.close()
+
+    def _send(self, data: bytes) -> None:
+        with self._lock:
+            if not self._close_sent:
+                self._wire.write(data)
+
+    def _close(self, payload: bytes) -> None:
+        with self._lock:
+            if not self._close_sent:
+                self._close_sent = True
+                self._wire.write(frame(CLOSE, payload))
+
+
+# --- Requests ---
+
+class Refusal(Exception):
+    """A request that is answered with an error: `status` is HTTP's, `headers` go with it."""
+
+    def __init__(self, status: http.HTTPStatus, text: str, **headers: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = {key.replace("_", "-"): value for key, value in headers.items()}
+
+
+class RequestReader:
+    """The bytes of one request, within their limits and until a deadline. http.server reads from it as from a file."""
+
+    def __init__(self, wire: HttpSocket, until: float) -> None:
+        self._wire = wire
+        self._until = until                 # by time.monotonic()
+        self._buffer = bytearray()          # read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read
+        self._taken = 0                     # bytes of lines
+
+    def readline(self, limit: int = -1) -> bytes:
+        """A line with its end; `limit` is http.server's and larger than ours. Raises Refusal, ConnectionClosed."""
+        while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) <= MAX_HTTP_LINE:
+            self._fill()
+        size = end + 1 or len(self._buffer)
+        self._taken += size
+        if size > MAX_HTTP_LINE or self._taken > MAX_HEAD:
+            status = (http.HTTPStatus.REQUEST_URI_TOO_LONG if self._taken == size
+                      else http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them {MAX_HEAD}")
+        return self._take(size)
+
+    def read(self, size: int) -> bytes:
+        """So many bytes. Raises Refusal, ConnectionClosed."""
+        while len(self._buffer) < size:
+            self._fill()
+        return self._take(size)
+
+    def rest(self) -> bytes:
+        """What was read behind the request."""
+        return self._take(len(self._buffer))
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _fill(self) -> None:
+        left = self._until - time.monotonic()
+        data = self._wire.read(left) if left > 0 else b""
+        if not data:
+            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds")
+        self._buffer += data
+
+
+class _Writer:
+    """What http.server writes its answers to."""
+
+    def __init__(self, wire: HttpSocket, until: float) -> None:
+        self._wire, self._until = wire, until
+
+    def write(self, data: bytes) -> None:
+        self._wire.write_all(data, self._until)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Request(http.server.BaseHTTPRequestHandler):
+    """One request, parsed by http.server: answered, or upgraded. `websocket` is what it became.
+
+    handle() runs inside the constructor, as in all of socketserver. The caller closes the connection.
+    """
+
+    protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"    # of a line that says none: else its answer would have no status line
+    error_message_format = "%(code)d %(message)s: %(explain)s\n"
+    error_content_type = "text/plain; charset=utf-8"
+    websocket: Optional[WebSocket] = None
+    max_message = MAX_LINE                  # of the WebSocket
+    binary = False
+
+    def setup(self) -> None:
+        self.wire: HttpSocket = self.request
+        until = time.monotonic() + HTTP_TIMEOUT
+        self.rfile = RequestReader(self.wire, until)            # type: ignore[assignment]
+        self.wfile = _Writer(self.wire, until + HTTP_TIMEOUT)   # type: ignore[assignment]
+        self.close_connection = True
+        self.requestline = self.request_version = self.command = self.path = ""     # send_error() looks at them
+        self._extra: "dict[str, str]" = {}                      # headers of the next answer
+
+    def handle(self) -> None:
+        try:
+            self._handle()
+        except ConnectionClosed as end:
+            logger.debug("%s went during its request (%s)", self.address_string(), end)
+
+    def finish(self) -> None:
+        """Nothing of ours to flush or to close."""
+
+    def answer(self) -> None:
+        """Answer a request whose head is well-formed. Raises Refusal."""
+        raise NotImplementedError
+
+    def version_string(self) -> str:
+        return f"Roger/{chatproto.__version__}"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A request is no event of the chat: it is logged with -v only."""
+        logger.debug("%s %s", self.address_string(), escape(format % args))
+
+    def end_headers(self) -> None:
+        for key, value in {**self.safe_headers(), **self._extra}.items():
+            self.send_header(key, value)
+        super().end_headers()
+
+    def safe_headers(self) -> "dict[str, str]":
+        """What goes with every answer."""
+        return {}
+
+    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK, **headers: str) -> None:
+        """Answer with `body`."""
+        self._extra = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def one_header(self, name: str) -> str:
+        """The value of a header that may come once at most; "" without it. Raises Refusal."""
+        values = self.headers.get_all(name, [])
+        if len(values) > 1:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{name} comes twice")
+        return values[0].strip() if values else ""
+
+    def upgrade(self) -> None:
+        """The handshake (RFC 6455, 4.2). Raises Refusal."""
+        if "websocket" not in self._tokens("Upgrade") or "upgrade" not in self._tokens("Connection"):
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket", Upgrade="websocket")
+        if self.one_header("Sec-WebSocket-Version") != "13":
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here", Upgrade="websocket",
+                          Sec_WebSocket_Version="13")
+        key = self.one_header("Sec-WebSocket-Key").encode("latin-1")
+        try:
+            valid = len(base64.b64decode(key, validate=True)) == 16
+        except binascii.Error:
+            valid = False
+        if not valid or self.request_version == "HTTP/1.0":
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
+        accept = base64.b64encode(hashlib.sha1(key + _ACCEPT).digest()).decode("ascii")
+        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}
+        self.send_response(http.HTTPStatus.SWITCHING_PROTOCOLS)
+        self.end_headers()
+        self.websocket = WebSocket(self.wire, self.rfile.rest(), self.max_message, self.binary)    # type: ignore[attr-defined]
+
+    def _tokens(self, name: str) -> "set[str]":
+        return {token.strip().lower() for value in self.headers.get_all(name, []) for token in value.split(",")}
+
+    def _handle(self) -> None:
+        try:
+            self.raw_requestline = self.rfile.readline()
+            if self.parse_request():        # else it is answered
+                if self.headers.defects or len(self.requestline.split()) != 3:
+                    raise Refusal(http.HTTPStatus.BAD_REQUEST, "no request of HTTP")
+                self.answer()
+        except Refusal as refusal:
+            self._extra = refusal.headers
+            self.send_error(refusal.status, explain=str(refusal))
+
+
+# --- What is served ---
+
+class Desk(NamedTuple):
+    """What the host's view may do at the server; each may be called on any thread, and raise LookupError, ProtocolError or
+    TimeoutError."""
+
+    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"      # name, address, seconds connected (None: away)
+    boot: Callable[[str, str], str]         # name, reason
+    say: Callable[[str], None]
+    motd: Callable[[], str]
+    set_motd: Callable[[Optional[str]], None]
+
+
+class Page(NamedTuple):
+    """The page, and what hashes its Content-Security-Policy lets run."""
+
+    body: bytes
+    script: str
+    style: str
+
+    @classmethod
+    def load(cls, path: str) -> Page:
+        """Read the page. Raises OSError; ValueError when it has not exactly one script and one style."""
+        with open(path, "rb") as file:
+            body = file.read().replace(b"\r\n", b"\n")          # the hashes are of what a browser sees
+        return cls(body, _hash_of(body, b"script"), _hash_of(body, b"style"))
+
+    def policy(self, host: str) -> str:
+        """The Content-Security-Policy, for a page that was asked for under `host`."""
+        # Not every browser takes 'self' to hold for ws: as well.
+        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; img-src data:; "
+                f"connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+def _hash_of(body: bytes, tag: bytes) -> str:
+    (content,) = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), body, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode('ascii')}'"
+
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+def is_our_host(host: str) -> bool:
+    """Whether a Host header names an address, localhost or this machine: a name that anybody can have lead here does not."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found[1].strip("[]").lower()
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return name == "localhost" or name in _own_names()
+
+
+@functools.lru_cache(maxsize=1)
+def _own_names() -> "frozenset[str]":
+    """What this machine is called; .local is how a LAN without a name server calls it (mDNS). Asked when somebody comes by
+    a name, not before: a resolver that does not answer takes seconds."""
+    own = socket.gethostname().lower()
+    return frozenset([own, own.partition(".")[0], own.partition(".")[0] + ".local", socket.getfqdn().lower()])
+
+
+class PageRequest(Request):
+    """A request to the chat's server. `server` is its Web."""
+
+    web: Web
+
+    def answer(self) -> None:
+        self.web = self.server                              # type: ignore[assignment]
+        path, host = self.path.partition("?")[0], self.one_header("Host")
+        if not is_our_host(host):
+            raise Refusal(http.HTTPStatus.FORBIDDEN, "come by an address, localhost or this machine's name")
+        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST", **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
+        if methods is None:
+            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is nothing of that name")
+        if self.command not in methods.split(", "):
+            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is", Allow=methods)
+        if path == PAGE:
+            page = self.web.page
+            self.reply(page.body, "text/html; charset=utf-8", Content_Security_Policy=page.policy(host))
+        elif path == CHAT:
+            self._check_origin(host)
+            self.upgrade()
+        elif path == HOST:
+            self._host()
+        else:
+            self.reply(self.web.files[path], "text/plain; charset=utf-8")
+
+    def safe_headers(self) -> "dict[str, str]":
+        if self._extra.get("Upgrade") == "websocket" and self._extra.get("Connection"):
+            return {}                                       # a WebSocket is no document
+        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
+                "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
+                "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
+
+    def address_string(self) -> str:
+        return str(self.client_address)
+
+    def _check_origin(self, host: str) -> None:
+        """Browsers always say where a WebSocket's page came from. Who is no browser can use the port without HTTP."""
+        if self.one_header("Origin").lower() != f"http://{host}".lower():
+            logger.info("%s was refused: a page of %s wants to chat", self.client_address,
+                        escape(self.one_header("Origin")[:100] or "nowhere"))
+            raise Refusal(http.HTTPStatus.FORBIDDEN, "only this server's own page may do that")
+
+    # The host's view
+
+    def _host(self) -> None:
+        given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
+        here = ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
+        if not hmac.compare_digest(given, self.web.secret.encode()) or not here:
+            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the server printed, on its machine")
+        if self.one_header("Origin"):
+            self._check_origin(self.one_header("Host"))
+        try:
+            if self.command == "POST":
+                self._host_does(self._body())
+            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd()}
+            self._reply_json(http.HTTPStatus.OK, state)
+        except (LookupError, ProtocolError, TimeoutError) as error:
+            self._reply_json(http.HTTPStatus.CONFLICT, {"error": str(error.args[0] if error.args else error)})
+
+    def _host_does(self, order: "dict[str, Any]") -> None:
+        def text_of(key: str) -> str:
+            value = order.get(key, "")
+            if type(value) is not str:
+                raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{key} is a text")
+            return chatproto.clean_text(value)
+        what, desk = order.get("do"), self.web.desk
+        if what == "boot":
+            desk.boot(text_of("name"), text_of("reason"))
+        elif what == "say":
+            desk.say(text_of("text"))
+        elif what == "motd":
+            desk.set_motd(text_of("text").strip() or None)
+        else:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "boot, say or motd")
+
+    def _body(self) -> "dict[str, Any]":
+        """The JSON object that was posted. Raises Refusal."""
+        size = self.one_header("Content-Length")
+        if self.headers.get("Transfer-Encoding") is not None or not size:
+            raise Refusal(http.HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
+        if not re.fullmatch("[0-9]{1,9}", size):
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
+        if int(size) > MAX_BODY:
+            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
+        try:
+            order = json.loads(self.rfile.read(int(size)).decode("utf-8"))
+        except (ValueError, RecursionError):
+            order = None
+        if type(order) is not dict:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "the body is no JSON object")
+        return order
+
+    def _reply_json(self, status: http.HTTPStatus, content: "dict[str, Any]") -> None:
+        self.reply(json.dumps(content).encode(), "application/json", status)
+
+
+class Web:
+    """The web for chat_server: it makes each connection's socket() and has greet() find out what it is."""
+
+    socket = HttpSocket
+
+    def __init__(self, desk: Desk, folder: str = HERE) -> None:
+        """Read the files. Raises OSError when the page is not there, ValueError when it is none of ours."""
+        self.desk = desk
+        self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
+        self.page = Page.load(os.path.join(folder, "chat_web.html"))
+        self.files: "dict[str, bytes]" = {}
+        for path in FILES:
+            try:
+                with open(os.path.join(folder, path[1:]), "rb") as file:
+                    self.files[path] = file.read()
+            except OSError as error:
+                logger.info("%s is not served: %s", path, error.strerror)
+
+    def greet(self, wire: HttpSocket, address: str, seconds: float) -> "Union[HttpSocket, WebSocket, None]":
+        """On the connection's thread: find out what `wire` speaks, waiting up to `seconds` for the first byte. Returns it as
+        it is for frames (and for a peer that says nothing, or has gone), a WebSocket, or None: it was a request, and is
+        over."""
+        try:
+            if not speaks_http(wire.peek(seconds)):
+                return wire
+        except ConnectionClosed:
+            return wire
+        request = PageRequest(wire, address, self)          # type: ignore[arg-type]
+        if request.websocket is None:
+            wire.linger()
+            wire.close()
+        return request.websocket
+
+
+def speaks_http(first: bytes) -> bool:
+    """Whether a connection that begins so is HTTP. One byte decides: a frame begins with { or white space, so what has come
+    of a method's name is enough, and nobody waits for the rest of it here."""
+    return any(first.startswith(method) or method.startswith(first) for method in METHODS) and bool(first)
+
+
+# --- The echo ---
+
+class _EchoSocket(HttpSocket):
+    """Writes until all is written: there is only one thread, and nobody else to keep waiting."""
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.write_all(data, time.monotonic() + 60)
+        except ConnectionClosed:
+            self.cut()
+
+
+class _EchoRequest(Request):
+    """Every path is the echo, for everybody."""
+
+    max_message = ECHO_MESSAGE
+    binary = True
+
+    def answer(self) -> None:
+        self.upgrade()
+
+
+class _EchoHandler(socketserver.BaseRequestHandler):
+    """One connection's thread."""
+
+    def handle(self) -> None:
+        wire = _EchoSocket(self.request)
+        websocket = _EchoRequest(wire, self.client_address, self.server).websocket
+        try:
+            while websocket is not None:
+                for opcode, payload in websocket.messages():
+                    websocket.write(frame(opcode, payload))
+        except ConnectionClosed:
+            pass
+        wire.linger()
+        wire.close()
+
+
+class EchoServer(socketserver.ThreadingTCPServer):
+    """The bare echo, for this machine only."""
+
+    allow_reuse_address = os.name == "posix"
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _EchoHandler)
+
+
+def main(argv: "Optional[list[str]]" = None) -> int:
+    """Run the echo until it is interrupted; return the exit code."""
+    parser = argparse.ArgumentParser(description="chat_server.py loads this file by itself. Alone it is an echo, for tests.")
+    parser.add_argument("--echo", type=int, required=True, metavar="PORT", help="echo messages there; 0 takes a free one")
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.echo <= 65_535:
+        parser.error(f"{arguments.echo} is no port (0 to 65535)")
+    try:
+        server = EchoServer(arguments.echo)
+    except OSError as error:
+        print(f"chat_web: cannot listen on port {arguments.echo}: {error}", file=sys.stderr)
+        return 1
+    print(f"Listening on 127.0.0.1:{server.server_address[1]}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
