@@ -288,6 +288,18 @@ def _acked_id(value: Any) -> int:
 # --- Messages: the instruction list ---
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_quoted = json.encoder.encode_basestring                # what it makes of a string
+
+
+def _json(value: Any) -> str:
+    """A field's value as JSON: for what most fields are without an encoder, which json makes anew for each value."""
+    if type(value) is str:
+        return _quoted(value)
+    if type(value) is int or type(value) is float and math.isfinite(value):
+        return repr(value)
+    if type(value) is bool:
+        return "true" if value else "false"
+    return _encode_json(value)
 
 
 def encode_strings(texts: "list[str]") -> bytes:
@@ -310,24 +322,22 @@ class Message:
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
-        return cls(**cls._checked(fields))
-
-    @classmethod
-    def _checked(cls, fields: "dict[str, Any]") -> "dict[str, Any]":
-        # A required one that is missing fails its check, as None.
-        return {name: check(value) for name, key, check, required in _wire_fields(cls)
-                if (value := fields.get(key)) is not None or required}
+        message = cls.__new__(cls)
+        values = message.__dict__           # past __init__, which takes as long as all of this where nothing may be assigned
+        for name, key, _, check, required in _wire_fields(cls):
+            value = fields.get(key)
+            if value is not None or required:       # a required one that is missing fails its check, as None
+                values[name] = check(value)
+        return message
 
     def encode(self) -> bytes:
         """The frame, with its line end."""
-        fields: "dict[str, Any]" = {"type": self.type}
-        if self.id:
-            fields["id"] = self.id
-        for name, key, _, _ in _wire_fields(type(self)):
+        frame = f'{{"type":"{self.type}"' + (f',"id":{self.id}' if self.id else "")
+        for name, _, prefix, _, _ in _wire_fields(type(self)):
             value = getattr(self, name)
             if value is not None:
-                fields[key] = value
-        return (_encode_json(fields) + "\n").encode("utf-8")
+                frame += prefix + _json(value)
+        return (frame + "}\n").encode("utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,14 +348,22 @@ class Numbered(Message):
 
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
-        return cls(_frame_id(fields), **cls._checked(fields))
+        id = cls._id_of(fields)
+        message = super().from_fields(fields)
+        message.__dict__["id"] = id
+        return message
+
+    @staticmethod
+    def _id_of(fields: "dict[str, Any]") -> int:
+        return _frame_id(fields)
 
 
 @functools.lru_cache(maxsize=None)
-def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
-    """Of each field of a message class: attribute, key on the wire, check, whether it is required."""
-    return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"], f.default is dataclasses.MISSING)
-                 for f in dataclasses.fields(cls) if f.metadata)
+def _wire_fields(cls: Any) -> "tuple[tuple[str, str, str, Callable[[Any], Any], bool], ...]":
+    """Of each field of a message class: attribute, key on the wire, what comes before it in a frame, check, whether it is
+    required."""
+    keys = [(f, f.metadata["key"] or f.name) for f in dataclasses.fields(cls) if f.metadata]
+    return tuple((f.name, key, f',"{key}":', f.metadata["check"], f.default is dataclasses.MISSING) for f, key in keys)
 
 
 def _frame_id(fields: "dict[str, Any]") -> int:
@@ -513,9 +531,9 @@ class Error(Numbered):
     about: Optional[int] = _field(_count, default=None)
     suggestion: Optional[str] = _field(_string, default=None)
 
-    @classmethod
-    def from_fields(cls, fields: "dict[str, Any]") -> Message:
-        return cls(_frame_id(fields) if "id" in fields else 0, **cls._checked(fields))
+    @staticmethod
+    def _id_of(fields: "dict[str, Any]") -> int:
+        return _frame_id(fields) if "id" in fields else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -630,7 +648,7 @@ _parse_json = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=
 
 # --- MessageSocket ---
 
-_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)         # Windows has none: select() is asked instead
+DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)         # Windows has none: select() is asked instead
 
 
 def wait_readable(sock: socket.socket, seconds: float) -> bool:
@@ -675,9 +693,9 @@ class MessageSocket:
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
         if not data:
             raise ConnectionClosed("the other side closed the connection")
-        if len(data) == READ_SIZE and _DONT_WAIT:       # a window of frames is to be taken in one piece
+        if len(data) == READ_SIZE and DONT_WAIT:       # a window of frames is to be taken in one piece
             try:
-                data += self._sock.recv(READ_MORE, _DONT_WAIT)
+                data += self._sock.recv(READ_MORE, DONT_WAIT)
             except OSError:                             # there is no more, or the next read() will tell
                 pass
         return data
@@ -688,8 +706,8 @@ class MessageSocket:
             data = self._unsent + data
             self._unsent = b""
         try:
-            if _DONT_WAIT or select.select([], [self._sock], [], 0)[1]:
-                sent = self._sock.send(data, _DONT_WAIT)
+            if DONT_WAIT or select.select([], [self._sock], [], 0)[1]:
+                sent = self._sock.send(data, DONT_WAIT)
             else:
                 sent = 0
         except BlockingIOError:
@@ -721,7 +739,7 @@ class MessageSocket:
                     poller = select.poll()
                     poller.register(self._sock, select.POLLRDHUP)
                     return bool(poller.poll(0))
-                return wait_readable(self._sock, 0) and not self._sock.recv(1, socket.MSG_PEEK | _DONT_WAIT)
+                return wait_readable(self._sock, 0) and not self._sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
             except BlockingIOError:                     # the reader was faster
                 return False
             except OSError:
@@ -863,8 +881,8 @@ class MessageQueue:
     """What is to be sent on one connection: at most WINDOW frames in flight, the others wait in a queue.Queue.
 
     At most QUEUE_FRAMES frames and QUEUE_BYTES bytes wait, but for a replay, and for one piece that comes when nothing waits
-    (the server's pieces are bounded by its BATCH_BYTES). Pure bookkeeping: put(), take() and acknowledge() say what is to be written, their caller writes it. Not locked: its
-    MessageManager's lock is held around every call.
+    (the server's pieces are bounded by its BATCH_BYTES). Pure bookkeeping: put(), take() and acknowledge() say what is to be
+    written, their caller writes it. Not locked: its MessageManager's lock is held around every call.
     """
 
     __slots__ = ("_in_flight", "_waiting", "_front", "frames_in_flight", "_bytes_in_flight", "frames_waiting",
@@ -1006,7 +1024,7 @@ class MessageManager:
     not acknowledged over to the next connection. Every method may be called from any thread and none blocks. `on_dead`
     (the peer confirms nothing any more) and `on_idle` (time for a ping) are called on the alarm's thread, without the lock.
     `wrap` is for a connection that is no plain socket: what it writes for a frame (one function for all of them, see
-    PendingMessage.wrapped).
+    PendingMessage.wrapped). `write` is for one over which nothing but bare frames goes until attach().
     """
 
     __slots__ = ("_alarm", "_wrap", "_on_dead", "_on_idle", "_lock", "_write", "_closed", "_queue", "_received", "_refusal",
@@ -1014,7 +1032,7 @@ class MessageManager:
                  "__weakref__")
 
     def __init__(self, alarm: Alarm, on_dead: Callable[[], None], on_idle: Callable[[], None],
-                 wrap: Optional[Callable[[bytes], bytes]] = None) -> None:
+                 wrap: Optional[Callable[[bytes], bytes]] = None, write: Optional[Callable[[bytes], None]] = None) -> None:
         self._alarm = alarm
         self._wrap = wrap
         self._on_dead = on_dead
@@ -1022,7 +1040,7 @@ class MessageManager:
         # Protects everything below and keeps writes in the order of ids: the writes, which never block, are made under
         # it, and so MessageSocket's lock may be taken inside. Neither a callback nor the alarm is called while it is held.
         self._lock = threading.Lock()
-        self._write: Optional[Callable[[bytes], None]] = None   # None while there is no connection
+        self._write = write             # None while there is no connection
         self._closed = False            # and there will be none again
         self._queue = MessageQueue()
         self._received = 0              # newest id of the peer's numbered frames

@@ -726,7 +726,7 @@ def test_console_commands(console, peer):
     window.expect("bob may come back")
     window.expect("nobody is banned")
     peer(port, "bob").close()                           # or the end waits for its ACK
-    window.expect(r".* bob (left|lost its connection.*)")       # before the answers below
+    window.expect(r".* (left|lost): bob.*")                     # before the answers below
     window.type("/wrong", "hello", "/boot", "/boot nobody", "/ban", "/ban x 5y", "/unban nobody", "/say", "/motd x", "/motd", "")
     for answer in ("/wrong is not a command here.*", "hello is not a command here.*", "nobody here is called .*",
                    "nobody here is called nobody", r"/ban NAME \[DURATION\]", "5y is no duration.*", "nobody is not banned",

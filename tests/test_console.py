@@ -55,7 +55,7 @@ def test_console_half_line(console):
     console.type("/boot gue")
     typed(console, "/boot gue")
     visitors(console, 30)
-    console.wait_for("guest29 joined")
+    console.wait_for("guest29 from 127.0.0.1")
     typed(console, "/boot gue")
     assert sum("/boot" in line for line in console.snapshot()) == 1
     assert console.snapshot()[-1] == "> /boot gue"
@@ -65,7 +65,7 @@ def test_console_command(console):
     """What was typed in pieces is a command, shown with its answer."""
     console.type("/boot gue")
     visitors(console, 1)
-    console.wait_for("guest0 joined")
+    console.wait_for("guest0 from 127.0.0.1")
     console.type("st0 spam\r")
     console.wait_for("guest0 is out")
     typed(console, "")
@@ -93,7 +93,7 @@ def test_console_long_line(console):
     console.type("/say " + "x" * 200 + "end")
     console.wait_until(lambda terminal: terminal.line(2).endswith("xend"), "the end")
     visitors(console, 2)
-    console.wait_for("guest1 joined")
+    console.wait_for("guest1 from 127.0.0.1")
     assert sum("xxx" in line for line in console.snapshot()) == 1
 
 
@@ -114,7 +114,7 @@ def test_console_end_of_input(console):
     """Ctrl-D on an empty line ends the console, not the server."""
     console.type("\x04")
     visitors(console, 1)
-    console.wait_for("guest0 joined")
+    console.wait_for("guest0 from 127.0.0.1")
     assert console.settings() == console.first_settings
     assert not any(line.startswith(">") for line in console.snapshot())
 
