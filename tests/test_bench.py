@@ -42,7 +42,10 @@ def test_bench_leaves_no_process_behind():
         while "speaking" not in process.stderr.readline():
             assert process.poll() is None
         send(process.pid, number)
-        process.communicate(timeout=TIMEOUT)            # all that had its stderr has ended, too
+        try:
+            process.communicate(timeout=TIMEOUT)        # all that had its stderr has ended, too
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"after signal {number} there is still {members_of(process.pid)}")
         assert process.returncode == code and not members_of(process.pid)
 
 

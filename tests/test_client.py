@@ -84,16 +84,24 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def listener():
-    """A member of a server that several tests share; it hears what their clients say, and that they leave."""
+def shared_server():
+    """A server that several tests share."""
     server = start_server("--rate", "0", "--bind", "127.0.0.1")
-    with RawClient(server.port, auto_ack=True) as bob:
-        bob.join("bob")
-        bob.port = server.port
-        yield bob
-        server.assert_healthy()
+    yield server
+    server.assert_healthy()
     server.kill()
     server.stop()
+
+
+@pytest.fixture
+def listener(shared_server):
+    """A member that hears what a test's clients say, and that they leave; gone before the next test."""
+    with RawClient(shared_server.port, auto_ack=True) as bob:
+        bob.join("bob")
+        bob.port = shared_server.port
+        yield bob
+        bob.send({"type": "leave", "id": bob.next_id})
+        assert bob.eof()
 
 
 @pytest.fixture

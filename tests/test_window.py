@@ -166,6 +166,17 @@ def server():
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def empty_room(server):
+    """Nobody of the test before is in the room any more."""
+    with RawClient(server.port, auto_ack=True) as first:
+        others = set(first.join("first")["users"]) - {"first"}
+        while others:
+            others.discard(first.recv_until("left")["name"])
+        first.send({"type": "leave", "id": first.next_id})
+        assert first.eof()
+
+
 @pytest.fixture
 def serve():
     """Start servers of one's own."""
