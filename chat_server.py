@@ -96,7 +96,7 @@ NEWS_EVERY = 0.1                # seconds between two pieces of joins and leaves
 BATCH_BYTES = 1024 * 1024       # bytes of one flush: a fraction of what may wait for a member
 ACCEPT_POLL = 60.0 if sys.platform == "linux" else 0.5      # seconds until an acceptor that nothing wakes sees that it has to end
 PACE = 0.0007                   # seconds between two newcomers, while everybody is told of each: so those who talk do not wait
-                                # for a thousand who join at once (p99 is 1.5 times what it was before them; without, 10 times)
+                                # for a thousand who join at once (their p99 doubles at most; without, it is 10 times as long)
 BUSY = 8                        # events in the inbox that keep newcomers waiting in the listening socket's queue,
 ADMIT_WAIT = 0.02               # seconds at most, each,
 ADMIT_POLL = 0.0002             # looked at so often

@@ -12,6 +12,7 @@ acknowledges nothing by itself (`auto_ack=True` changes that): the server sends 
 """
 
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -103,6 +104,18 @@ def start_server(*args, env=None, port=0):
     server = ServerProcess(process, errors)
     server.wait_for_port()
     return server
+
+
+@contextlib.contextmanager
+def serving(*args, **options):
+    """A server for the time of a `with`. At its end it has to be well; it is killed: faster, and stopping is tested elsewhere."""
+    server = start_server(*args, **options)
+    try:
+        yield server
+        server.assert_healthy()
+    finally:
+        server.kill()
+        server.stop()
 
 
 # --- The client ---

@@ -101,10 +101,8 @@ def connect(server, others):
 
 @pytest.fixture(scope="module")
 def server_without_web():
-    server = harness.start_server("--no-web")
-    yield server
-    server.assert_healthy()
-    server.stop()
+    with harness.serving("--no-web") as server:
+        yield server
 
 
 @pytest.fixture

@@ -29,11 +29,8 @@ def browser():
 
 @pytest.fixture
 def server():
-    server = harness.start_server("--rate", "0")
-    yield server
-    server.assert_healthy()
-    server.kill()                               # nobody is left who waits for a goodbye
-    server.stop()
+    with harness.serving("--rate", "0") as server:
+        yield server
 
 
 @pytest.fixture

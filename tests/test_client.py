@@ -18,7 +18,7 @@ import time
 
 import pytest
 import harness
-from harness import ROOT, TIMEOUT, RawClient, start_server
+from harness import ROOT, TIMEOUT, RawClient, serving, start_server
 
 sys.path.insert(0, str(ROOT))
 
@@ -86,11 +86,8 @@ def serve():
 @pytest.fixture(scope="module")
 def shared_server():
     """A server that several tests share."""
-    server = start_server("--rate", "0", "--bind", "127.0.0.1")
-    yield server
-    server.assert_healthy()
-    server.kill()
-    server.stop()
+    with serving("--rate", "0", "--bind", "127.0.0.1") as server:
+        yield server
 
 
 @pytest.fixture

@@ -140,11 +140,8 @@ class WebPeer(Peer):
 
 @pytest.fixture
 def server():
-    server = harness.start_server("--rate", "0")
-    yield server
-    server.assert_healthy()
-    server.kill()
-    server.stop()
+    with harness.serving("--rate", "0") as server:
+        yield server
 
 
 def test_mixed_room_while_connections_are_cut(server):

@@ -24,11 +24,8 @@ SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "
 
 @pytest.fixture(scope="module")
 def server():
-    server = harness.start_server()
-    yield server
-    server.assert_healthy()
-    server.kill()
-    server.stop()
+    with harness.serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

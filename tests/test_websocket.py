@@ -259,10 +259,8 @@ def test_echo_after_an_error(connect):
 
 @pytest.fixture(scope="module")
 def server():
-    server = harness.start_server("--rate", "0")
-    yield server
-    server.assert_healthy()
-    server.stop()
+    with harness.serving("--rate", "0") as server:
+        yield server
 
 
 @pytest.fixture

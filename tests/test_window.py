@@ -17,7 +17,7 @@ import threading
 import time
 
 import pytest
-from harness import CLIENT, ROOT, TIMEOUT, RawClient, start_server
+from harness import CLIENT, ROOT, TIMEOUT, RawClient, serving, start_server
 from terminal import Program, take_terminal
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and pseudo-terminals")
@@ -159,11 +159,8 @@ class FakeServer:
 @pytest.fixture(scope="module")
 def server():
     """The server that the tests share."""
-    server = start_server("--rate", "0", "--bind", "127.0.0.1", "--grace", "0.1")
-    yield server
-    server.assert_healthy()
-    server.kill()                           # faster than stop(), and who stops well is tested elsewhere
-    server.stop()
+    with serving("--rate", "0", "--bind", "127.0.0.1", "--grace", "0.1") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
