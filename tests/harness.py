@@ -18,6 +18,7 @@ import os
 import pathlib
 import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,11 @@ def serving(*args, **options):
     finally:
         server.kill()
         server.stop()
+
+
+def heed_interrupts():
+    """In the new process: a background job of a shell, which pytest may be, has SIGINT ignored, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # --- The client ---

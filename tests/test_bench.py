@@ -11,7 +11,7 @@ import types
 import xml.etree.ElementTree
 
 import pytest
-from harness import ROOT, TIMEOUT
+from harness import ROOT, TIMEOUT, heed_interrupts
 
 sys.path.insert(0, str(ROOT / "bench"))
 
@@ -37,7 +37,7 @@ def test_bench_tiny_run(tmp_path):
 def test_bench_leaves_no_process_behind():
     """Ctrl-C, which all processes get, and SIGTERM, which only it gets, end the server and what drives it."""
     both = [subprocess.Popen([*FANOUT, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             start_new_session=True) for _ in range(2)]
+                             start_new_session=True, preexec_fn=heed_interrupts) for _ in range(2)]
     for process, number, send, code in zip(both, (signal.SIGINT, signal.SIGTERM), (os.killpg, os.kill), (130, 143)):
         while "speaking" not in process.stderr.readline():
             assert process.poll() is None

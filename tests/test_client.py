@@ -18,7 +18,7 @@ import time
 
 import pytest
 import harness
-from harness import ROOT, TIMEOUT, RawClient, serving, start_server
+from harness import ROOT, TIMEOUT, RawClient, heed_interrupts, serving, start_server
 
 sys.path.insert(0, str(ROOT))
 
@@ -129,11 +129,6 @@ def texts_of_visit(listener):
     before = len(listener.frames)
     listener.recv_until("left", name="pipe")
     return [frame["text"] for frame in listener.frames[before:] if frame["type"] == "chat"]
-
-
-def heed_interrupts():
-    """In the new process: a background job of a shell, which pytest may be, has SIGINT ignored, and hands that on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
