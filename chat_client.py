@@ -230,6 +230,11 @@ class ClientSession:
         self.joined = False
         self.manager.detach()
 
+    def is_own(self, message: Message) -> bool:
+        """True for what we said, even under a name that we had before."""
+        return isinstance(message, Chat) and (self.said_of(message.id) is not None
+                                              or name_key(message.sender) == name_key(self.name))
+
     def forgotten(self, welcome: Welcome) -> "list[Said]":
         """For on_welcome: what the server has said to have, and may not send back at its place after this welcome."""
         if welcome.resumed and not welcome.missed:
