@@ -80,8 +80,10 @@ def random_text(random_, pieces=PIECES, most=12):
 
 def client_of(name="ann", **options):
     """What a Formatter wants to know of a client."""
-    return types.SimpleNamespace(**{"name": name, "history_until": 0, "list_as_of": 0, "here": 3,
-                                    "said_of": lambda id: None, **options})
+    client = types.SimpleNamespace(**{"name": name, "history_until": 0, "list_as_of": 0, "here": 3,
+                                      "said_of": lambda id: None, **options})
+    client.is_own = types.MethodType(chat_client.ClientSession.is_own, client)
+    return client
 
 
 def formatter_of(name="ann", colours=256, **options):
@@ -1223,7 +1225,8 @@ def test_formatter_mentions_of_the_name_of_now():
     assert formatter.chat(chat("ann")).lines
     formatter._client.name = "c.d"
     assert not formatter.is_mention(chat("ann cxd")) and formatter.is_mention(chat("hi C.D"))
-    assert formatter.is_own(chat("c.d", "C.d")) and not formatter.is_own(chat("c.d"))
+    assert formatter._client.is_own(chat("c.d", "C.d"))
+    assert not formatter._client.is_own(chat("c.d"))
     assert formatter.is_mention(chat("hello", to="c.d"))
     assert not any(spans_of(line, Theme.mention) for line in formatter.chat(chat("c.d", "c.d"), own=True).lines)
 
