@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Only now: the modules take the environment as it is, and are looked for where it says.
 import chat_client  # noqa: E402
 import chatproto  # noqa: E402
-from harness import ENVIRONMENT, ROOT, SERVER, RawClient, client_command  # noqa: E402
+from harness import CLIENT, ENVIRONMENT, ROOT, SERVER, RawClient, client_command  # noqa: E402
 from harness import serving, start_server  # noqa: E402
-from program import LineProgram  # noqa: E402
+from onscreen import assert_restored, newest, sweep, wait, wait_messages  # noqa: E402
+from program import LineProgram, Program  # noqa: E402
 
 
 @pytest.fixture
@@ -54,9 +56,10 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def shared_server():
-    """One server for all tests of a file."""
-    with serving("--rate", "0", "--bind", "127.0.0.1") as server:
+def server(request):
+    """One server for all tests of a file, with what its SERVER_OPTIONS add."""
+    options = getattr(request.module, "SERVER_OPTIONS", ())
+    with serving("--rate", "0", "--bind", "127.0.0.1", *options) as server:
         yield server
 
 
@@ -129,4 +132,82 @@ def console(terminal):
         port = int(window.expect(r"Listening on 127\.0\.0\.1:\d+").rpartition(":")[2])
         window.expect(r"Others join with: python chat_client\.py 127\.0\.0\.1 \d+")
         return window, port
+    return start
+
+
+# --- Clients in a terminal, with the screen; the server has to have --grace 0.1 ---
+
+@pytest.fixture
+def empty_room(server):
+    """Nobody of the test before is in the room any more."""
+    with RawClient(server.port, auto_ack=True) as first:
+        others = set(first.join("first")["users"]) - {"first"}
+        while others:
+            others.discard(first.recv_until("left")["name"])
+        first.leave()
+
+
+@pytest.fixture
+def paused(server):
+    """Stop the shared server; what it returns lets it go on."""
+    def pause():
+        server.process.send_signal(signal.SIGSTOP)
+        # Its threads run on for a moment.
+        _, status = os.waitpid(server.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        return resume
+
+    def resume():
+        server.process.send_signal(signal.SIGCONT)
+    yield pause
+    resume()
+
+
+@pytest.fixture
+def join(server):
+    """Let raw clients join, the shared server by default; at the end they leave, and are gone
+    before the next test."""
+    peers = []
+
+    def join(name, port=None):
+        peers.append(RawClient(port or server.port, auto_ack=True))
+        peers[-1].join(name)
+        return peers[-1]
+    yield join
+    for one in peers:
+        # An OSError: its server is gone.
+        with contextlib.suppress(OSError):
+            one.leave()
+        one.close()
+
+
+@pytest.fixture
+def launch(server):
+    """Start clients; at the end each has left the terminal as it was."""
+    programs = []
+
+    def start(*arguments, port=None, command=None, env=None, **options):
+        if port is None:
+            sweep(server.port)
+        command = [*(command or CLIENT), "127.0.0.1", str(port or server.port), "-n", "ann"]
+        programs.append(Program([*command, *arguments], cwd=ROOT,
+                                env={"COLORTERM": None, **(env or {})}, **options))
+        return programs[-1]
+    yield start
+    for program in programs:
+        program.stop()
+    for program in programs:
+        assert_restored(program)
+
+
+@pytest.fixture
+def window(launch):
+    """Start clients that are in and show nothing."""
+    def start(*arguments, **options):
+        program = launch(*arguments, **options)
+        wait(program, lambda terminal: newest(terminal) == "sweeper: swept"
+             and "you are ann" in terminal.text(), "the history")
+        program.type("/clear\r")
+        wait_messages(program)
+        return program
     return start

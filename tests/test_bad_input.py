@@ -24,17 +24,6 @@ def new_name(prefix="m"):
 
 # --- Fixtures ---
 
-@pytest.fixture(scope="module")
-def server():
-    """One server for all: bad input must not have to be cleaned up after."""
-    server = harness.start_server("--rate", "0")
-    yield server
-    server.assert_healthy()
-    server.stop()
-    text = server.stderr_text()
-    assert "Traceback" not in text and "bug" not in text, text
-
-
 class Others:
     """Two members who have nothing to do with it."""
 

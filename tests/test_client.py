@@ -19,11 +19,11 @@ CLOCK = r"\d\d:\d\d "
 
 
 @pytest.fixture
-def listener(shared_server):
+def listener(server):
     """A member that hears what a test's clients say, and that they leave; gone before the next test."""
-    with RawClient(shared_server.port, auto_ack=True) as bob:
+    with RawClient(server.port, auto_ack=True) as bob:
         bob.join("bob")
-        bob.port = shared_server.port
+        bob.port = server.port
         yield bob
         bob.send({"type": "leave", "id": bob.next_id})
         assert bob.eof()

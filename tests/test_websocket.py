@@ -257,12 +257,6 @@ def test_echo_after_an_error(connect):
 
 # --- In the chat ---
 
-@pytest.fixture(scope="module")
-def server():
-    with harness.serving("--rate", "0") as server:
-        yield server
-
-
 @pytest.fixture
 def member(server):
     with WebClient(server.port) as client:
