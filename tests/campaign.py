@@ -28,25 +28,17 @@ for folder in (HERE, HERE.parent):
 
 import chat_client  # noqa: E402
 import chatproto  # noqa: E402
-from chatproto import Chat  # noqa: E402
-from test_delivery import PATIENCE, THERE, CuttingProxy, HistoryChecker, Server, Talker, wait_until  # noqa: E402
+from chat_client import THERE  # noqa: E402
+from harness import TIMEOUT, start_server, wait_until  # noqa: E402
+from proxy import CuttingProxy  # noqa: E402
+from witness import HistoryChecker, Talker  # noqa: E402
 
 AHEAD = 20              # messages that a speaker leaves unacknowledged
 
 
-class Witness(Talker):
-    """A Talker that also counts the welcomes that were no resumes."""
-
-    def __init__(self, port, name):
-        self.fresh = 0
-        super().__init__(port, name)
-
-    def _on_welcome(self, welcome):
-        self.fresh += not welcome.resumed
-        super()._on_welcome(welcome)
-
-    def acknowledged(self):
-        return len(self.history.states)
+def acknowledged(talkers):
+    """How many of their messages have come to an end."""
+    return sum(len(talker.history.states) for talker in talkers)
 
 
 def speak_until(stop, talker):
@@ -84,21 +76,21 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
     chance = random.Random(seed)
     path = str(pathlib.Path(folder) / "chat.db")
     started = time.monotonic()
-    server = Server(str(pathlib.Path(folder) / "stderr"), "--rate", "0", "--grace", "30", "--history", path)
+    server = start_server("--bind", "127.0.0.1", "--rate", "0", "--grace", "30", "--history", path)
     proxy = CuttingProxy(server.port, seed)
-    talkers = [Witness(server.port, f"s{number}") for number in range(speakers)]
-    talkers += [Witness(proxy.port if cut else server.port, f"l{number}") for number in range(listeners)]
-    for talker in talkers[::2]:         # half of both have bad connections from their first reconnect on
-        talker.client._port = proxy.port if cut else server.port
+    # Every second speaker, and all listeners, have bad connections.
+    ports = server.port, proxy.port if cut else server.port
+    talkers = [Talker(ports[number % 2], f"s{number}") for number in range(speakers)]
+    talkers += [Talker(ports[1], f"l{number}") for number in range(listeners)]
     stop, downtimes = threading.Event(), []
     threads = [threading.Thread(target=speak_until, args=(stop, talker), daemon=True) for talker in talkers[:speakers]]
     for thread in threads:
         thread.start()
     try:
         for _ in range(kills):
-            target = sum(talker.acknowledged() for talker in talkers) + chance.randint(least, most)
-            wait_until(lambda: sum(talker.acknowledged() for talker in talkers) >= target or any(t.ended for t in talkers),
-                       what=lambda: f"no progress: {server.log()[-2000:]}")
+            target = acknowledged(talkers) + chance.randint(least, most)
+            wait_until(lambda: acknowledged(talkers) >= target or any(t.ended for t in talkers),
+                       what=lambda: f"no progress: {server.stderr_text()[-2000:]}")
             stop.wait(chance.uniform(0, 0.01))          # anywhere between two commits, or within one
             server.kill()
             down = time.monotonic()
@@ -107,24 +99,24 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
         proxy.calm()
         stop.set()
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
         last = [talker.say(f"{talker.history.name} 1000000000") for talker in talkers]
         wait_until(lambda: all({said.text for said in last} <= {chat.text for _, chat in talker.history.chats[-100:]}
                                and not talker.client.unsettled for talker in talkers),
-                   what=lambda: f"last words were not heard: {[(t.history.name, t.ended) for t in talkers]} {server.log()[-2000:]}")
+                   what=lambda: f"last words were not heard: {[(t.history.name, t.ended) for t in talkers]} {server.stderr_text()[-2000:]}")
     finally:
         stop.set()
         for talker in talkers:
             talker.client.close()
         proxy.close()
-        log = server.log()
+        log = server.stderr_text()
         server.kill()
     histories = [talker.history for talker in talkers]
     violations = HistoryChecker(histories, histories[0].epoch).violations() + check_file(path, histories)
     violations += [f"{talker.history.name}: {talker.fresh} welcomes that were no resumes" for talker in talkers if talker.fresh > 1]
     violations += [f"{talker.history.name} gave up: {talker.ended}" for talker in talkers if talker.ended]
     violations += [line for line in log.splitlines() if "bug " in line or "Traceback" in line]
-    figures = {"kills": kills, "acknowledged": sum(talker.acknowledged() for talker in talkers),
+    figures = {"kills": kills, "acknowledged": acknowledged(talkers),
                "heard": sum(len(history.chats) for history in histories), "connections": sum(t.connections for t in talkers),
                **{f"proxy {what}": count for what, count in sorted(proxy.counts.items())},
                "start s, median": round(sorted(downtimes)[len(downtimes) // 2], 2), "start s, longest": round(max(downtimes), 2),

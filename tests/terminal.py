@@ -1,51 +1,36 @@
-"""A terminal for tests: Terminal is the model, bytes in and cells out; Program runs a command on a pseudo-terminal.
+"""A terminal for tests: bytes in and cells out. (program.py runs a command on one.)
 
-    with Program([sys.executable, "chat_client.py", "--name", "ann"], rows=24, columns=80) as program:
-        program.wait_for("connected")
-        program.type("hello\\r")
-        program.wait_until(lambda terminal: "hello" in terminal.line(3), "the message above the input line")
-        program.signal(signal.SIGTERM)
-        assert program.wait_exit() == 0 and program.settings() == program.first_settings
-        assert not program.terminal.unknown
+    terminal = Terminal(rows=24, columns=80)
+    terminal.feed(b"\x1b[1mhello")
+    assert terminal.line(0) == "hello" and not terminal.unknown
 
-Where terminals differ, the model does as xterm does: a character in the last column leaves the cursor there, and the next
-one wraps (so erasing to the end of the line in between erases that character); erased cells take the background, not the
-other attributes; a resize reflows nothing. How wide emoji are is where they differ most; `joins_emoji` has the two schools:
+Where terminals differ, the model does as xterm does: a character in the last column leaves the
+cursor there, and the next one wraps (so erasing to the end of the line in between erases that
+character); erased cells take the background, not the other attributes; a resize reflows nothing.
+How wide emoji are is where they differ most; `joins_emoji` has the two schools:
 
-    True   kitty, Ghostty, WezTerm, iTerm2: what ZWJ joins is one cell of two columns, so are an emoji with its skin tone and
-           two regional indicators (a single one has one column)
-    False  xterm, most others: every emoji has its own two columns, the skin tone too, a regional indicator has one
+    True   kitty, Ghostty, WezTerm, iTerm2: what ZWJ joins is one cell of two columns, so are an
+           emoji with its skin tone and two regional indicators (a single one has one column)
+    False  xterm, most others: every emoji has its own two columns, the skin tone too, a regional
+           indicator has one
 
-In both, an emoji variation selector (U+FE0F) makes two columns of one, except with `widens=False` (again xterm). A cell that
-becomes wide in the last column moves to the next line. A combining mark in the first column has no cell to go to: it is lost.
+In both, an emoji variation selector (U+FE0F) makes two columns of one, except with `widens=False`
+(again xterm). A cell that becomes wide in the last column moves to the next line. A combining mark
+in the first column has no cell to go to: it is lost.
 
-Left out: origin and insert mode, tab stops, character sets, mouse reports. What the model does not know is in `unknown`, and
-has no effect. A scroll touches only the rows that it empties. Program is for POSIX; Terminal runs anywhere, and takes no lock.
+Left out: origin and insert mode, tab stops, character sets, mouse reports. What the model does not
+know is in `unknown`, and has no effect. A scroll touches only the rows that it empties. It runs
+anywhere, and takes no lock.
 """
 
 import codecs
 import collections
 import functools
-import os
 import re
-import select
-import signal
-import subprocess
-import threading
-import time
 import unicodedata
 
-from harness import TIMEOUT
-
-try:
-    import fcntl
-    import pty
-    import struct
-    import termios
-except ImportError:         # Windows: no Program
-    pty = None
-
-SCROLLBACK = 10_000         # lines; older ones are dropped
+# Lines; older ones are dropped.
+SCROLLBACK = 10_000
 
 Cell = collections.namedtuple("Cell", "text width style")       # the second half of a wide cell is ("", 0, style)
 
@@ -490,180 +475,3 @@ class Terminal:
         "E": lambda self: (self._line_feed(), self._move(self._row, 0)),
         "=": lambda self: None, ">": lambda self: None, "(B": lambda self: None, ")B": lambda self: None,
     }
-
-
-# --- The pseudo-terminal ---
-
-class Program:
-    """A running command, and the `terminal` that it runs on. A thread reads what the command prints, another awaits its end.
-
-    `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at `terminal` in wait_until(),
-    in snapshot(), or after wait_exit(): in between, the reader feeds it. `process` is the Popen, `chunks` has
-    (seconds since the start, bytes) for each read, `first_settings` what settings() was before the command ran.
-    """
-
-    def __init__(self, command, rows=24, columns=80, env=None, cwd=None, **options):
-        self.terminal = Terminal(rows, columns, **options)
-        self.chunks = []
-        self._output = bytearray()
-        self._unsent = bytearray()                  # typed, but the command does not read
-        self._ended = False                         # all that it printed has been read
-        self._closed = False
-        self._changed = threading.Condition(threading.Lock())      # protects the terminal and all of the above; a leaf
-        self._master, self._slave = pty.openpty()
-        self._woken, self._wake = os.pipe()         # wakes the reader when there is something unsent
-        os.set_blocking(self._master, False)
-        self.first_settings = self._last_settings = termios.tcgetattr(self._slave)
-        self._set_size(rows, columns)
-        variables = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8",
-                     "LINES": None, "COLUMNS": None, "NO_COLOR": None, **(env or {})}
-        self._start = time.monotonic()
-        self.process = subprocess.Popen(
-            command, stdin=self._slave, stdout=self._slave, stderr=self._slave, cwd=cwd, start_new_session=True,
-            env={name: value for name, value in variables.items() if value is not None}, preexec_fn=take_terminal)
-        self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)      # ends after the waiter
-        self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)     # ends with the process
-        self._reader.start()
-        self._waiter.start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.stop()
-
-    raw_output = property(lambda self: self._locked(lambda: bytes(self._output)), doc="All that the command has printed.")
-
-    def snapshot(self):
-        """The screen's lines."""
-        return self._locked(self.terminal.lines)
-
-    def settings(self):
-        """The pseudo-terminal's termios settings; those at its end when the command has ended."""
-        return self._locked(lambda: self._last_settings if self._slave is None else termios.tcgetattr(self._slave))
-
-    def type(self, keys):
-        """Send text or bytes, as keys that are pressed; never blocks."""
-        with self._changed:
-            self._unsent += keys.encode("utf-8") if isinstance(keys, str) else keys
-            self._send()
-        os.write(self._wake, b"w")
-
-    def wait_until(self, predicate, what):
-        """Return what `predicate(terminal)` returns as soon as that is true; AssertionError when it ends or takes too long.
-
-        It is asked now, and when something has arrived: a state that lasts for one chunk only may pass between.
-        The lock is held, so it must not call this object.
-        """
-        deadline = time.monotonic() + TIMEOUT
-        with self._changed:
-            while not (result := predicate(self.terminal)):
-                assert not self._ended, self._describe(f"the command ended before {what}")
-                if not self._changed.wait(deadline - time.monotonic()):
-                    raise AssertionError(self._describe(f"in vain waited for {what}"))
-            return result
-
-    def wait_for(self, text):
-        """Return as soon as the text can be read in a row."""
-        self.wait_until(lambda terminal: any(text in line for line in terminal.lines()), repr(text))
-
-    def resize(self, rows, columns):
-        """Give the window another size; the kernel sends SIGWINCH."""
-        with self._changed:
-            self.terminal.resize(rows, columns)
-            self._set_size(rows, columns)
-
-    def signal(self, number):
-        """Send a signal to the process (not to its group)."""
-        self.process.send_signal(number)
-
-    def wait_exit(self):
-        """Return the exit code, after all that was printed is in the model."""
-        self._waiter.join(TIMEOUT)
-        self._reader.join(TIMEOUT)
-        assert self._ended, self._locked(lambda: self._describe("the command did not end"))
-        return self.process.returncode
-
-    def stop(self):
-        """End the command, kill it when that fails; return its exit code. May be called twice."""
-        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is None:
-                self.process.send_signal(number)
-                self._waiter.join(0 if number == signal.SIGCONT else TIMEOUT)
-        self._waiter.join(TIMEOUT)
-        if not self._closed:
-            self._closed = True
-            os.write(self._wake, b"w")              # a child that it left behind may hold the terminal open
-            self._reader.join(TIMEOUT)
-            for descriptor in (self._master, self._woken, self._wake):
-                os.close(descriptor)
-        return self.process.returncode
-
-    def _locked(self, function):
-        with self._changed:
-            return function()
-
-    def _set_size(self, rows, columns):
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def _describe(self, problem):
-        """What a failed test shows; needs the lock."""
-        terminal = self.terminal
-        screen = "\n".join(f"|{line}" for line in terminal.lines())
-        return (f"{problem}\n{screen}\ncursor {terminal.cursor}, unknown {terminal.unknown}, exit code "
-                f"{self.process.returncode}, end of the output: {bytes(self._output[-200:])!r}")
-
-    def _send(self):
-        """Write what the command takes; needs the lock, does not block."""
-        try:
-            while self._unsent:
-                del self._unsent[:os.write(self._master, self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:                             # it has ended
-            self._unsent.clear()
-
-    def _read(self):
-        while True:
-            wanted = [self._master] if self._locked(lambda: len(self._unsent)) else []
-            readable, _, _ = select.select([self._master, self._woken], wanted, [], 0 if self._closed else None)
-            if self._woken in readable:
-                os.read(self._woken, 65536)
-            try:
-                data = os.read(self._master, 65536)
-            except BlockingIOError:
-                data = None
-            except OSError:                         # EIO: how Linux says that the other side is closed
-                data = b""
-            if data == b"" or data is None and self._closed:
-                break
-            with self._changed:
-                if data:
-                    self._take(data)
-                self._send()
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def _take(self, data):
-        """Show what the command has printed; needs the lock."""
-        self._output += data
-        self.chunks.append((time.monotonic() - self._start, len(data)))
-        answered = len(self.terminal.replies)
-        self.terminal.feed(data)
-        self._unsent += self.terminal.replies[answered:]
-
-    def _await(self):
-        self.process.wait()
-        with self._changed:                         # open until now: some systems forget the settings with the last close
-            self._last_settings = termios.tcgetattr(self._slave)
-            os.close(self._slave)
-            self._slave = None
-
-
-def take_terminal():
-    """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in the background."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):       # nohup ignores the last
-        signal.signal(number, signal.SIG_DFL)

@@ -1,15 +1,14 @@
 """The page in a real Chromium: what a person with a browser sees and does. One browser for all of it."""
 
 import json
-import socket
-import threading
 
 import pytest
 
 import browser as driver
 import harness
 from chat_client import ChatClient
-from harness import TIMEOUT
+from harness import wait_until
+from proxy import CuttingProxy
 
 HOSTILE = ['<img src=x onerror="window.bitten=1">', "</script><script>window.bitten=1</script>", "<b>bold</b> &amp; &lt;",
            "javascript:window.bitten=1 http://x.example/\"onmouseover=\"window.bitten=1", "\u202egnp.exe \u2066x\u2069 \u200bhidden\ufeff",
@@ -28,9 +27,8 @@ def browser():
 
 
 @pytest.fixture
-def server():
-    with harness.serving("--rate", "0") as server:
-        yield server
+def server(serve):
+    return serve()
 
 
 @pytest.fixture
@@ -102,75 +100,6 @@ def texts_of(client):
     return [message.text for message in client.heard if message.type == "chat"]
 
 
-def wait_for(predicate):
-    """Until `predicate()` is true, on other threads' account."""
-    tick = threading.Event()
-    for _ in range(int(TIMEOUT / 0.02)):
-        if predicate():
-            return
-        tick.wait(0.02)
-    raise AssertionError("what was waited for did not happen")
-
-
-class CuttingProxy:
-    """A TCP proxy on `port` that can cut all its connections, and refuse new ones."""
-
-    def __init__(self, port):
-        self._to = port
-        self._lock = threading.Lock()               # protects the two below
-        self._socks = set()
-        self._refusing = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                ours, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                if self._refusing:
-                    ours.close()
-                    continue
-                theirs = socket.create_connection(("127.0.0.1", self._to))
-                self._socks |= {ours, theirs}
-            for pair in ((ours, theirs), (theirs, ours)):
-                threading.Thread(target=self._pump, args=pair, name="pump", daemon=True).start()
-
-    def _pump(self, source, sink):
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for sock in (source, sink):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def cut(self, refusing=False):
-        """End every connection; refuse others while `refusing`."""
-        with self._lock:
-            self._refusing = refusing
-            socks, self._socks = self._socks, set()
-        for sock in socks:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def allow(self):
-        with self._lock:
-            self._refusing = False
-
-    def close(self):
-        self.cut(True)
-        self._listener.close()
-
-
 @pytest.fixture
 def proxy(server):
     proxy = CuttingProxy(server.port)
@@ -187,7 +116,7 @@ def test_join_speak_and_hear(server, enter, friend):
     tab = enter(server.port, me)
     say(tab, "hello from the page")
     tab.wait(f"{state('hello from the page')}?.startsWith('heard by')")
-    wait_for(lambda: texts_of(bob) == ["hello from the page"])
+    wait_until(lambda: texts_of(bob) == ["hello from the page"])
     bob.say("and back")
     tab.wait(message("and back"))
     assert tab.js("document.querySelectorAll('#pending .msg').length") == 0
@@ -241,7 +170,7 @@ def test_private_message_rename_and_completion(server, enter, friend):
     tab.wait("/is not a command/.test(document.querySelector('#log').lastChild.textContent)")
     say(tab, "//slash")
     tab.wait(message("/slash"))
-    wait_for(lambda: "/slash" in texts_of(bob) and "/slash" in texts_of(eve))
+    wait_until(lambda: "/slash" in texts_of(bob) and "/slash" in texts_of(eve))
     assert "only you" in texts_of(bob) and texts_of(eve) == ["/slash"]
 
 
@@ -263,7 +192,7 @@ def test_long_text_and_lines_as_written(server, enter, friend):
     tab = enter(server.port, new_name())
     long = "".join(chr(97 + number % 26) for number in range(8191)) + "🧑" + "x" * 11_807
     say(tab, long)
-    wait_for(lambda: "".join(texts_of(bob)) == long)
+    wait_until(lambda: "".join(texts_of(bob)) == long)
     assert [len(text) for text in texts_of(bob)] == [8192, 8192, 3615]
     tab.type("if x:", "input")
     tab.key("Enter", shift=True)
@@ -325,7 +254,7 @@ def test_connection_that_is_cut_in_the_middle(server, enter, friend, proxy):
     shown = tab.js("[...document.querySelectorAll('#log .text')].map(text => text.textContent)")
     assert [text for text in shown if text[:4] == "mine"] == expected[0]
     assert [text for text in shown if text[:3] == "his"] == expected[1]
-    wait_for(lambda: len(texts_of(bob)) >= 48)
+    wait_until(lambda: len(texts_of(bob)) >= 48)
     assert [text for text in texts_of(bob) if text in shown] == [text for text in shown if text[:4] == "mine" or text[:3] == "his"]
     assert len(texts_of(bob)) == 48
 
@@ -340,11 +269,11 @@ def test_typing_offline(server, enter, friend, proxy):
         say(tab, f"offline {number}")
     assert tab.js("[...document.querySelectorAll('#pending .state')].map(state => state.textContent)") == ["not sent yet"] * 3
     bob.say("meanwhile")
-    wait_for(lambda: texts_of(bob) == ["meanwhile"])
+    wait_until(lambda: texts_of(bob) == ["meanwhile"])
     proxy.allow()
     tab.click("#banner button")
     tab.wait(f"{message('offline 2', '.own')} && {message('meanwhile')} && document.getElementById('banner').hidden")
-    wait_for(lambda: len(texts_of(bob)) == 4)
+    wait_until(lambda: len(texts_of(bob)) == 4)
     assert texts_of(bob) == ["meanwhile", "offline 0", "offline 1", "offline 2"]
     assert tab.js("document.querySelectorAll('#pending .msg').length") == 0
 
@@ -355,7 +284,7 @@ def test_page_that_is_reloaded(server, enter, friend):
     name = new_name()
     tab = enter(server.port, name)
     say(tab, "before the reload")
-    wait_for(lambda: texts_of(bob) == ["before the reload"])
+    wait_until(lambda: texts_of(bob) == ["before the reload"])
     bob.say("answer")
     tab.wait(f"{message('answer')} && {state('before the reload')} === 'heard by all'")
     tab.type("a draft", "input")
@@ -383,29 +312,24 @@ def test_reload_with_messages_that_were_not_sent(server, enter, friend, proxy):
     tab.wait("document.querySelector('#pending .msg')")
     tab.reload()
     tab.wait(message("kept", ".own"))
-    wait_for(lambda: "kept" in texts_of(bob))
+    wait_until(lambda: "kept" in texts_of(bob))
     assert texts_of(bob) == ["first", "kept"]
     assert tab.js("document.querySelectorAll('#pending .msg').length") == 0
 
 
-def test_server_that_is_restarted_under_the_page(enter):
+def test_server_that_is_restarted_under_the_page(serve, enter):
     """Without a history the page starts again by itself, says what was not confirmed, and stays usable."""
-    server = harness.start_server()
+    server = serve(rate=None)
     tab = enter(server.port, "ann")
     say(tab, "to the first")
     tab.wait(f"{state('to the first')} === 'there'")
-    port = server.port
     server.kill()
     tab.wait("!document.getElementById('banner').hidden")
     say(tab, "said in between")
-    server.stop()
-    again = harness.start_server(port=port)
+    server.start()
     tab.js("session.wake()")
     tab.wait(f"{message('said in between', '.own')} && {state('said in between')} === 'there'")
     assert tab.js("[...document.querySelectorAll('#log .text')].map(text => text.textContent)") == ["to the first", "said in between"]
-    again.assert_healthy()
-    again.kill()
-    again.stop()
 
 
 def test_tab_in_the_background(server, enter, friend):
@@ -423,13 +347,13 @@ def test_tab_in_the_background(server, enter, friend):
     tab.wait("document.title === 'Roger'")
 
 
-def test_older_messages(enter, friend, tmp_path):
+def test_older_messages(serve, enter, friend, tmp_path):
     """Scrolled up, the page fetches what was said before: once, in order, above what is being read, which does not move."""
-    server = harness.start_server("--rate", "0", "--history", str(tmp_path / "chat.db"))
+    server = serve("--history", str(tmp_path / "chat.db"))
     bob = friend(server.port, "bob")
     for number in range(150):
         bob.say(f"said {number}")
-    wait_for(lambda: len(texts_of(bob)) == 150)
+    wait_until(lambda: len(texts_of(bob)) == 150)
     tab = enter(server.port, "ann", height=400)
     tab.wait(f"{message('said 149')} && lastTop > 100")
     texts = "[...document.querySelectorAll('#log .text')].map(text => text.textContent)"
@@ -454,9 +378,6 @@ def test_older_messages(enter, friend, tmp_path):
     tab.reload()
     tab.wait("session.joined")
     assert tab.js(texts) == [f"said {number}" for number in range(151)]
-    server.assert_healthy()
-    server.kill()
-    server.stop()
 
 
 # --- People, keys, and what a screen reader hears ---
@@ -468,7 +389,7 @@ def test_quit_and_come_back(server, enter, friend):
     tab = enter(server.port, name)
     say(tab, "/quit")
     tab.wait("!document.getElementById('door').hidden")
-    wait_for(lambda: [message.reason for message in bob.heard if message.type == "left" and message.name == name] == ["quit"])
+    wait_until(lambda: [message.reason for message in bob.heard if message.type == "left" and message.name == name] == ["quit"])
     assert tab.js("document.getElementById('name').value") == name
     tab.key("Enter")
     tab.wait("session.joined")
@@ -527,7 +448,7 @@ def test_contrast(server, enter, friend, dark):
 def test_host_view(enter, friend):
     """Who is there, since when; a boot with its reason, a word as Server, another message of the day; only with the secret."""
     server = harness.start_server()
-    wait_for(lambda: len(server.lines) == 4)
+    wait_until(lambda: len(server.lines) == 4)
     link = server.lines[3].partition("Host's page: ")[2]
     mallory, bob = friend(server.port, "mallory"), friend(server.port, "bob")
     web = enter(server.port, "webby")
@@ -541,7 +462,7 @@ def test_host_view(enter, friend):
     host.type("spamming")
     host.key("Enter")
     host.wait("/mallory is out/.test(document.getElementById('host-note').textContent)")
-    wait_for(lambda: mallory.ended == "you were booted: spamming")
+    wait_until(lambda: mallory.ended == "you were booted: spamming")
     web.wait("/mallory was booted: spamming/.test(document.getElementById('log').textContent)")
     host.type("Lunch at noon", "host-say")
     host.key("Enter")

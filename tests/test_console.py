@@ -12,7 +12,7 @@ from harness import ROOT, SERVER, RawClient
 if os.name != "posix":
     pytest.skip("pseudo-terminals are POSIX", allow_module_level=True)
 
-from terminal import Program
+from program import Program
 
 
 @contextlib.contextmanager

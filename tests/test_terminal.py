@@ -1,13 +1,13 @@
 """The terminal model by tables, and the pseudo-terminal by programs of a few lines."""
 
-import os
 import signal
 import sys
 
 import pytest
-from terminal import Program, Terminal
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+from harness import posix_only
+from program import Program
+from terminal import Terminal
 
 WOMAN_TECHNOLOGIST, THUMB = "\U0001f469\u200d\U0001f4bb", "\U0001f44d\U0001f3fd"
 SWEDEN, HEART = "\U0001f1f8\U0001f1ea", "\u2764\ufe0f"

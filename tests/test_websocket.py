@@ -257,12 +257,6 @@ def test_echo_after_an_error(connect):
 
 # --- In the chat ---
 
-@pytest.fixture(scope="module")
-def server():
-    with harness.serving("--rate", "0") as server:
-        yield server
-
-
 @pytest.fixture
 def member(server):
     with WebClient(server.port) as client:
@@ -394,25 +388,6 @@ def test_messages_before_the_end_are_read():
     assert websocket.read() == b"{}\n"
     with pytest.raises(chatproto.ConnectionClosed):
         websocket.read()
-
-
-def test_broadcast_is_encoded_once_for_all_websockets():
-    """However many there are, and also when a window splits it or it is sent again."""
-    wrapped, written = [], []
-    alarm = chatproto.Alarm(timer=lambda *arguments: SlowWire())
-    managers = [chatproto.MessageManager(alarm, lambda: None, lambda: None, wrap=lambda line: wrapped.append(line) or b"<%b>" % line)
-                for _ in range(50)]
-    for manager in managers:
-        manager.attach(written.append)
-    frames = [b"%d\n" % id for id in range(1, 101)]             # more than a window
-    pending = chatproto.PendingMessage(list(range(1, 101)), frames)
-    for manager in managers:
-        manager.send(pending)
-    for manager in managers:
-        manager.acknowledged(64)
-    assert len(wrapped) == 100
-    assert b"".join(written) == b"".join([b"<%b>" % line for line in frames[:64]]) * 50 + b"".join(
-        [b"<%b>" % line for line in frames[64:]]) * 50
 
 
 def test_half_a_socket():

@@ -53,6 +53,15 @@ def request(port, *lines, body=b"", host="127.0.0.1"):
         return read_answer(sock)
 
 
+def upgrade_request(port, host="127.0.0.1", path="/chat", origin=None):
+    """What a browser sends to open a WebSocket, as bytes."""
+    here = f"{host}:{port}"
+    return "\r\n".join([f"GET {path} HTTP/1.1", f"Host: {here}", "Upgrade: websocket",
+                        "Connection: Upgrade", f"Sec-WebSocket-Key: {KEY}",
+                        "Sec-WebSocket-Version: 13", f"Origin: {origin or 'http://' + here}",
+                        "", ""]).encode()
+
+
 class WebClient(harness.RawClient):
     """A RawClient over a WebSocket. `frames` holds what was received, `pongs` the payloads of pongs, `closed` the close's."""
 
@@ -60,10 +69,7 @@ class WebClient(harness.RawClient):
         super().__init__(port, host, auto_ack)
         self.pongs = []
         self.closed = None
-        here = f"{host}:{port}"
-        self.send_bytes("\r\n".join([f"GET {path} HTTP/1.1", f"Host: {here}", "Upgrade: websocket", "Connection: Upgrade",
-                                     f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Version: 13",
-                                     f"Origin: {origin or 'http://' + here}", "", ""]).encode() + more)
+        self.send_bytes(upgrade_request(port, host, path, origin) + more)
         while b"\r\n\r\n" not in self._partial:
             self._more()
         head, _, self._partial = self._partial.partition(b"\r\n\r\n")
@@ -110,11 +116,7 @@ class WebClient(harness.RawClient):
             elif opcode == 10:
                 self.pongs.append(payload)
         assert b"\n" not in payload
-        frame = json.loads(payload.decode("utf-8"))
-        self.frames.append(frame)
-        if self.auto_ack and "id" in frame and frame["type"] not in ("ack", "welcome", "heard"):
-            self.ack(frame["id"])
-        return frame
+        return self._received(json.loads(payload.decode("utf-8")))
 
     def end(self):
         """Read to the end of the connection; return the status of the close, 0 for one without, None when there was none."""
