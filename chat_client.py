@@ -152,7 +152,7 @@ class ClientSession:
             if len(self.unsettled) >= UNSENT:
                 raise queue.Full
             said = Said(self._last_id + 1, text, to)
-            self._number(Say(said.id, text, to))
+            self._number(Say(said.id, text, to, self.manager.seen if to else None))
             self.unsettled[said.id] = self._unplaced[said.id] = said
         return said
 
@@ -165,9 +165,10 @@ class ClientSession:
         with self._lock:
             self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
 
-    def recall(self, count: int = 20, before: Optional[int] = None) -> None:
-        """Ask for `count` messages before the id `before`, or before the oldest that is known. One request at a time."""
-        self._recall(count, self.oldest if before is None else before)
+    def recall(self, count: int = 20, before: Optional[int] = None, find: Optional[str] = None) -> None:
+        """Ask for `count` messages before the id `before`, or before the oldest that is known; with `find` for those
+        that hold all its words. One request at a time."""
+        self._recall(count, self.oldest if before is None else before, find)
 
     def leave(self) -> None:
         """Say that we go on purpose."""
@@ -179,9 +180,9 @@ class ClientSession:
         with self._lock:
             self._number(Ping(self._last_id + 1))
 
-    def _recall(self, count: int, before: Optional[int], again: bool = False) -> None:
+    def _recall(self, count: int, before: Optional[int], find: Optional[str] = None, again: bool = False) -> None:
         with self._lock:
-            request = Recall(self._last_id + 1, before, count)
+            request = Recall(self._last_id + 1, before, count, find)
             self._number(request, again)        # one that is asked again may not fail because the queue is full
             self._recalls[request.id] = request
 
@@ -299,7 +300,7 @@ class ClientSession:
         self.manager.attach(self._write, got, seen)
         # Asked again under a new id: the answer may be lost, and an ACK that comes first is no proof for the old one.
         for request in self._answered(self._last_id):
-            self._recall(request.count, request.before, again=True)
+            self._recall(request.count, request.before, request.find, again=True)
 
     def _bare(self, message: Message) -> None:
         if isinstance(message, Recalled):
@@ -314,9 +315,10 @@ class ClientSession:
             request = self._recalls.pop(answer.about, None)
         if request is None:
             return                              # it came before, or is nobody's
-        self.oldest = answer.older or 1
+        if request.find is None and request.before == self.oldest:
+            self.oldest = answer.older or 1
         if answer.older is not None and not answer.entries:
-            self._recall(request.count, answer.older, again=True)
+            self._recall(request.count, answer.older, request.find, again=True)
         else:
             self._on_recalled(answer)
 

@@ -398,6 +398,7 @@ class Say(Numbered):
     type = "chat"
     text: str = _field(check_text)
     to: Optional[str] = _field(_string, default=None)
+    seen: Optional[int] = _field(_count, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,6 +426,7 @@ class Recall(Numbered):
     type = "history"
     before: Optional[int] = _field(_count, default=None)
     count: int = _field(_count, default=20)
+    find: Optional[str] = _field(_string, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,6 +506,7 @@ class Recalled(Message):
     about: int = _field(_count)
     entries: "tuple[Chat, ...]" = _field(_chats)
     older: Optional[int] = _field(_count, default=None)
+    find: Optional[str] = _field(_string, default=None)
 
     def encode(self) -> bytes:
         return self.encode_frames(self.about, [chat.encode() for chat in self.entries], self.older)
@@ -513,6 +516,31 @@ class Recalled(Message):
         """The same from chats that are encoded already."""
         end = b"]}\n" if older is None else b'],"older":%d}\n' % older
         return b'{"type":"history","about":%d,"entries":[' % about + b",".join(frame.rstrip() for frame in frames) + end
+
+
+@dataclasses.dataclass(frozen=True)
+class Motd(Numbered):
+    """The message of the day changed; without a text there is none any more."""
+    type = "motd"
+    text: Optional[str] = _field(_string, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules(Numbered):
+    """What holds in the room."""
+    type = "rules"
+    speak: str = _field(_string, default="all")
+    private: bool = _field(_flag, default=True)
+    slow: float = _field(_number, default=0)
+    host: str = _field(_string, default="Server")
+    files: Optional[int] = _field(_count, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed(Numbered):
+    """The host took the chat `about` back."""
+    type = "removed"
+    about: int = _field(_count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -552,7 +580,8 @@ class Invalid(Numbered):
 FROM_CLIENT, FROM_SERVER = "client", "server"
 INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
     FROM_CLIENT: {cls.type: cls for cls in (Ack, Join, Say, Rename, Leave, Ping, Recall)},
-    FROM_SERVER: {cls.type: cls for cls in (Ack, Welcome, Chat, Joined, Left, Renamed, Heard, Recalled, Booted, Error, Ping)},
+    FROM_SERVER: {cls.type: cls for cls in (Ack, Welcome, Chat, Joined, Left, Renamed, Heard, Recalled, Motd,
+                                                Rules, Removed, Booted, Error, Ping)},
 }
 
 
