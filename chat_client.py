@@ -855,7 +855,8 @@ class Key(NamedTuple):
     """A key that was pressed: "left", "enter", "ctrl-a", "alt-b" and so on.
 
     "text" and "paste" come with their text. "cursor" is the terminal's answer to the question
-    where the cursor is, and comes with its column.
+    where the cursor is, and comes with its column. "focus-in" and "focus-out" tell whether
+    the user looks at this terminal.
     """
 
     name: str
@@ -863,20 +864,36 @@ class Key(NamedTuple):
 
 
 class Keys:
-    """Bytes from a terminal, in any pieces -> keys."""
+    """Bytes from a terminal, in any pieces -> keys.
 
+    Another program may have left modes of the keyboard and the mouse on, and a terminal may
+    answer what nobody asked: whatever comes so is understood as the key that it stands for,
+    or is swallowed whole.
+    """
+
+    # What is in the string of an answer, and how that string begins: a colour or a title
+    # (OSC), a capability or a version (DCS), the state of a picture (APC).
+    _BODY = rb"[^\x00-\x1f\x7f]*"
+    _ANSWER = re.compile(rb"\x1b(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"(?:\x07|\x1b\\)")
+    # A click in the oldest of the mouse's protocols.
+    _CLICK = re.compile(rb"\x1b\[M[\x20-\xff]{3}")
     _CSI = re.compile(rb"\x1b\[(\[|[0-?]*)[ -/]*([@-~])")
     _SS3 = re.compile(rb"\x1bO(.)", re.DOTALL)
-    # The beginning of a sequence. Answers in OSC or DCS are never asked for.
-    _INCOMPLETE = re.compile(rb"\x1b+(\[(\[|[0-?]*[ -/]*)|O)?\Z")
+    # The beginning of any of these.
+    _INCOMPLETE = re.compile(
+        rb"\x1b+(?:\[(?:\[|M[\x20-\xff]{0,2}|[0-?]*[ -/]*)|O|\]\d*|P[\d;]*|_"
+        rb"|(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"\x1b?)?\Z")
     _LETTERS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end",
-                "M": "enter", "c": "word-right", "d": "word-left"}
+                "c": "word-right", "d": "word-left"}
     _NUMBERS = {"1": "home", "3": "delete", "4": "end", "5": "page-up", "6": "page-down",
                 "7": "home", "8": "end"}
-    _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d"}
+    _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d",
+                  "end": "ctrl-end"}
     _CONTROLS = {"\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace",
-                 "\x08": "backspace"}
-    _PASTE_END = b"\x1b[201~"
+                 "\x08": "backspace", "\x1b": "escape"}
+    # Of the mouse only the wheel is of use.
+    _WHEEL = {"<64": "wheel-up", "<65": "wheel-down"}
+    _PASTE_START, _PASTE_END = b"\x1b[200~", b"\x1b[201~"
     # Bytes of an escape sequence; a longer one is given up.
     LONGEST = 256
     # Bytes of a paste. What comes on top is dropped: it would be refused as too long anyway.
@@ -889,24 +906,41 @@ class Keys:
         self._paste: Optional[bytearray] = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, data: bytes) -> "Iterator[Key]":
-        """The keys that are whole by now."""
+    @classmethod
+    def is_paste(cls, data: bytes) -> bool:
+        """True for several lines in one read: nobody types so fast. The terminal, or what is
+        between it and us, does not mark what is pasted."""
+        return cls._PASTE_START not in data and re.search(rb"[\r\n]", data.rstrip()) is not None
+
+    def feed(self, data: bytes, is_all: bool = False) -> "Iterator[Key]":
+        """The keys that are whole by now. With `is_all` nothing came for a moment: an Esc
+        that waits for more is the key of that name."""
         self._rest += data
         while self._rest:
             key = None
             if self._paste is not None:
                 if not self._in_paste(self._paste):
                     return
-                key = self._pasted(self._paste)
+                key = self.pasted(bytes(self._paste))
+                self._paste = None
             elif self._rest[0] == 0x1B:
                 self._decoder.reset()
-                if self._INCOMPLETE.match(self._rest) and len(self._rest) <= self.LONGEST:
+                if is_all and not self._rest.strip(b"\x1b"):
+                    self._rest, key = b"", Key("escape")
+                elif self._INCOMPLETE.match(self._rest) and len(self._rest) <= self.LONGEST:
                     return
-                key = self._escape()
+                else:
+                    key = self._escape()
             else:
                 key = self._plain()
             if key is not None:
                 yield key
+
+    @staticmethod
+    def pasted(data: bytes) -> Key:
+        """The key of what was pasted."""
+        text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        return Key("paste", clean_text(text))
 
     def _in_paste(self, paste: bytearray) -> bool:
         """Move bytes into the paste; True when it is whole. Its end may come in pieces."""
@@ -916,22 +950,20 @@ class Keys:
         self._rest = self._rest[upto + len(self._PASTE_END) * (end >= 0):]
         return end >= 0
 
-    def _pasted(self, paste: bytearray) -> Key:
-        self._paste = None
-        text = paste.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
-        return Key("paste", clean_text(text))
-
     def _escape(self) -> Optional[Key]:
         """The key of the escape sequence at the start; None for one that means nothing."""
         # Esc itself, before another sequence.
         self._rest = b"\x1b" + self._rest.lstrip(b"\x1b")
-        found = self._CSI.match(self._rest) or self._SS3.match(self._rest)
-        if found is not None:
-            self._rest = self._rest[found.end():]
-            if found.re is self._CSI:
-                return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
-            name = self._LETTERS.get(found[1].decode("latin-1"))
-            return Key(name) if name else None
+        for kind in (self._ANSWER, self._CLICK, self._CSI, self._SS3):
+            found = kind.match(self._rest)
+            if found is not None:
+                self._rest = self._rest[found.end():]
+                if kind is self._CSI:
+                    return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
+                # The Enter of the keypad is an M.
+                letters = {**self._LETTERS, "M": "enter"} if kind is self._SS3 else {}
+                name = letters.get(found[found.lastindex or 0].decode("latin-1"))
+                return Key(name) if name else None
         char, code = self._rest[1:2].decode("latin-1"), self._rest[1]
         if code >= 0x80 or code < 0x20 and char not in "\r\n\b":
             # Esc itself, before another key.
@@ -942,23 +974,55 @@ class Keys:
                    "alt-" + self._CONTROLS.get(char, char).lower())
 
     def _csi(self, parameters: str, final: str) -> Optional[Key]:
+        """A sequence with parameters. Modifiers are counted from 1, as a sum: Shift is 1, Alt
+        is 2, Ctrl is 4."""
         first, _, more = parameters.partition(";")
-        if final == "R" and more.isdigit():
+        modifiers, _, event = more.partition(":")
+        held = int(modifiers) - 1 if modifiers.isdecimal() else 0
+        if parameters[:1] in tuple("<=>?["):
+            # The mouse, an answer, a function key of the Linux console.
+            name = self._WHEEL.get(first) if final == "M" else None
+        elif final == "R" and more.isdecimal():
             return Key("cursor", more)
-        if final == "~" and first == "200":
+        elif final == "~" and first == "200":
             self._paste = bytearray()
             return None
-        # Enter with Shift, where the terminal tells that.
-        if final == "u" and first == "13" or final == "~" and re.match("27;.*;13$", parameters):
-            return Key("newline")
-        # The function keys of the Linux console.
-        if parameters.startswith("["):
+        elif event.startswith("3"):
+            # A key that was let go.
             return None
-        name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
-        # Modifiers are counted from 1, as a sum: Alt is 2, Ctrl is 4.
-        if name and more.isdigit() and (int(more) - 1) & 6:
-            name = self._WITH_CTRL.get(name, name)
+        elif final == "u":
+            return self._coded(first, held)
+        elif final == "~" and first == "27":
+            modifiers, _, code = more.partition(";")
+            return self._coded(code, int(modifiers) - 1 if modifiers.isdecimal() else 0)
+        elif final in "IO" and not parameters:
+            name = "focus-in" if final == "I" else "focus-out"
+        else:
+            name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
+            if name and held & 6:
+                name = self._WITH_CTRL.get(name, name)
         return Key(name) if name else None
+
+    def _coded(self, codes: str, held: int) -> Optional[Key]:
+        """A key that comes as the number of its character (modifyOtherKeys, kitty)."""
+        code, _, shifted = codes.partition(":")
+        if held & 1 and shifted.partition(":")[0].isdecimal():
+            code = shifted.partition(":")[0]
+        if not code.isdecimal() or int(code) > sys.maxunicode:
+            return None
+        char = chr(int(code))
+        if char in self._CONTROLS:
+            name = self._CONTROLS[char]
+            if name == "tab" and held & 6:
+                return None
+            if name == "enter" and held & 3:
+                return Key("newline")
+            return Key("alt-" * (held >> 1 & 1) + name)
+        if held & 4 and char.isascii() and char.isalpha():
+            return Key("ctrl-" + char.lower())
+        if held & 6 or not char.isprintable():
+            return Key("alt-" + char.lower()) if held & 2 and char.isprintable() else None
+        return Key("text", char.upper() if held & 1 and not shifted else char)
 
     def _plain(self) -> Optional[Key]:
         """Text up to the next control character, or that character."""
@@ -1589,7 +1653,10 @@ class Terminal:
     SAVE = "\x1b[?1007s"
     # The alternate screen; no wrapping at the edge, whatever the terminal thinks of a
     # character's width; pastes marked as such; the mouse wheel does not press Up and Down.
-    ENTER = "\x1b[?1049h\x1b[?7l\x1b[?2004h\x1b[?1007l\x1b[0m\x1b[2J"
+    # What another program left on is reset: the keys of the cursor and of the keypad, the
+    # reports of the mouse, keys as numbers (modifyOtherKeys; kitty has its own for this screen).
+    ENTER = ("\x1b[?1049h\x1b[?7l\x1b[?1;1000;1002;1003;1006l\x1b>\x1b[>4m"
+             "\x1b[?2004h\x1b[?1007l\x1b[0m\x1b[2J")
     LEAVE = "\x1b[0m\x1b[?25h\x1b[?1007r\x1b[?2004l\x1b[?7h\x1b[?1049l"
 
     def __init__(self) -> None:
