@@ -81,7 +81,8 @@ class Program:
         return self._locked(lambda: self._last_settings if self._slave is None else termios.tcgetattr(self._slave))
 
     def type(self, keys):
-        """Send text or bytes, as keys that are pressed; never blocks."""
+        """Send text or bytes, as keys that are pressed; never blocks. As of a person, an Enter
+        ends what one read brings: what comes after it waits until that is read."""
         with self._changed:
             self._unsent += keys.encode("utf-8") if isinstance(keys, str) else keys
             self._send()
@@ -154,17 +155,28 @@ class Program:
     def _send(self):
         """Write what the command takes; needs the lock, does not block."""
         try:
-            while self._unsent:
-                del self._unsent[:os.write(self._master, self._unsent)]
+            while self._unsent and not self._is_unread():
+                end = self._unsent.find(b"\r") + 1 or len(self._unsent)
+                del self._unsent[:os.write(self._master, self._unsent[:end])]
         except BlockingIOError:
             pass
         except OSError:                             # it has ended
             self._unsent.clear()
 
+    def _is_unread(self):
+        """The command has not read what was typed; needs the lock."""
+        if self._slave is None:
+            return False
+        waiting = fcntl.ioctl(self._slave, termios.FIONREAD, bytes(4))
+        return struct.unpack("i", waiting)[0] > 0
+
     def _read(self):
         while True:
-            wanted = [self._master] if self._locked(lambda: len(self._unsent)) else []
-            readable, _, _ = select.select([self._master, self._woken], wanted, [], 0 if self._closed else None)
+            unsent = self._locked(lambda: len(self._unsent))
+            # Nothing tells that the command has read what was typed: it is looked at.
+            wait = 0.002 if unsent else None
+            readable, _, _ = select.select([self._master, self._woken], [], [],
+                                           0 if self._closed else wait)
             if self._woken in readable:
                 os.read(self._woken, 65536)
             try:
