@@ -45,6 +45,7 @@ class Program:
         self.chunks = []
         self._output = bytearray()
         self._unsent = bytearray()                  # typed, but the command does not read
+        self._entered = None                        # when Enter was typed, until something is printed
         self._ended = False                         # all that it printed has been read
         self._closed = False
         self._changed = threading.Condition(threading.Lock())      # protects the terminal and all of the above; a leaf
@@ -157,6 +158,8 @@ class Program:
         try:
             while self._unsent and not self._is_unread():
                 end = self._unsent.find(b"\r") + 1 or len(self._unsent)
+                if self._unsent[end - 1:end] == b"\r":
+                    self._entered = time.monotonic()
                 del self._unsent[:os.write(self._master, self._unsent[:end])]
         except BlockingIOError:
             pass
@@ -164,17 +167,18 @@ class Program:
             self._unsent.clear()
 
     def _is_unread(self):
-        """The command has not read what was typed; needs the lock."""
-        if self._slave is None:
+        """The command has not read the Enter that was typed last; needs the lock. What it prints
+        tells that it has; a command that prints nothing has half a second."""
+        if self._slave is None or self._entered is None:
             return False
         waiting = fcntl.ioctl(self._slave, termios.FIONREAD, bytes(4))
-        return struct.unpack("i", waiting)[0] > 0
+        return struct.unpack("i", waiting)[0] > 0 or time.monotonic() < self._entered + 0.5
 
     def _read(self):
         while True:
             unsent = self._locked(lambda: len(self._unsent))
             # Nothing tells that the command has read what was typed: it is looked at.
-            wait = 0.002 if unsent else None
+            wait = 0.005 if unsent else None
             readable, _, _ = select.select([self._master, self._woken], [], [],
                                            0 if self._closed else wait)
             if self._woken in readable:
@@ -198,6 +202,7 @@ class Program:
 
     def _take(self, data):
         """Show what the command has printed; needs the lock."""
+        self._entered = None
         self._output += data
         self.chunks.append((time.monotonic() - self._start, len(data)))
         answered = len(self.terminal.replies)

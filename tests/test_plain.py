@@ -28,7 +28,8 @@ def test_terminal_talks_and_leaves(serve, peer, chat):
     ann.expect(CLOCK + "ann: hello")
     ann.expect(CLOCK + "bob: hi ann")
     eve = peer(server.port, "eve")
-    ann.expect(r"\* eve joined \(3 here\)")
+    # The bell of what was said before it.
+    ann.expect("\x07" + r"\* eve joined \(3 here\)")
     eve.send({"type": "leave", "id": 1})
     ann.expect(r"\* eve left \(quit\)")
     ann.press(b"\x04")
@@ -56,7 +57,7 @@ def test_terminal_commands(serve, peer, chat):
     bob.say("psst", to="anna")
     ann.expect(CLOCK + "bob -> anna: psst")
     ann.type("/r what?")
-    ann.expect(CLOCK + r"anna -> bob: what\?")
+    ann.expect("\x07" + CLOCK + r"anna -> bob: what\?")
     ann.type("/w nobody hello")
     ann.expect("! refused: nobody here is called nobody")
     for names in "/names", "/users":
