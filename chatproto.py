@@ -509,7 +509,8 @@ class Recalled(Message):
     find: Optional[str] = _field(_string, default=None)
 
     def encode(self) -> bytes:
-        return self.encode_frames(self.about, [chat.encode() for chat in self.entries], self.older)
+        frame = self.encode_frames(self.about, [chat.encode() for chat in self.entries], self.older)
+        return frame if self.find is None else frame[:-2] + b',"find":%s}\n' % _json(self.find).encode()
 
     @staticmethod
     def encode_frames(about: int, frames: "list[bytes]", older: Optional[int]) -> bytes:
