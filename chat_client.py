@@ -2543,8 +2543,8 @@ class Interface:
         self._tell_trouble()
         self.motd = welcome.motd
         if self.last_private and (welcome.missed or not welcome.resumed):
-            self.no_reply = (f"the connection is a new one: {self.last_private} may be somebody "
-                             "else by now, /msg asks for a name")
+            self.no_reply = (f"not sent, {self.last_private} may be somebody else since the break: "
+                             "/msg NAME TEXT")
             self.last_private = ""
         if self._welcomed:
             self.show("* connected again")

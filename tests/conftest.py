@@ -34,6 +34,7 @@ os.environ["XDG_CONFIG_HOME"] = SETTINGS
 # Only now: the modules take the environment as it is, and are looked for where it says.
 import chat_client  # noqa: E402
 import chatproto  # noqa: E402
+import paper  # noqa: E402
 from harness import CLIENT, ENVIRONMENT, ROOT, SERVER, RawClient, client_command  # noqa: E402
 from harness import serving, start_server  # noqa: E402
 from onscreen import assert_restored, newest, sweep, wait, wait_messages  # noqa: E402
@@ -220,3 +221,17 @@ def window(launch):
         wait_messages(program)
         return program
     return start
+
+
+@pytest.fixture
+def desk(monkeypatch):
+    """Make windows without a process; at the end none waits for an ACK."""
+    paper.reset(monkeypatch)
+    desks = []
+
+    def sit_down(*size, **arguments):
+        desks.append(paper.Desk(*size, **arguments))
+        return desks[-1]
+    yield sit_down
+    for one in desks:
+        one.close()
