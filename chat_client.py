@@ -2888,6 +2888,32 @@ class Notice:
         return text
 
 
+class Speakers:
+    """Who spoke last, so that Tab offers those names first. On the main thread."""
+
+    # People whose order of speaking is known.
+    KNOWN = 1_000
+
+    def __init__(self) -> None:
+        # Their name_keys, the last one at the end.
+        self._keys: "dict[str, None]" = {}
+
+    def heard(self, name: str) -> None:
+        """Somebody spoke."""
+        self._keys.pop(name_key(name), None)
+        self._keys[name_key(name)] = None
+        if len(self._keys) > self.KNOWN:
+            del self._keys[next(iter(self._keys))]
+
+    def offers(self, word: str, users: "dict[str, str]", end: str) -> "list[str]":
+        """The names of these users that begin with a word, each with what ends it; an @ before
+        the word stays."""
+        sign, word = ("@", word[1:]) if word.startswith("@") else ("", word)
+        recent = [key for key in reversed(self._keys) if key in users]
+        return [sign + users[key] + end for key in dict.fromkeys([*recent, *users])
+                if key.startswith(name_key(word))]
+
+
 class Search:
     """What /search has found: in what is here, then, step by step, in what the server keeps.
 
@@ -3144,8 +3170,6 @@ class Window(Interface):
     # Events that may wait; then the client's thread waits, and with it the ACK. It is more
     # than one read can bring: connect() returns only after a whole read.
     EVENTS = 4_096
-    # People whose order of speaking is known for Tab.
-    SPEAKERS = 1_000
     # Messages that Page Up at the top asks for.
     OLDER = 50
     # Characters of words that are looked for: so many the server takes.
@@ -3171,8 +3195,7 @@ class Window(Interface):
         self.urgent = False
         # While disconnected: when the next try is (monotonic).
         self._lost_until: Optional[float] = None
-        # By name_key the names of those who spoke, the last one at the end.
-        self._speakers: "dict[str, str]" = {}
+        self._speakers = Speakers()
         # What the status line says until the next key: of older messages that came.
         self.news = ""
         # People are shown beside the talk.
@@ -3315,17 +3338,13 @@ class Window(Interface):
         self._typing.press(data, is_all)
 
     def offers(self, word: str, is_first: bool) -> "list[str]":
-        """What Tab offers for a word: commands, names; who spoke last comes first."""
+        """What Tab offers for a word: commands and names."""
         if is_first and word.startswith("/"):
             return [command + " " for command in self.commands.words
                     if command.startswith(word.lower())]
-        sign, word = ("@", word[1:]) if word.startswith("@") else ("", word)
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
-        recent = [key for key in reversed(self._speakers) if key in users]
-        names = [users[key] for key in dict.fromkeys([*recent, *users])
-                 if key.startswith(name_key(word))]
-        return [sign + name + (": " if is_first else " ") for name in names]
+        return self._speakers.offers(word, users, ": " if is_first else " ")
 
     def page_up(self) -> None:
         """Scroll back; from the top ask for what is older."""
@@ -3422,11 +3441,7 @@ class Window(Interface):
                 if self.screen.needs_mark:
                     self.screen.mark(self.formatter.note("-- read up to here --"))
                 self._notice.heard(message, rings, self.formatter.is_mention)
-            key = name_key(message.sender)
-            self._speakers.pop(key, None)
-            self._speakers[key] = message.sender
-            if len(self._speakers) > self.SPEAKERS:
-                del self._speakers[next(iter(self._speakers))]
+            self._speakers.heard(message.sender)
         elif isinstance(message, Removed):
             entry = self.screen.entry_of(message.about)
             if entry is not None:

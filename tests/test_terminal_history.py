@@ -68,7 +68,8 @@ def test_older_messages_of_other_days(desk):
     ann.answer([*chats(1, 4, NOON - 2 * DAY), *chats(4, 5, NOON - DAY)])
     shown = [row[5:] if row.startswith("bob") else row[:6] for row in ann.rows()
              if row.startswith(("bob", "-- "))]
-    assert shown == ["-- Wed", "1", "2", "3", "-- Thu", "4", "5", "6", "-- Fri", "7", "8", "9", "10"]
+    assert shown == ["-- Wed", "1", "2", "3", "-- Thu", "4", "5", "6",
+                     "-- Fri", "7", "8", "9", "10"]
 
 
 def test_older_messages_once(desk):
@@ -191,8 +192,8 @@ def test_joins_between_messages(desk):
     """What is said in between ends the line; who was booted has a line of their own."""
     ann = desk()
     ann.connect()
-    ann.hear(*came("eve"), *chats(2, 3), Joined(3, "joe", NOON), Left(4, "joe", NOON, "booted: spam"),
-             Joined(5, "sue", NOON))
+    ann.hear(*came("eve"), *chats(2, 3), Joined(3, "joe", NOON),
+             Left(4, "joe", NOON, "booted: spam"), Joined(5, "sue", NOON))
     assert ann.rows()[-5:] == ["* eve joined (4 here)", "bob: 2", "* joe joined (5 here)",
                                "* joe was booted: spam", "* sue joined (5 here)"]
 

@@ -52,7 +52,8 @@ def test_keys_coded(data, key):
 def test_keys_half_a_string_does_not_kill_the_keyboard():
     """An answer that breaks off is given up at the next key that is no text."""
     for half in (b"\x1b]11;rgb:00", b"\x1bP>|XTerm", b"\x1b_Gi=1"):
-        assert pressed(half, b"\r")[-1] == Key("enter") and pressed(half, b"\x03")[-1] == Key("ctrl-c")
+        assert pressed(half, b"\r")[-1] == Key("enter")
+        assert pressed(half, b"\x03")[-1] == Key("ctrl-c")
         assert pressed(half, b"\x1b[A")[-1] == Key("up")
 
 
@@ -70,5 +71,5 @@ def test_keys_escape_is_a_key_when_nothing_follows():
     (b"one\r", False), (b"one\r\n", False), (b"\r\r", False), (b"one", False), (b"\x1b[A", False),
     (b"\x1b[200~one\rtwo\x1b[201~", False), (b"", False)])
 def test_keys_several_lines_in_one_read(data, several):
-    """Several lines in one read are a paste that nobody marked; one line and its Enter are typed."""
+    """Several lines in one read are a paste that nobody marked; one and its Enter are typed."""
     assert Keys.is_paste(data) == several

@@ -10,7 +10,7 @@ from paper import WELCOME
 
 
 def test_reply_follows_the_person(desk):
-    """Who wrote has another name, and somebody else has taken theirs: the answer goes to who wrote."""
+    """Who wrote has another name, and somebody else has theirs: the answer goes to who wrote."""
     ann = desk()
     ann.connect()
     ann.hear(chat("your number?", "bob", 1, to="ann"), Renamed(2, "bob", "bob-afk", NOON),
@@ -20,7 +20,7 @@ def test_reply_follows_the_person(desk):
 
 
 def test_reply_to_who_has_left(desk):
-    """Who wrote has left, and somebody else came under that name: nothing is sent, and that is said."""
+    """Who wrote has left, and somebody else came under that name: nothing is sent, as is said."""
     ann = desk()
     ann.connect()
     ann.hear(chat("psst", "bob", 1, to="ann"), Left(2, "bob", NOON, "quit"), Joined(3, "bob", NOON))
