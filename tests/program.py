@@ -158,6 +158,9 @@ class Program:
         try:
             while self._unsent and not self._is_unread():
                 end = self._unsent.find(b"\r") + 1 or len(self._unsent)
+                # A paste that is marked comes whole.
+                if b"\x1b[200~" in self._unsent[:end] and b"\x1b[201~" in self._unsent:
+                    end = self._unsent.index(b"\x1b[201~") + 6
                 if self._unsent[end - 1:end] == b"\r":
                     self._entered = time.monotonic()
                 del self._unsent[:os.write(self._master, self._unsent[:end])]
