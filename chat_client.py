@@ -2653,14 +2653,14 @@ class Plain(Interface):
         self._no_more = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
+        if self._listens:
+            # A service is ended so.
+            _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
         path = None if self._is_pipe else getattr(arguments, "config", None)
         super().__init__(arguments, Theme(0), receipts=False, settings=Settings(path))
 
     def _chat(self) -> int:
-        if self._listens:
-            # A service is ended so.
-            _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
-        else:
+        if not self._listens:
             # A daemon, as nothing can end its wait for a line.
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while not self._no_more and not self._ended:
@@ -3063,6 +3063,23 @@ class Typing:
             "focus-out": lambda key: window.focus(False),
             "ctrl-l": lambda key: window.shown.forget(), "ctrl-z": lambda key: window.suspend()}
 
+    def read(self, terminal: Terminal, post: Callable[..., None],
+             finish: Callable[[], None]) -> None:
+        """On the thread "keys": post what each read brings, until the terminal is gone."""
+        data = b" "
+        while data:
+            try:
+                data = terminal.read()
+                while Keys.is_paste(data) and len(data) < Keys.LONGEST_PASTE and (
+                        terminal.has_more(self.PASTE_GOES_ON)):
+                    data += terminal.read()
+                post(self.press, data)
+                if data.endswith(b"\x1b") and not terminal.has_more(self.ESCAPE_ALONE):
+                    post(self.press, b"", True)
+            except OSError:
+                break
+        post(finish)
+
     def press(self, data: bytes, is_all: bool = False) -> None:
         """Take what one read has brought; with `is_all` nothing more came for a moment."""
         keys = self._keys.feed(data, is_all)
@@ -3095,7 +3112,7 @@ class Typing:
         """The terminal said where the cursor was after a sample of Columns.PROBE."""
         self._widths.append(int(key.text) - 1)
         if len(self._widths) == len(Columns.SAMPLES):
-            self._window.learn(self._widths)
+            self._window.screen.learn(self._widths)
 
     def _enter(self, key: Key) -> None:
         line, question = self._editor.take(), self._window.screen.question
@@ -3212,7 +3229,8 @@ class Window(Interface):
             self._enter()
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
-            threading.Thread(target=self._read_keys, name="keys", daemon=True).start()
+            threading.Thread(target=self._typing.read, name="keys", daemon=True,
+                             args=(self._terminal, self._post, self._finish)).start()
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
@@ -3358,10 +3376,6 @@ class Window(Interface):
         self.screen.away(not is_here)
         self._notice.focus(is_here)
 
-    def learn(self, widths: "list[int]") -> None:
-        """The terminal has answered Columns.PROBE."""
-        self.screen.learn(widths)
-
     def ring(self) -> None:
         """Ring with the next painting."""
         self._notice.bell = True
@@ -3475,7 +3489,7 @@ class Window(Interface):
     def _finish(self) -> None:
         self._over = 1
 
-    # On the client's thread and on "keys"
+    # On the client's thread and, but for the first, on no other
 
     def _post(self, event: Callable[..., None], *arguments: Any) -> None:
         self._events.put((event, arguments))
@@ -3501,22 +3515,6 @@ class Window(Interface):
 
     def _on_end(self, why: str) -> None:
         super()._on_end(why)
-        self._post(self._finish)
-
-    def _read_keys(self) -> None:
-        data = b" "
-        while data:
-            try:
-                data = self._terminal.read()
-                while Keys.is_paste(data) and len(data) < Keys.LONGEST_PASTE and (
-                        self._terminal.has_more(Typing.PASTE_GOES_ON)):
-                    data += self._terminal.read()
-                self._post(self._press, data)
-                if data.endswith(b"\x1b") and not self._terminal.has_more(Typing.ESCAPE_ALONE):
-                    self._post(self._press, b"", True)
-            except OSError:
-                # The terminal is gone.
-                break
         self._post(self._finish)
 
 
