@@ -2930,7 +2930,8 @@ class Search:
         self.view: Optional[Screen] = None
         self._window = window
         self._words = words
-        self._place = window.screen.place
+        # Where one was before, to come back to.
+        self.came_from = window.screen.place
         # What was found, oldest first, and which of it is shown, counted from the newest.
         self._found: "list[Entry]" = []
         self._at = 0
@@ -2972,7 +2973,7 @@ class Search:
     def end(self) -> None:
         """Back where one was."""
         self._window.screen.found = None
-        self._window.screen.place = self._place
+        self._window.screen.place = self.came_from
 
     def _ask(self) -> None:
         self._is_asked = True
@@ -3117,10 +3118,13 @@ class Typing:
     def _enter(self, key: Key) -> None:
         line, question = self._editor.take(), self._window.screen.question
         self._window.end_search()
+        place = self._window.screen.place
         self._window.screen.follow()
         self._window.screen.unmark()
         if line.strip():
             self._window.commands.run(line)
+        if self._window.found is not None:
+            self._window.found.came_from = place
         if self._window.screen.question == question:
             self._window.screen.question = ""
 

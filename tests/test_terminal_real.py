@@ -66,7 +66,8 @@ def test_focus(window, join):
     """Without the focus the title counts; it comes back with the focus, and at the end."""
     bob = join("bob")
     ann = window()
-    ann.type("\x1b[O")
+    ann.type("\x1b[Ox")
+    wait_typed(ann, "> x", column=3)
     bob.say("hello")
     wait(ann, lambda terminal: terminal.titles == ["(1) Roger, 127.0.0.1"], "the title")
     ann.type("\x1b[I")
