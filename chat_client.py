@@ -1041,7 +1041,7 @@ def _short(said: Said) -> str:
 
 # --- Columns: how wide a text is on the terminal ---
 
-# Joins emoji into one.
+# Joins emoji into one; between letters it says how they are written.
 ZWJ = "\u200d"
 
 
@@ -1087,8 +1087,8 @@ def _joins(before: str, char: str) -> bool:
     """True when `char` goes on with the cluster `before`."""
     if before == "\n" or char.isascii():
         return False
-    return (_char_columns(char) == 0 or unicodedata.category(char) == "Mc" or before[-1] == ZWJ
-            or _is_tone(char) and _is_pictograph(before[0])
+    return (_char_columns(char) == 0 or unicodedata.category(char) == "Mc"
+            or _is_pictograph(before[0]) and (before[-1] == ZWJ or _is_tone(char))
             or len(before) == 1 and _is_flag(char) and _is_flag(before))
 
 
@@ -1138,7 +1138,7 @@ class Columns:
             return self._widths[2]
         columns = _char_columns(first)
         widens = varies and (_is_pictograph(first) or first in "0123456789#*")
-        if ZWJ in more or "\ufe0f" in more and widens:
+        if ZWJ in more and _is_pictograph(first) or "\ufe0f" in more and widens:
             columns = 2
         if not tones:
             columns += 2 * sum(map(_is_tone, more))
@@ -3493,7 +3493,7 @@ class Window(Interface):
     def _finish(self) -> None:
         self._over = 1
 
-    # On the client's thread and, but for the first, on no other
+    # On the client's thread; _post() on the thread "keys" as well
 
     def _post(self, event: Callable[..., None], *arguments: Any) -> None:
         self._events.put((event, arguments))

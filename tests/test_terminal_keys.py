@@ -3,7 +3,7 @@ presses nothing; keys that come as numbers are the keys that they stand for."""
 
 import pytest
 
-from chat_client import Key, Keys
+from chat_client import Columns, Key, Keys, clusters
 from display import pressed
 
 SWALLOWED = {
@@ -73,3 +73,14 @@ def test_keys_escape_is_a_key_when_nothing_follows():
 def test_keys_several_lines_in_one_read(data, several):
     """Several lines in one read are a paste that nobody marked; one and its Enter are typed."""
     assert Keys.is_paste(data) == several
+
+
+@pytest.mark.parametrize("text, columns", [
+    ("\u0d28\u0d4d\u200d", [1]), ("\u0d15\u0d4d\u200d\u0d37", [1, 1]),
+    ("\u0645\u06cc\u200c\u062e", [1, 1, 1]), ("\u09b0\u200d\u09cd\u09af", [1, 1]),
+    ("\u05d0\u200f!", [1, 1]), ("\u845b\U000e0100\u98fe", [2, 2]),
+    ("\U0001f469\u200d\U0001f373x", [2, 1])])
+def test_columns_of_joined_letters(text, columns):
+    """What says how letters are written takes no columns, and makes no emoji of them."""
+    found = clusters(text)
+    assert [Columns().of(cluster) for cluster in found] == columns and "".join(found) == text
