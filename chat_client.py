@@ -2337,7 +2337,8 @@ class WindowsTerminal(Terminal):
             self._kernel.SetConsoleMode(self._handle(number), mode)
 
     def has_more(self, seconds: float) -> bool:
-        return bool(self._kernel.WaitForSingleObject(self._handle(-10), int(1000 * seconds)) == 0)
+        """Not known: a wait for input also ends for what is no key, and then a read blocks."""
+        return False
 
     def write(self, text: str) -> None:
         sys.stdout.write(text)
