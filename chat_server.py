@@ -480,605 +480,231 @@ def _left_line(left: Left) -> str:
     return f"* {left.name} " + (f"was {escape(left.reason)}" if booted else f"left ({escape(left.reason)})")
 
 
-# --- The room ---
+# --- The journal ---
 
-class Entry(NamedTuple):
-    """A place in the order: a frame and who it is for."""
+class Journal:
+    """The order: ids, the log in memory, and with --history the file. On the sequencer's thread
+    alone (`held` may be read by any).
 
-    id: int
-    frame: bytes
-    audience: "Optional[tuple[Session, ...]]" = None    # None is everybody
-    is_chat: bool = False
-
-
-class Log:
-    """The newest entries, for those who come back: at most LOG_FRAMES and LOG_BYTES."""
-
-    def __init__(self) -> None:
-        self._entries: "list[Entry]" = []
-        self._bytes = 0
-        self._recent: "deque[Entry]" = deque(maxlen=HISTORY)
-        self.forgotten = 0              # the newest id that is no longer here
-
-    def append(self, entry: Entry) -> None:
-        """Keep `entry`."""
-        self._entries.append(entry)
-        self._bytes += len(entry.frame)
-        if entry.is_chat and entry.audience is None:
-            self._recent.append(entry)
-
-    def load(self, entries: "list[Entry]", recent: "list[Entry]", forgotten: int) -> None:
-        """Begin with what the history file has."""
-        for entry in entries:
-            self.append(entry)
-        self._recent.clear()
-        self._recent.extend(recent)
-        self.forgotten = forgotten
-
-    def trim(self) -> None:
-        """Forget the oldest tenth when a bound is reached. Not before the file has what a batch appended."""
-        while len(self._entries) > LOG_FRAMES or self._bytes > LOG_BYTES:
-            self._forget(len(self._entries) // 10 + 1)
-
-    def forget(self, upto: int) -> None:
-        """Forget everything up to an id."""
-        self._forget(bisect.bisect_left(self._entries, (upto + 1,)))
-        self.forgotten = max(upto, self.forgotten)
-        while self._recent and self._recent[0].id <= upto:
-            self._recent.popleft()
-
-    def _forget(self, count: int) -> None:
-        if count:
-            self.forgotten = self._entries[count - 1].id
-            self._bytes -= sum(len(old.frame) for old in self._entries[:count])
-            del self._entries[:count]
-
-    def after(self, id: int, session: Session) -> "list[Entry]":
-        """What `session` should hear of the entries after `id`."""
-        start = bisect.bisect_left(self._entries, (id + 1,))        # an Entry compares by its id first
-        return [entry for entry in self._entries[start:] if entry.audience is None or session in entry.audience]
-
-    def before(self, id: int, count: int, session: Session) -> "tuple[list[tuple[int, bytes]], Optional[int]]":
-        """The newest messages before `id` that `session` may hear, newest first, and where to go on; None: nowhere here."""
-        found: "list[tuple[int, bytes]]" = []
-        start = bisect.bisect_left(self._entries, (id,))
-        for entry in reversed(self._entries[max(0, start - SCAN):start]):
-            if len(found) == count:
-                return found, entry.id + 1
-            if entry.is_chat or entry.audience and session in entry.audience and entry.frame.startswith(b'{"type":"chat"'):
-                found.append((entry.id, entry.frame))
-        return found, self._entries[start - SCAN].id if start > SCAN else None
-
-    def recent(self, after: int) -> "list[Entry]":
-        """The last HISTORY public messages, of those with an id above `after`."""
-        return [entry for entry in self._recent if entry.id > after]
-
-
-class Session:
-    """A member: in the room, in its grace time, or remembered after it left. Only the sequencer changes it."""
-
-    __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got", "present", "link", "lost_at",
-                 "left_at", "booted", "fed", "receipts", "refusals", "allowance", "_acked")
-
-    def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
-        self.number = number            # its own for good, in the history file: who private entries are for
-        self.name = ""
-        self.secret_hash = secret_hash
-        self.begin = begin              # it hears everything after this id,
-        self.history_from = history_from    # and what was said in public after this one
-        self.here_since = begin         # the newest id when it came into the room, for receipts
-        self.got = 0                    # the newest id of its own frames that has its place: what an ACK confirms
-        self.present = True             # in the room, connected or in its grace time
-        self.link: Optional[Connection] = None
-        self.lost_at = math.inf         # when the connection was lost, by the room's clock
-        self.left_at: Optional[float] = None            # when it left, by the wall clock; only the history file asks
-        self.booted: Optional[str] = None               # why it was put out
-        self.fed: Optional[int] = None  # while it catches up: the newest id that it was sent. None: it is live, or away
-        self.receipts = False           # tell it who heard its messages
-        self.refusals: "list[tuple[int, Entry]]" = []   # what was refused, and by which error; until it is confirmed
-        self.allowance: Optional[Allowance] = None      # its flood limit, which a new connection does not fill again
-        self._acked = begin             # the newest id that it confirmed, while there is no connection
-
-    @property
-    def acked(self) -> int:
-        """The newest id of ours that the member has confirmed."""
-        return self.link.manager.acked if self.link else self._acked
-
-    def unlink(self) -> None:
-        """Forget the connection, and remember how far it came."""
-        self._acked, self.link = self.acked, None
-
-    def row(self) -> "tuple[Any, ...]":
-        """What the history file keeps of it."""
-        return (self.number, self.secret_hash, self.name, self.begin, self.history_from, self.got, self.acked, self.left_at,
-                self.booted)
-
-    @classmethod
-    def from_row(cls, row: "tuple[Any, ...]") -> Session:
-        """The session of a row: away, and out of the room if it has left."""
-        session = cls(*row[:2], *row[3:5])
-        session.name, session.got, session._acked, session.left_at, session.booted = row[2], *row[5:]
-        session.present = session.left_at is None
-        return session
-
-    def confirmed_for(self, seen: int) -> int:
-        """The `got` of a welcome: up to the first refusal that the member has not seen, which an ACK would turn into a yes."""
-        unseen = [about - 1 for about, error in self.refusals if error.id > seen]
-        return min([self.got, *unseen])
-
-
-class UserList:
-    """The list of users that a welcome brings: at most LISTED members; the others wait for a place, in their order."""
-
-    def __init__(self) -> None:
-        self._listed: "dict[Session, None]" = {}
-        self._waiting: "dict[Session, None]" = {}
-        self._encoded: Optional[bytes] = b""            # the names, as many as fit; None: to be made anew
-        self._count = 0                                 # how many these are
-
-    def __contains__(self, session: Session) -> bool:
-        return session in self._listed
-
-    @property
-    def is_full(self) -> bool:
-        """Whether who comes next has to wait for a place."""
-        return len(self._listed) >= LISTED
-
-    def add(self, session: Session) -> bool:
-        """A member has come; return whether it is in the list."""
-        if self.is_full:
-            self._waiting[session] = None
-            return False
-        self._listed[session] = None
-        if self._encoded is not None:                   # a hundredth of what all names would take
-            encoded = b",".join(filter(None, (self._encoded, chatproto.encode_strings([session.name]))))
-            if len(encoded) <= USERS_BYTES:
-                self._encoded = encoded
-                self._count += 1
-        return True
-
-    def remove(self, session: Session) -> Optional[Session]:
-        """A member has gone; return who has its place now."""
-        self._waiting.pop(session, None)
-        if session not in self._listed:
-            return None
-        del self._listed[session]
-        self.renamed()
-        successor = next(iter(self._waiting), None)
-        if successor is not None:
-            del self._waiting[successor]
-            self._listed[successor] = None
-        return successor
-
-    def renamed(self) -> None:
-        """A member has another name."""
-        self._encoded = None
-
-    def encoded(self) -> "tuple[bytes, int]":
-        """The names as they are in a frame, joined by commas, and how many there are: as many as USERS_BYTES hold."""
-        if self._encoded is None:
-            names = [member.name for member in self._listed]
-            self._encoded = chatproto.encode_strings(names)
-            while len(self._encoded) > USERS_BYTES:
-                del names[-1 - len(names) // 20:]
-                self._encoded = chatproto.encode_strings(names)
-            self._count = len(names)
-        return self._encoded, self._count
-
-
-class Watch(NamedTuple):
-    """A message whose speaker wants to know who heard it."""
-
-    id: int
-    speaker: Session
-    recipient: Optional[Session]        # of a private message
-    of: int
-    until: float
-
-
-class Room:
-    """Members, names, sessions and the log: the one place where the order is made. Runs on the sequencer's thread alone.
-
-    Each event's method decides and notes in `_outbox` what is to go out; flush(), after a batch of events, sends it.
+    add() gives a message its place in the log; commit() puts what was added into the file;
+    publish() lets the readers have it. A commit that fails holds the room ("disk full"): nothing of
+    it is published, and the same commit is tried again. Of the log only LOG_FRAMES and LOG_BYTES
+    stay in memory; who reads below is fed from the file, a piece() each time its window opens, and
+    without a file it is too slow.
     """
 
-    def __init__(self, alarm: Alarm, post: Callable[..., None], settings: Settings = Settings(),
-                 wall_clock: Callable[[], float] = time.time, record: Callable[[str], None] = lambda line: None,
-                 history: Optional[HistoryFile] = None) -> None:
-        self._alarm = alarm
-        self._post = post                       # puts an event into the inbox: post(method, *arguments)
-        self._settings = settings
-        self._wall_clock = wall_clock           # for `at`
-        self._write_record = record             # takes a line for the chat log, which is not escaped yet
+    def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float],
+                 history: Optional[HistoryFile]) -> None:
+        self.log = MessageQueue()
+        self._clock = clock
+        self._wall_clock = wall_clock
         self._history = history
-        self.epoch = secrets.token_hex(8)
-        self._motd: Optional[str] = None        # the message of the day
-        self.last = 0                           # the newest id
-        self._log = Log()
-        self._members: "dict[str, Session]" = {}                # by name_key: those in the room
-        self._sessions: "dict[bytes, Session]" = {}             # by hash of the secret: those and the remembered ones
-        self._gone: "collections.OrderedDict[bytes, Session]" = collections.OrderedDict()   # the remembered ones
-        self._users = UserList()                                # of the members
-        self._booted: "collections.OrderedDict[bytes, Session]" = collections.OrderedDict()     # by hash of the secret
-        self._bans: "dict[str, float]" = {}                     # name_key or address -> until when, by the room's clock
-        self._watched: "deque[Watch]" = deque()
-        self._told: "dict[int, int]" = {}                       # watched id -> the last count that was told
-        self._heard_and_left: "collections.Counter[int]" = collections.Counter()   # watched id -> members who heard it and left
-        self._receipts_due = False                              # a receipts event is on its way
-        # What flush() has to do, in order: an Entry to send, or something to call.
-        self._outbox: "list[Any]" = []
-        self._run = _Run()                                      # what of it has not gone out to everybody yet
-        self._news_at = -math.inf                               # when joins and leaves may go out next, by the room's clock
-        self._news_asked = False                                # a news_due event is on its way
-        self._to_acknowledge: "dict[Connection, None]" = {}
-        self._outbox_bytes = 0
-        self._idle: "list[Session]" = []                        # members that the next flush pings
-        self._catching_up: "set[Session]" = set()               # who is connected and not live yet
-        self._records: "list[str]" = []                         # lines of the chat log
-        self._noted: "list[str]" = []                           # who the next line of the log is about,
-        self._noted_what = ""                                   # and what happened to all of them
-        # What flush() has to commit before that.
-        self._rows: "list[tuple[Any, ...]]" = []                # entries
-        self._changed: "dict[Session, None]" = {}
-        self._removed: "list[int]" = []                         # sessions that are forgotten, by number
-        self._unreadable = 0                                    # the file cannot be read up to this id
-        self._held: Optional[str] = None                        # why the last commit failed
-        self._held_since = -math.inf                            # when the first one did that failed,
-        self._recovered_at = -math.inf                          # and when one worked again, by the room's clock
-        self._slow_at = -math.inf                               # when a slow commit was logged
-        self._begun = 0                                         # the newest id when this process started
+        # Which run of ids this is, the newest id, and the newest when this process started.
+        self.epoch = secrets.token_hex(8) if history is None else history.epoch
+        self.last = self.begun = 0 if history is None else history.last
+        # Ids of the chats in memory: under None what was said in public, under the number of a
+        # session what was said to it or by it in private.
+        self._chats: "collections.defaultdict[Optional[int], list[int]]" = (
+            collections.defaultdict(list))
+        # The last public chats, which newcomers get, whatever the bound of the log.
+        self._recent: "deque[tuple[int, bytes]]" = deque(maxlen=HISTORY)
+        # What the next commit puts into the file: rows of entries, sessions that changed, and the
+        # numbers of those that are forgotten.
+        self._rows: "list[tuple[Any, ...]]" = []
+        self.changed: "dict[Session, None]" = {}
+        self.removed: "list[int]" = []
+        # Bytes that were added since the last commit.
+        self.added = 0
+        # The file could not be read up to this id.
+        self._unreadable = 0
+        # Why the last commit failed, and when the first one did; when one worked again.
+        self.held: Optional[str] = None
+        self._held_since = -math.inf
+        self.recovered_at = -math.inf
+        # When a slow commit was logged.
+        self._slow_at = -math.inf
         if history is not None:
-            self._restore(history)
+            self._load(history)
 
-    # Events from connections
+    def _load(self, history: HistoryFile) -> None:
+        entries, self.log.start = history.newest(LOG_FRAMES, LOG_BYTES)
+        for id, frame, is_public_chat, numbers in entries:
+            audience = None if numbers is None else frozenset(numbers)
+            self.log.append(id, frame, audience)
+            if is_public_chat or frame.startswith(_CHAT_START):
+                self._index(id, audience)
+        self._recent.extend(history.recent(HISTORY))
+        self.log.publish(self.last, self._clock())
 
-    def frames(self, link: Connection, batch: "list[Message]") -> None:
-        """Frames from a member or from a connection that has not joined, in their order."""
-        for message in batch:
-            if link.ended:
-                return
-            try:
-                self._frame(link, message)
-            except Exception as error:      # noqa: BLE001: a bug may cost this frame, not the others, and no ACK may hide it
-                _log_bug(f"in {message}", error)
-                self._refuse(link, ProtocolError("bad-frame", "the server cannot take this"), message.id or None)
+    # The order
 
-    def failed(self, link: Connection, error: ProtocolError) -> None:
-        """What came is no frame: say so, end the connection."""
-        if link.ended:
-            return
-        self._note("no frame", f"{link.address} ({error.code}: {error}), connection closed")
-        self._refuse(link, error, None)
-        self._end(link, "sent what is no frame")
+    def next_id(self) -> int:
+        """A new id."""
+        self.last += 1
+        return self.last
 
-    def overdue(self, link: Connection) -> None:
-        """A connection has had its time to join."""
-        if link.session is None and not link.ended:
-            self._note("not joined", f"{link.address}, connection closed after {JOIN_TIMEOUT:g} s")
-            self._refuse(link, ProtocolError("not-joined", f"join within {JOIN_TIMEOUT:g} s"), None)
-            self._end(link, "did not join")
+    def now(self) -> float:
+        """The wall clock, for `at`."""
+        return round(self._wall_clock(), 3)
 
-    def slowed(self, link: Connection) -> None:
-        """A member is over the flood limit: its frames wait, none is lost."""
-        self._note("slowed down", f"{link.address}, over {self._settings.rate:g} messages a second")
-        self._refuse(link, ProtocolError("flooding", f"more than {self._settings.rate:g} messages a second: "
-                                         "yours are slowed down, none is lost"), None)
-
-    def dead(self, link: Connection) -> None:
-        """A member has confirmed nothing for all its retries."""
-        if link.manager.waiting:
-            self._too_slow(link)
-        else:
-            self._end(link, "no answer")
-        link.cut()
-
-    def idle(self, link: Connection) -> None:
-        """Nothing was sent to a member for PING_AFTER."""
-        if link.session is not None and not link.ended:
-            self._idle.append(link.session)
-
-    def lost(self, link: Connection, why: str) -> None:
-        """The connection is gone."""
-        self._end(link, why)
-
-    def grace_over(self, session: Session, lost_at: float) -> None:
-        """A member that was lost at `lost_at` has had its time to come back."""
-        if session.present and session.link is None and session.lost_at == lost_at:
-            until = self._recovered_at + self._settings.grace       # nobody could come back while nothing could be kept
-            if self._alarm.clock() < until:
-                self._alarm.at(until, lambda: self._post(self.grace_over, session, lost_at))
-            else:
-                self._leave(session, "gone away")
-
-    def feed(self, link: Connection) -> None:
-        """A member that catches up has room for more."""
-        session = link.session
-        if link.ended or session is None or session.fed is None:
-            return
-        if session.fed < self._forgotten:                           # it comes back, and is told what is missing
-            self._end(link, "what it missed is there no more")
-            return
-        piece = self._next_piece(session)
-        live = session.fed is None
-        self._outbox.append(lambda run: run.feed(session, link, piece, live))
-        self._keep_feeding(link, session, piece)
-
-    def trim(self) -> None:
-        """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again later."""
-        assert self._history is not None
-        more = False
-        try:
-            more = self._history.trim(self._now())
-            self._log.forget(self._history.forgotten)
-        except HistoryError as error:
-            logger.error("old messages cannot be deleted: %s", error)
-        self._alarm.at(self._alarm.clock() + (TRIM_EVERY if more else TRIM_LATER), lambda: self._post(self.trim))
-
-    # Events from the console, the operator's code and the alarm
-
-    def say(self, text: str) -> None:
-        """Say something as Server."""
-        chatproto.check_text(text)
-        self._broadcast(Chat(self._next_id(), "Server", text, self._now()), is_chat=True)
-        self._record(f"<Server> {text}")
-
-    def set_motd(self, text: Optional[str]) -> None:
-        """What newcomers are shown; None for nothing. Raises ProtocolError when it is too long."""
-        self._motd = None if text is None else chatproto.check_text(text)
-
-    def users(self) -> "list[tuple[str, str]]":
-        """Name and address of each member; the address is "away" in the grace time."""
-        return [(session.name, session.link.address if session.link else "away") for session in self._members.values()]
-
-    def people(self) -> "list[tuple[str, str, Optional[float]]]":
-        """Name and address of each member and the seconds it is connected: None in the grace time."""
-        now = self._alarm.clock()
-        return [(session.name, session.link.address, now - session.link.since) if session.link else (session.name, "", None)
-                for session in self._members.values()]
-
-    def boot(self, name: str, reason: str = "") -> str:
-        """Put a member out; return its name. Raises LookupError when there is none of that name."""
-        session = self._members.get(name_key(name))
-        if session is None:
-            raise LookupError(f"nobody here is called {escape(name)}")
-        reason = chatproto.clean_text(reason)[:REASON]
-        self._note("booted", session.name + (f" ({escape(reason)})" if reason else ""))
-        session.booted = reason
-        if session.link is not None:
-            self._close(session, session.link, Booted(self._next_id(), reason).encode())
-        self._leave(session, f"booted: {reason}" if reason else "booted")
-        del self._sessions[session.secret_hash], self._gone[session.secret_hash]
-        self._booted[session.secret_hash] = session
-        if len(self._booted) > BOOTED:
-            self._removed.append(self._booted.popitem(last=False)[1].number)
-        return session.name
-
-    def ban(self, name: str, seconds: float = math.inf) -> str:
-        """Boot a member and refuse its name and its address; a name that is not here, or an address, is refused from now on."""
-        session = self._members.get(name_key(name))
-        keys = [name_key(name)]
-        if session is not None:
-            if session.link is not None and not _is_loopback(session.link.address):     # else everybody here would be banned
-                keys.append(session.link.address)
-            self.boot(name, "banned")
-        for key in keys:
-            self._bans[key] = self._alarm.clock() + seconds
-        return ", ".join(keys)
-
-    def unban(self, name: str) -> None:
-        """Lift a ban of a name or an address. Raises LookupError when there is none."""
-        if self._bans.pop(name_key(name), None) is None:
-            raise LookupError(f"{escape(name)} is not banned")
-
-    def banned(self) -> "dict[str, float]":
-        """The banned names and addresses, with the seconds that are left (inf: for good)."""
-        now = self._alarm.clock()
-        self._bans = {key: until for key, until in self._bans.items() if until > now}
-        return {key: until - now for key, until in self._bans.items()}
-
-    def news_due(self) -> None:
-        """Joins and leaves have waited long enough; flush() sees to it."""
-        self._news_asked = False
-
-    def receipts(self) -> None:
-        """Tell speakers how many have heard them, every RECEIPT_EVERY while there is something to tell."""
-        self._receipts_due = False
-        now = self._alarm.clock()
-        acked = sorted(max(session.acked, session.here_since) for session in self._members.values())
-        begun = sorted(session.here_since for session in self._members.values())
-        keep: "deque[Watch]" = deque()
-        for watch in self._watched:
-            count = min(watch.of, self._heard_by(watch, acked, begun))
-            # Not before the speaker has its own message: by its place it knows which one is meant.
-            if count != self._told.get(watch.id) and watch.speaker.link is not None and watch.speaker.acked >= watch.id:
-                self._told[watch.id] = count
-                watch.speaker.link.manager.send_bare(Heard(watch.id, count, watch.of).encode())
-            if self._told.get(watch.id) != watch.of and now < watch.until:
-                keep.append(watch)
-            else:
-                self._told.pop(watch.id, None)
-                self._heard_and_left.pop(watch.id, None)
-        self._watched = keep
-        self._ask_for_receipts()
-
-    # After a batch of events
-
-    def flush(self) -> None:
-        """Commit what the events of a batch decided, then send it: what is public in one piece to each member, then the ACKs.
-
-        Where it cannot be committed nothing of it goes out, and `is_held` is true: no event may be run before a flush() works.
-        """
-        if self._idle:                                          # one ping for all of them, never replayed
-            self._outbox.append(Entry(self._next_id(), Ping(self.last).encode(), tuple(self._idle)))
-            self._idle.clear()
-        if not self._commit():
-            return
-        for line in self._records:
-            self._write_record(line)
-        self._records.clear()
-        self._log.trim()
-        outbox, self._outbox = self._outbox, []
-        self._outbox_bytes = 0
-        run = self._run
-        for step in outbox:
-            if not isinstance(step, Entry):
-                step(run)
-            elif step.audience is None:
-                run.add(step)
-            else:
-                pending = PendingMessage([step.id], [step.frame])
-                for session in step.audience:
-                    run.send_one(session, pending)
-        self._send_public(run)
-        acknowledge, self._to_acknowledge = self._to_acknowledge, {}
-        for link in acknowledge:
-            if link.session is not None:
-                link.manager.acknowledge(link.session.got)
-        finished, run.finished = run.finished, []
-        for link in finished:
-            link.finish()
-        too_slow, run.too_slow = run.too_slow, []
-        for link in too_slow:
-            if link.session is not None and link.session.link is link:
-                self._too_slow(link)
-        if self._outbox:                    # what those who are too slow will be told
-            self.flush()
-
-    def _send_public(self, run: _Run) -> None:
-        """What is public goes to everybody: at once, but joins and leaves alone at most every NEWS_EVERY; so does the log."""
-        now = self._alarm.clock()
-        if run.has_chat or now >= self._news_at:
-            self._news_at = now + NEWS_EVERY
-            run.send_all()
-            self._log_notes()
-        elif (run.waits or self._noted) and not self._news_asked:
-            self._news_asked = True
-            self._alarm.at(self._news_at, lambda: self._post(self.news_due))
-
-    @property
-    def batch_is_large(self) -> bool:
-        """Whether to flush before the next event."""
-        return self._outbox_bytes > BATCH_BYTES
-
-    @property
-    def is_held(self) -> bool:
-        """Whether everything waits for the history file. Any thread may ask."""
-        return self._held is not None
-
-    @property
-    def announces(self) -> bool:
-        """Whether everybody is told of who comes next. Any thread may ask."""
-        return not self._users.is_full
-
-    @property
-    def connected(self) -> int:
-        """How many members are connected. Any thread may ask."""
-        return len(self._run.live) + len(self._catching_up)
-
-    def close(self) -> None:
-        """Write the rest of the log, and give the history file back. Not on the sequencer's thread, but after it."""
-        self._log_notes()
+    def add(self, message: Message, audience: "Optional[FrozenSet[int]]" = None) -> None:
+        """Give a message its place in the log: for everybody, or for sessions by their numbers."""
+        frame = message.encode()
+        self.log.append(message.id, frame, audience)
+        self.added += len(frame)
+        if isinstance(message, Chat):
+            self._index(message.id, audience)
+            if audience is None:
+                self._recent.append((message.id, frame))
         if self._history is not None:
-            logger.debug("%d commits, %.2f ms each, the slowest %.0f ms", self._history.commits,
-                         1000 * self._history.seconds / max(1, self._history.commits), 1000 * self._history.slowest)
-            self._history.close()
+            self._rows.append(entry_row(message, frame, tuple(sorted(audience or ())), self.now()))
 
-    # The history file
+    def _index(self, id: int, audience: "Optional[FrozenSet[int]]") -> None:
+        for number in (None,) if audience is None else audience:
+            self._chats[number].append(id)
 
-    def _restore(self, history: HistoryFile) -> None:
-        """Go on where the file ends: everybody who was here has just lost its connection."""
-        self.epoch, self.last = history.epoch, history.last
-        self._begun = self.last
-        numbers: "dict[Optional[int], Session]" = {}
-        for row in history.sessions():
-            session = numbers[row[0]] = Session.from_row(row)
-            if session.booted is not None:
-                self._booted[session.secret_hash] = session
-                continue
-            self._sessions[session.secret_hash] = session
-            if session.present:
-                self._members[name_key(session.name)] = session
-                self._users.add(session)
-                session.here_since = self.last
-                self._await(session)
-            else:
-                self._gone[session.secret_hash] = session
-        for number, about, id, body in history.refusals():
-            numbers[number].refusals.append((about, Entry(id, _frame(body), (numbers[number],))))
-        rows, forgotten = history.newest(LOG_FRAMES, LOG_BYTES)
-        entries = [Entry(id, _frame(body), None if one is None else tuple(
-            numbers[number] for number in (one, other) if number in numbers), kind == Chat.type and one is None)
-            for id, kind, body, one, other in rows]
-        self._log.load(entries, history.recent(HISTORY), forgotten)
-        self._alarm.at(self._alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
-
-    def _commit(self) -> bool:
-        """Put what the batch changed into the file. False when the file does not take it."""
+    def commit(self) -> bool:
+        """Put what was added and changed into the file. False when the file does not take it: then
+        everything is held."""
         history = self._history
-        if history is None or not self._rows and not self._changed and not self._removed and self.last == history.last:
+        self.added = 0
+        is_nothing = not (self._rows or self.changed or self.removed)
+        if history is None or is_nothing and self.last == history.last:
+            self.changed.clear()
+            self.removed.clear()
             return True
-        now = self._alarm.clock()
         try:
-            took = history.save(self.last, self._rows, [session.row() for session in self._changed], self._removed)
+            rows = [session.row() for session in self.changed]
+            took = history.save(self.last, self._rows, rows, self.removed)
         except HistoryError as error:
-            if self._held is None:
-                self._held_since = now
-            if self._held != str(error):
-                logger.error("nothing is acknowledged until this is mended: %s", error)
-            self._held = str(error)
+            self._hold(str(error))
             return False
         self._rows.clear()
-        self._changed.clear()
-        self._removed.clear()
-        if self._held is not None:
-            logger.info("%s can be written again, after %.1f s; nothing was lost", history.path, now - self._held_since)
-            self._held, self._recovered_at = None, now
-        if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
-            self._slow_at = now
-            logger.warning("the disk is slow: a commit to %s took %.0f ms, which everybody waits for", history.path, 1000 * took)
+        self.changed.clear()
+        self.removed.clear()
+        self._let_go(history.path, took)
         return True
 
+    def _hold(self, why: str) -> None:
+        if self.held is None:
+            self._held_since = self._clock()
+        if self.held != why:
+            logger.error("nothing is acknowledged until this is mended: %s", why)
+        self.held = why
+
+    def _let_go(self, path: str, took: float) -> None:
+        now = self._clock()
+        if self.held is not None:
+            logger.info("%s can be written again, after %.1f s; nothing was lost", path,
+                        now - self._held_since)
+            self.held, self.recovered_at = None, now
+        if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
+            self._slow_at = now
+            logger.warning("the disk is slow: a commit to %s took %.0f ms, which everybody waits "
+                           "for", path, 1000 * took)
+
+    def publish(self, upto: int) -> Optional[News]:
+        """Let the readers have what was committed, up to an id."""
+        return self.log.publish(upto, self._clock())
+
+    # Bounds
+
     @property
-    def _forgotten(self) -> int:
+    def is_too_long(self) -> bool:
+        """Whether the log in memory has reached a bound: then shorten() it."""
+        return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
+
+    def shorter(self) -> int:
+        """The id up to which the oldest tenth lies, of what is published."""
+        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)
+
+    def forget(self, upto: int) -> None:
+        """Keep in memory only what comes behind an id."""
+        self.log.forget(upto)
+        for number, ids in list(self._chats.items()):
+            del ids[:bisect.bisect_right(ids, upto)]
+            if not ids:
+                del self._chats[number]
+
+    def delete_old(self) -> bool:
+        """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
+        return whether there were any."""
+        assert self._history is not None
+        try:
+            more = self._history.trim(self.now())
+        except HistoryError as error:
+            logger.error("old messages cannot be deleted: %s", error)
+            return False
+        upto = self._history.forgotten
+        if upto > self.log.start:
+            self.forget(upto)
+        while self._recent and self._recent[0][0] <= upto:
+            self._recent.popleft()
+        return more
+
+    @property
+    def feeds(self) -> bool:
+        """Whether there is a file to feed from who reads below the start of the log."""
+        return self._history is not None
+
+    @property
+    def forgotten(self) -> int:
         """The newest id that can no longer be replayed."""
-        return self._log.forgotten if self._history is None else max(self._history.forgotten, self._unreadable)
+        if self._history is None:
+            return self.log.start
+        return max(self._history.forgotten, self._unreadable)
 
-    def _next_piece(self, session: Session) -> "list[Entry]":
-        """What a member that catches up hears next: a piece of the file, or with its end all the rest, and it is live."""
-        assert session.fed is not None
-        piece: "list[Entry]" = []
-        if session.fed < self._log.forgotten and self._history is not None:
+    # What is not read from the log
+
+    def recent(self, after: int) -> "list[tuple[int, bytes]]":
+        """The last public chats with an id above `after`."""
+        return [chat for chat in self._recent if chat[0] > after]
+
+    def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int]]":
+        """What `session` hears next behind a place before its `begin` or below the start of the
+        log: at most a window of frames, and the place behind them. None when it is there no more:
+        the reader is too slow, or comes back and is told what it missed."""
+        upto = session.begin if after < session.begin else self.log.start
+        found: "list[tuple[int, bytes]]" = []
+        if self._history is not None and after < self.log.start:
+            if after < self.forgotten:
+                return None
             try:
-                piece, session.fed = self._history.after(session.fed, self._log.forgotten, session.number)
+                rows, upto = self._history.after(after, min(upto, self.log.start), session.number)
             except HistoryError as error:
-                logger.error("messages before %d cannot be read: %s", self._log.forgotten, error)
-                self._unreadable = self._log.forgotten
-                return []
-        if session.fed >= self._log.forgotten or self._history is None:
-            piece += self._log.after(session.fed, session)
-            session.fed = None
-        return [entry for entry in piece if entry.id > session.begin or entry.is_chat]
-
-    def _keep_feeding(self, link: Connection, session: Session, piece: "list[Entry]") -> None:
-        """Its ACKs ask for the next piece; where there is nothing to acknowledge in this one the alarm does."""
-        if session.fed is None:
-            self._catching_up.discard(session)
+                logger.error("messages before %d cannot be read: %s", self.log.start, error)
+                self._unreadable = self.log.start
+                return None
+            found = [(id, frame) for id, frame, is_public_chat in rows
+                     if id > session.begin or is_public_chat and id > session.history_from]
+        elif after < session.begin:
+            found = self._said_between(max(after, session.history_from), upto)
         else:
-            self._catching_up.add(session)
-            if not piece:
-                self._alarm.at(self._alarm.clock(), lambda: self._post(self.feed, link))
+            return None
+        return _window_of(found, upto)
 
-    def _older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
-        """The frames that `recall` asks for, oldest first, and before which id there may be more."""
+    def _said_between(self, after: int, upto: int) -> "list[tuple[int, bytes]]":
+        """Public chats in memory between two places, a window of them at most."""
+        ids = self._chats.get(None, [])
+        first = bisect.bisect_right(ids, after)
+        here = [(id, self.log.frame(id))
+                for id in ids[first:min(bisect.bisect_right(ids, upto), first + WINDOW)]]
+        kept = [chat for chat in self._recent if after < chat[0] <= min(upto, self.log.start)]
+        return kept + here
+
+    def older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
+        """The frames that `recall` asks for, oldest first, and before which id there may be more.
+        Found by an index, in memory as in the file: what it costs is what it returns."""
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
-        found, older = self._log.before(before, count, session)
-        if older is None and self._history is not None and len(found) == count:
-            older = self._log.forgotten + 1 if self._log.forgotten > self._forgotten else None
-        elif older is None and self._history is not None:
+        found = self._older_here(session, before, count)
+        older: Optional[int] = None
+        if len(found) == count:
+            older = found[-1][0] if self._has_older(session, found[-1][0]) else None
+        elif self._history is not None:
             try:
-                before = min(before, self._log.forgotten + 1)
-                more, older = self._history.before(before, count - len(found), session.number)
+                more, older = self._history.before(min(before, self.log.start + 1),
+                                                   count - len(found), session.number)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
@@ -1091,476 +717,1095 @@ class Room:
             frames.append(frame)
         return frames[::-1], older
 
-    # Joining and leaving
+    def _older_here(self, session: Session, before: int,
+                    count: int) -> "list[tuple[int, bytes]]":
+        """The newest chats before an id that `session` may hear, of those in memory; newest
+        first."""
+        ids: "list[int]" = []
+        for number in (None, session.number):
+            said = self._chats.get(number, [])
+            end = bisect.bisect_left(said, before)
+            ids += said[max(0, end - count):end]
+        return [(id, self.log.frame(id)) for id in sorted(ids, reverse=True)[:count]]
 
-    def _join(self, link: Connection, join: Join) -> None:
-        if link.session is not None:
-            self._refuse(link, ProtocolError("already-joined", f"you are in, as {link.session.name}"), None)
-            return
-        session = self._known(join)
-        back_in_time = session is not None and session.present
-        if session is not None and session.link is not None and session.link.since > link.since and link.hung_up():
-            self._end(link, "it was given up for a newer one")          # threads may bring two joins in the wrong order
-            return
-        if not back_in_time:
-            try:
-                self._check_entry(link, join)
-            except ProtocolError as error:
-                self._note("refused", f"{link.address} as {escape(join.name)} ({error})")
-                self._refuse(link, error, None)
-                if error.code in ("banned", "full"):
-                    self._end(link, error.code)
-                return
-        secret = join.session if session is not None and join.session else secrets.token_urlsafe(24)    # 192 bits
-        if session is None:
-            session = self._new_session(join, secret)
-        replay, missed = self._replay(join, session)
-        if back_in_time:
-            self._take_over(session)
-            self._note("back", f"{session.name} from {link.address}")
-        else:
-            self._enter(session, join.name)
-            self._note("joined", f"{session.name} from {link.address}")
-        resumed = secret == join.session
-        self._admit(link, session, join, resumed, self._welcome(session, secret, join, resumed, missed), replay)
+    def _has_older(self, session: Session, before: int) -> bool:
+        """Whether there may be a chat for `session` before an id."""
+        if self._history is not None and self._history.forgotten < self.log.start:
+            return True
+        both = (self._chats.get(number) for number in (None, session.number))
+        return any(said and said[0] < before for said in both)
 
-    def _known(self, join: Join) -> Optional[Session]:
-        """The session that `join` proves to own; None without one, and for one that claims to have seen what is not there."""
-        if join.session is None or join.epoch != self.epoch or join.seen > self.last:
-            return None
-        secret_hash = _hash(join.session)
-        session = self._sessions.get(secret_hash)
+    def close(self) -> None:
+        """Give the history file back. Not on the sequencer's thread, but after it."""
+        if self._history is not None:
+            logger.debug("%d commits, %.2f ms each, the slowest %.0f ms", self._history.commits,
+                         1000 * self._history.seconds / max(1, self._history.commits),
+                         1000 * self._history.slowest)
+            self._history.close()
+
+
+_CHAT_START = b'{"type":"chat"'
+
+
+def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int]":
+    """As many frames as a window takes, and the place behind them: `upto` with the last one."""
+    frames: "list[bytes]" = []
+    room = chatproto.WINDOW_BYTES
+    for id, frame in found:
+        room -= len(frame)
+        if len(frames) == chatproto.WINDOW or room < 0:
+            return frames, found[len(frames) - 1][0]
+        frames.append(frame)
+    return frames, upto
+
+
+# --- Who is here ---
+
+class Session:
+    """A member: in the room, in its grace time, or remembered after it left, so that what it sends
+    again is not said twice. Only the sequencer changes it."""
+
+    __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got",
+                 "present", "listed", "link", "lost_at", "left_at", "booted", "receipts",
+                 "refusals", "allowance", "_acked")
+
+    def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
+        # Its own for good, in the history file: who private frames are for.
+        self.number = number
+        self.name = ""
+        self.secret_hash = secret_hash
+        # It hears everything after `begin`, and what was said in public after `history_from`.
+        self.begin = begin
+        self.history_from = history_from
+        # The newest id when it came into the room, for receipts.
+        self.here_since = begin
+        # The newest id of its own frames that has its place: what is not above it is a duplicate.
+        self.got = 0
+        # In the room, connected or in its grace time; and in the list of users.
+        self.present = False
+        self.listed = False
+        self.link: Optional[Connection] = None
+        # When the connection was lost, by the room's clock; when it left, by the wall clock.
+        self.lost_at = math.inf
+        self.left_at: Optional[float] = None
+        # Why it was put out.
+        self.booted: Optional[str] = None
+        # Tell it who heard its messages.
+        self.receipts = False
+        # The errors that refuse a frame of its, until they are acknowledged.
+        self.refusals: "list[Error]" = []
+        # Its flood limit, which a new connection does not fill again.
+        self.allowance: Optional[Allowance] = None
+        # The newest id that it acknowledged on connections before this one.
+        self._acked = begin
+
+    @property
+    def acked(self) -> int:
+        """The newest id of ours that the member has acknowledged."""
+        return max(self._acked, self.link.manager.acked) if self.link else self._acked
+
+    def unlink(self) -> None:
+        """Forget the connection, and remember how far it came."""
+        self._acked, self.link = self.acked, None
+
+    def row(self) -> "tuple[Any, ...]":
+        """What the history file keeps of it."""
+        return (self.number, self.secret_hash, self.name, self.begin, self.history_from, self.got,
+                self.acked, self.left_at, self.booted)
+
+    @classmethod
+    def from_row(cls, row: "tuple[Any, ...]") -> Session:
+        """The session of a row: away, and out of the room if it has left."""
+        session = cls(*row[:2], *row[3:5])
+        session.name, session.got, session._acked, session.left_at, session.booted = (
+            row[2], *row[5:])
+        session.present = session.left_at is None
+        return session
+
+    def confirmed_for(self, seen: int) -> int:
+        """The `got` of a welcome: up to the first refusal that the member has not seen, which an
+        ACK would turn into a yes."""
+        unseen = [(error.about or 0) - 1 for error in self.refusals if error.id > seen]
+        return min([self.got, *unseen])
+
+
+class Members:
+    """Who is here, who was, and the list of users that a welcome brings.
+
+    In the list are at most LISTED members; the others wait for a place, in the order of coming.
+    """
+
+    def __init__(self) -> None:
+        # Those in the room by name_key, in the order of coming.
+        self._by_name: "dict[str, Session]" = {}
+        # The same by the hash of their secret; and those who left or were booted, in that order.
+        self._by_secret: "dict[bytes, Session]" = {}
+        self._gone: "dict[bytes, Session]" = {}
+        self._listed = 0
+        # The listed names as they are in a frame, as many as fit, and how many these are; None: to
+        # be made anew.
+        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_name.values())
+
+    def called(self, name: str) -> Optional[Session]:
+        """The member of that name."""
+        # What is too long for a name is nobody's, and could cost name_key() a fifth of a second.
+        return self._by_name.get(name_key(name)) if len(name) <= chatproto.MAX_NAME else None
+
+    def owned(self, secret: str) -> Optional[Session]:
+        """The session, present or gone, whose secret that is."""
+        secret_hash = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        session = self._by_secret.get(secret_hash) or self._gone.get(secret_hash)
         if session is None or not hmac.compare_digest(session.secret_hash, secret_hash):
             return None
         return session
 
-    def _check_entry(self, link: Connection, join: Join) -> None:
+    @property
+    def is_list_full(self) -> bool:
+        """Whether who comes next has to wait for a place in the list."""
+        return self._listed >= LISTED
+
+    def enter(self, session: Session, name: str) -> None:
+        """A session comes into the room."""
+        session.name, session.present, session.left_at = name, True, None
+        self._gone.pop(session.secret_hash, None)
+        self._by_name[name_key(name)] = self._by_secret[session.secret_hash] = session
+        if not self.is_list_full:
+            self._list(session)
+
+    def remember(self, session: Session) -> None:
+        """A session of the history file that is not in the room."""
+        self._gone[session.secret_hash] = session
+
+    def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
+        """A member goes; return who has its place in the list now, and which sessions are
+        remembered no more."""
+        del self._by_name[name_key(session.name)], self._by_secret[session.secret_hash]
+        session.present = False
+        self._gone[session.secret_hash] = session
+        forgotten = []
+        while len(self._gone) > SESSIONS:
+            forgotten.append(self._gone.pop(next(iter(self._gone))))
+        if not session.listed:
+            return None, forgotten
+        session.listed = False
+        self._listed -= 1
+        self._encoded = None
+        successor = None
+        if len(self._by_name) > self._listed:
+            successor = next(other for other in self if not other.listed)
+            self._list(successor)
+        return successor, forgotten
+
+    def rename(self, session: Session, name: str) -> None:
+        """A member takes another name."""
+        del self._by_name[name_key(session.name)]
+        session.name = name
+        self._by_name[name_key(name)] = session
+        self._encoded = None
+
+    def free_name_like(self, name: str) -> str:
+        """A name like this one that nobody here has."""
+        stem = re.sub(r"-\d+$", "", name)[:chatproto.MAX_NAME - 6]
+        tries = (f"{stem}-{number}" for number in range(2, len(self) + 3))
+        return next(other for other in tries if name_key(other) not in self._by_name)
+
+    def encoded(self) -> "tuple[bytes, int]":
+        """The listed names as they are in a frame, joined by commas, and how many there are: as
+        many as USERS_BYTES hold."""
+        if self._encoded is None:
+            names = [session.name for session in self if session.listed]
+            encoded = chatproto.encode_strings(names)
+            while len(encoded) > USERS_BYTES:
+                del names[-1 - len(names) // 20:]
+                encoded = chatproto.encode_strings(names)
+            self._encoded = encoded, len(names)
+        return self._encoded
+
+    def _list(self, session: Session) -> None:
+        session.listed = True
+        self._listed += 1
+        if self._encoded is not None:
+            # A hundredth of what encoding all names would take.
+            before, count = self._encoded
+            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
+            if len(encoded) <= USERS_BYTES:
+                self._encoded = encoded, count + 1
+
+
+class Bans:
+    """Names and addresses that are refused, until when."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # By name_key or address, by the room's clock.
+        self._until: "dict[str, float]" = {}
+
+    def __contains__(self, key: str) -> bool:
+        return self._until.get(key, -math.inf) > self._clock()
+
+    def add(self, keys: "list[str]", seconds: float) -> None:
+        """Refuse these from now on."""
+        self._until.update((key, self._clock() + seconds) for key in keys)
+
+    def remove(self, key: str) -> bool:
+        """Refuse it no more; return whether it was."""
+        return self._until.pop(key, None) is not None
+
+    def left(self) -> "dict[str, float]":
+        """The seconds that are left of each (inf: for good)."""
+        now = self._clock()
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        return {key: until - now for key, until in self._until.items()}
+
+
+# --- Receipts ---
+
+class Watch:
+    """A message whose speaker wants to know who heard it."""
+
+    __slots__ = ("id", "speaker", "recipient", "of", "until", "told", "left")
+
+    def __init__(self, id: int, speaker: Session, recipient: Optional[Session], of: int,
+                 until: float) -> None:
+        self.id = id
+        self.speaker = speaker
+        # Of a private message.
+        self.recipient = recipient
+        self.of = of
+        self.until = until
+        # The last count that was told; -1: none yet.
+        self.told = -1
+        # Members who heard it and left.
+        self.left = 0
+
+
+class Receipts:
+    """Tells speakers who heard them: a `heard` each RECEIPT_EVERY while there is something new."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._watched: "deque[Watch]" = deque(maxlen=RECEIPTS)
+
+    def __bool__(self) -> bool:
+        return bool(self._watched)
+
+    def watch(self, watch: Watch) -> None:
+        """Tell about one more message; at most RECEIPTS, then the oldest is dropped."""
+        self._watched.append(watch)
+
+    def come_back(self, speaker: Session) -> None:
+        """What was told last may have been lost with a connection."""
+        for watch in self._watched:
+            if watch.speaker is speaker:
+                watch.told = -1
+
+    def leave(self, session: Session) -> None:
+        """A member leaves the room: it counts with those who heard what it has acknowledged."""
+        for watch in self._watched:
+            if (session is not watch.speaker and watch.recipient is None
+                    and session.here_since < watch.id <= session.acked):
+                watch.left += 1
+
+    def tell(self, now: float) -> None:
+        """Write what has changed."""
+        acked = sorted(max(member.acked, member.here_since) for member in self._members)
+        begun = sorted(member.here_since for member in self._members)
+        keep = []
+        for watch in self._watched:
+            count = min(watch.of, self._heard_by(watch, acked, begun))
+            link = watch.speaker.link
+            # Not before the speaker has its own message: by its place it knows which one is meant.
+            if count != watch.told and link is not None and watch.speaker.acked >= watch.id:
+                watch.told = count
+                link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
+            if watch.told != watch.of and now < watch.until:
+                keep.append(watch)
+        self._watched = deque(keep, RECEIPTS)
+
+    @staticmethod
+    def _heard_by(watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
+        """How many have acknowledged a message: of all who have come that far, less those who came
+        only after it."""
+        if watch.recipient is not None:
+            return int(watch.recipient.acked >= watch.id)
+        speaker = watch.speaker
+        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
+        return (watch.left - itself
+                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
+
+
+# --- The room ---
+
+def _guarded(method: Callable[..., Any], *arguments: Any) -> None:
+    """A bug in one event, or for one member, is logged, and the room goes on."""
+    try:
+        method(*arguments)
+    except Exception as error:
+        _log_bug(f"in {method.__name__}", error)
+
+
+def _log_bug(where: str, error: BaseException) -> None:
+    """One line for what should not happen; the traceback only with -v."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "?"
+    if trace is not None:
+        file = os.path.basename(trace.tb_frame.f_code.co_filename)
+        place = f"{file}:{trace.tb_lineno}"
+    logger.error("bug %s: %r at %s (please report it)", where, error, place)
+    logger.debug("its traceback", exc_info=error)
+
+
+class Notes:
+    """Lines for the log of the program. Several in a row to whom the same happens are one line: a
+    line is 60 us, a tenth of what a join takes."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._who: "list[str]" = []
+
+    def __bool__(self) -> bool:
+        return bool(self._who)
+
+    def add(self, what: str, who: str) -> None:
+        """Note what happens to whom."""
+        if what != self._what:
+            self.write()
+            self._what = what
+        self._who.append(who)
+
+    def write(self) -> None:
+        """Write what was noted."""
+        if self._who:
+            logger.info("%s: %s", self._what, ", ".join(self._who))
+            self._who.clear()
+
+
+class Delivery:
+    """What goes out after a batch of events: what is added to the journal is committed and
+    published, readers are woken, and then frames are confirmed."""
+
+    def __init__(self, journal: Journal, members: Members, alarm: Alarm,
+                 post: Callable[..., None], record: Callable[[str], None]) -> None:
+        self._journal = journal
+        self._members = members
+        self._alarm = alarm
+        # Puts an event into the inbox: post(method, *arguments).
+        self._post = post
+        # Takes a line for the chat log, which is not escaped yet.
+        self._record = record
+        self.records: "list[str]" = []
+        self.notes = Notes()
+        # Connections that come in or end; bare frames for some; those whose frames are to be
+        # confirmed, and those that are to be pinged.
+        self._touched: "dict[Connection, None]" = {}
+        self._bare: "list[tuple[Connection, bytes]]" = []
+        self._to_confirm: "dict[Connection, None]" = {}
+        self._idle: "list[Connection]" = []
+        # More than joins and leaves waits to be published; these alone may go out at `_news_at`.
+        self._is_urgent = False
+        self._news_at = -math.inf
+        # Who has frames of its own among what waits.
+        self._concerned: "dict[Session, None]" = {}
+        # Events that the alarm will post.
+        self._asked: "set[Callable[[], None]]" = set()
+
+    def add(self, message: Message, audience: "tuple[Session, ...]" = ()) -> None:
+        """Add what is not only a join or a leave: for everybody, or for a few. It is published at
+        once."""
+        self._is_urgent = True
+        if not audience:
+            self._journal.add(message)
+            return
+        self._journal.add(message, frozenset(session.number for session in audience))
+        self._concerned.update(dict.fromkeys(audience))
+
+    def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
+        """Answer with an error: numbered and replayed to a member, bare to a connection that has
+        not joined."""
+        session = link.session
+        if session is None or session.link is not link:
+            frame = Error(0, error.code, error.text, about, error.suggestion).encode()
+            self._bare.append((link, frame))
+        else:
+            self.tell_error(session, Error(0, error.code, error.text, about, error.suggestion))
+
+    def tell_error(self, session: Session, error: Error) -> None:
+        """Add an error for one member; one about a frame of its holds the ACK of that frame."""
+        error = dataclasses.replace(error, id=self._journal.next_id())
+        self.add(error, (session,))
+        if error.about is None:
+            return
+        acked = session.acked
+        while session.refusals and session.refusals[0].id <= acked:
+            del session.refusals[0]
+        session.refusals.append(error)
+        if session.link is not None:
+            session.link.manager.refuse(error.about, error.id)
+
+    def touch(self, link: Connection) -> None:
+        """A connection comes in, or ends."""
+        self._touched[link] = None
+
+    def answer(self, link: Connection, frame: bytes) -> None:
+        """A bare frame for a connection, before its ACK."""
+        self._bare.append((link, frame))
+
+    def confirm(self, link: Connection) -> None:
+        """Confirm what a member sent, when what it did is committed."""
+        self._to_confirm[link] = None
+
+    def ping(self, link: Connection) -> None:
+        """Ping a member."""
+        self._idle.append(link)
+
+    def ask_for(self, event: Callable[[], None], when: float) -> None:
+        """Have the alarm post an event once, however often it is asked for."""
+        def rung() -> None:
+            self._asked.discard(event)
+            self._post(event)
+        if event not in self._asked:
+            self._asked.add(event)
+            self._alarm.at(when, rung)
+
+    def news_due(self) -> None:
+        """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
+
+    def flush(self) -> None:
+        """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
+        same is tried again with the next flush()."""
+        ping = self._journal.next_id() if self._idle else 0
+        if not self._journal.commit():
+            return
+        for line in self.records:
+            self._record(line)
+        self.records.clear()
+        news = self._publish(ping)
+        touched, self._touched = self._touched, {}
+        for link in touched:
+            _guarded(link.open)
+        if news is not None:
+            self._wake(news)
+        self._write_bare_frames()
+        for link in touched:
+            if link.ended:
+                _guarded(link.finish)
+        if ping:
+            self._ping(ping)
+
+    def _publish(self, ping: int) -> Optional[News]:
+        """What was committed is news: at once, but joins and leaves alone at most every NEWS_EVERY,
+        and so is the log. A ping comes behind it."""
+        now, journal = self._alarm.clock(), self._journal
+        if not (self._is_urgent or ping or now >= self._news_at):
+            if journal.last > journal.log.end or self.notes:
+                self.ask_for(self.news_due, self._news_at)
+            return None
+        self._news_at, self._is_urgent = now + NEWS_EVERY, False
+        self.notes.write()
+        return journal.publish(ping - 1 if ping else journal.last)
+
+    def _wake(self, news: News) -> None:
+        """Tell the readers. Where nothing is public only those look whom it concerns."""
+        concerned, self._concerned = self._concerned, {}
+        for session in self._members if news.count else concerned:
+            if session.link is not None:
+                try:
+                    session.link.manager.wake(news)
+                except Exception as error:
+                    # A bug must not cost the others their frames.
+                    _log_bug(f"in sending to {session.link.address}", error)
+
+    def _write_bare_frames(self) -> None:
+        """Answers first: the ACK of a `history` comes behind its answer."""
+        bare, self._bare = self._bare, []
+        for link, frame in bare:
+            link.manager.write_bare(frame)
+        to_confirm, self._to_confirm = self._to_confirm, {}
+        for link in to_confirm:
+            if link.session is not None:
+                link.manager.confirm(link.session.got)
+
+    def _ping(self, id: int) -> None:
+        """One ping for all who are idle; it is never replayed."""
+        frame = Ping(id).encode()
+        idle, self._idle = self._idle, []
+        for link in idle:
+            link.manager.ping(id, frame)
+
+    def shorten(self) -> "list[Connection]":
+        """Where the log in memory has reached a bound its oldest tenth goes; return the slow
+        readers whose place is there, when there is no file to feed them from."""
+        if not self._journal.is_too_long:
+            return []
+        upto, slow = self._journal.shorter(), []
+        for session in self._members:
+            link = session.link
+            if link is not None and NOWHERE < link.manager.acked < upto:
+                # Perhaps all of it was private to others.
+                link.manager.catch_up()
+                if link.manager.acked < upto and not self._journal.feeds:
+                    slow.append(link)
+        self._journal.forget(upto)
+        return slow
+
+
+class Entrance:
+    """Who comes and who goes: joins, resumes, take-overs, the grace time, ends of connections."""
+
+    def __init__(self, journal: Journal, members: Members, delivery: Delivery, alarm: Alarm,
+                 post: Callable[..., None], settings: Settings) -> None:
+        self._journal = journal
+        self._members = members
+        self._delivery = delivery
+        self._alarm = alarm
+        # Puts an event into the inbox: post(method, *arguments).
+        self._post = post
+        self._settings = settings
+        self.receipts = Receipts(members)
+        self.bans = Bans(alarm.clock)
+        # The message of the day.
+        self.motd: Optional[str] = None
+        # How many members are connected.
+        self.connected = 0
+
+    def restore(self, history: HistoryFile) -> None:
+        """Go on where the file ends: everybody who was here has just lost its connection."""
+        numbers: "dict[int, Session]" = {}
+        for row in history.sessions():
+            session = numbers[row[0]] = Session.from_row(row)
+            if session.present:
+                self._members.enter(session, session.name)
+                session.here_since = self._journal.last
+                self._await(session)
+            else:
+                self._members.remember(session)
+        for number, about, id, frame in history.refusals():
+            error = chatproto.decode(frame[:-1], chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
+            if number in numbers and isinstance(error, Error):
+                numbers[number].refusals.append(error)
+
+    # Coming in
+
+    def join(self, link: Connection, join: Join) -> None:
+        """A connection wants in, or back."""
+        if link.session is not None:
+            self._delivery.refuse(link, ProtocolError(
+                "already-joined", f"you are in, as {link.session.name}"))
+            return
+        session = self._known(join)
+        if (session is not None and session.link is not None
+                and session.link.since > link.since and link.hung_up()):
+            # Threads may bring two joins in the wrong order.
+            self.end(link, "it was given up for a newer one")
+            return
+        if session is None or not session.present:
+            try:
+                self._check_entry(link, join, session)
+            except ProtocolError as error:
+                self._delivery.notes.add(
+                    "refused", f"{link.address} as {escape(join.name)} ({error})")
+                self._delivery.refuse(link, error)
+                if error.code in ("banned", "full"):
+                    self.end(link, error.code)
+                return
+        self._admit(link, join, session)
+
+    def _known(self, join: Join) -> Optional[Session]:
+        """The session that `join` proves to own; None without one, for one that was booted, and for
+        one that claims to have seen what is not there."""
+        if (join.session is None or join.epoch != self._journal.epoch
+                or join.seen > self._journal.last):
+            return None
+        session = self._members.owned(join.session)
+        return session if session is not None and session.booted is None else None
+
+    def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        banned = self.banned()
-        if link.address in banned or name_key(join.name) in banned:
+        if link.address in self.bans or name_key(join.name) in self.bans:
             raise ProtocolError("banned", "you are banned here")
-        booted = self._booted.get(_hash(join.session)) if join.session else None
-        if booted is not None:              # it was away when it was put out, and is told now
-            raise ProtocolError("banned", f"you were booted: {booted.booted}" if booted.booted else "you were booted")
+        booted = self._members.owned(join.session) if join.session and session is None else None
+        if booted is not None and booted.booted is not None:
+            # It was away when it was put out, and is told now.
+            raise ProtocolError("banned", f"you were booted: {booted.booted}" if booted.booted
+                                else "you were booted")
+        if session is None:
+            chatproto.check_name(join.name)
         if len(self._members) >= self._settings.max_members:
             self._make_room()
         if len(self._members) >= self._settings.max_members:
-            raise ProtocolError("full", f"{self._settings.max_members} members are here: no room for more")
-        self._check_free(join.name)
+            raise ProtocolError("full", f"{self._settings.max_members} members are here: no room "
+                                "for more")
+        self.check_free(join.name)
 
     def _make_room(self) -> None:
         """The room is full: whoever has been away for the longest has had its grace time."""
-        away = [session for session in self._members.values() if session.link is None]
+        away = [session for session in self._members if session.link is None]
         if away:
-            self._leave(min(away, key=lambda session: session.lost_at), "gone away")
+            self.leave(min(away, key=lambda session: session.lost_at), "gone away")
 
-    def _check_free(self, name: str) -> None:
-        """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that name."""
-        if name_key(name) in self._members:
-            stem = re.sub(r"-\d+$", "", name)[:chatproto.MAX_NAME - 6]
-            tries = (f"{stem}-{number}" for number in range(2, len(self._members) + 3))
-            free = next(other for other in tries if name_key(other) not in self._members)
-            raise ProtocolError("name-taken", f"the name {name} is taken", free)
+    def check_free(self, name: str) -> None:
+        """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
+        name."""
+        if self._members.called(name) is not None:
+            raise ProtocolError("name-taken", f"the name {name} is taken",
+                                self._members.free_name_like(name))
 
-    def _seen(self, join: Join) -> int:
-        """The newest id that the owner of `join` has, if it can be so in this run of ids."""
-        return join.seen if join.epoch == self.epoch and join.seen <= self.last else 0
-
-    def _new_session(self, join: Join, secret: str) -> Session:
-        """A session, of whose secret only the hash is kept. Who was here before a restart hears all that was said since,
-        anybody else the last messages."""
-        number = self.last + 1              # the id of its own `joined`: so nobody else ever has it
-        if join.session is not None and join.epoch != self.epoch:
-            session = Session(number, _hash(secret), self._begun, self._begun)
+    def _admit(self, link: Connection, join: Join, session: Optional[Session]) -> None:
+        """A connection comes in: with a new session, or back into its own. Its place in the log is
+        taken now; flush() opens it there."""
+        journal = self._journal
+        resumed = session is not None
+        secret = join.session if resumed and join.session else secrets.token_urlsafe(24)
+        seen = join.seen if join.epoch == journal.epoch and join.seen <= journal.last else 0
+        if session is None:
+            session, missed = self._new_session(join, secret, seen)
+            place = session.history_from
         else:
-            recent = self._log.recent(self._seen(join))
-            session = Session(number, _hash(secret), number, recent[0].id - 1 if recent else self.last)
-        session.present = False
-        self._sessions[session.secret_hash] = session
-        return session
+            place = max(seen, session.history_from)
+            # In memory the last chats, which are before its begin, outlive the start of the log.
+            if journal.feeds or seen >= session.begin:
+                place = max(place, journal.forgotten)
+            missed = max(0, journal.forgotten - max(seen, session.begin))
+        if session.present:
+            self._take_over(session)
+            self._delivery.notes.add("back", f"{session.name} from {link.address}")
+        else:
+            self._enter(session, join.name)
+            self._delivery.notes.add("joined", f"{session.name} from {link.address}")
+        self._refuse_again(session, seen)
+        refused = [(error.about or 0, error.id) for error in session.refusals]
+        got = session.confirmed_for(seen) if resumed else 0
+        welcome = self._welcome(session, secret, resumed, got, missed)
+        session.receipts = join.receipts
+        session.link, link.session = link, session
+        self.connected += 1
+        session.allowance = link.allowance = session.allowance or link.allowance
+        session.lost_at = math.inf
+        self.receipts.come_back(session)
+        link.welcome = (welcome, place, refused)
+        self._delivery.touch(link)
 
-    def _replay(self, join: Join, session: Session) -> "tuple[list[Entry], int]":
-        """What the owner of `join` has to hear first, and how many frames of what it missed are no longer there (at most)."""
-        seen = self._seen(join)
-        if session.begin == session.number and not session.name:    # a newcomer, or somebody whose session is forgotten
-            replay = self._log.recent(seen)
-            return replay, max(0, self.last - seen - len(replay)) if seen else 0
-        session.fed = max(seen, session.history_from, self._forgotten if session.name else self._log.forgotten)
-        replay = self._next_piece(session)
-        if session.fed is not None and session.fed < self._forgotten:       # the file turned out to be unreadable
-            session.fed = self._forgotten
-            replay = self._next_piece(session)
-        missed = max(0, self._forgotten - max(seen, session.begin))
-        if not session.name:                                # bounded, since anybody may claim to have been here before
-            missed = max(0, self._log.forgotten - session.begin) + len(replay[:-STRANGER_FRAMES])
-            return replay[-STRANGER_FRAMES:], missed
-        forgotten = [error for _, error in session.refusals if seen < error.id <= self._forgotten]
-        return forgotten + replay, missed                   # a refusal is never forgotten: its ACK would be a false yes
+    def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
+        """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
+        here before a restart hears all that was said since, anybody else the last messages."""
+        journal = self._journal
+        # The id of its own `joined`: so nobody else ever has it.
+        number = journal.last + 1
+        secret_hash = hashlib.sha256(secret.encode()).digest()
+        if join.session is not None and join.epoch != journal.epoch:
+            begun = max(journal.begun, journal.forgotten)
+            return Session(number, secret_hash, begun, begun), begun - journal.begun
+        recent = journal.recent(seen)
+        history_from = recent[0][0] - 1 if recent else journal.last
+        missed = max(0, journal.last - seen - len(recent)) if seen else 0
+        return Session(number, secret_hash, number, history_from), missed
+
+    def _refuse_again(self, session: Session, seen: int) -> None:
+        """What refused a frame and cannot be replayed any more is said anew: without it an ACK
+        would be a false yes."""
+        session.refusals = [error for error in session.refusals if error.id > seen]
+        lost = [error for error in session.refusals if error.id <= self._journal.forgotten]
+        for error in lost:
+            session.refusals.remove(error)
+            self._delivery.tell_error(session, error)
 
     def _enter(self, session: Session, name: str) -> None:
         """A new session, or one that had left, comes into the room."""
-        session.name, session.present = name, True
-        session.left_at = None
-        self._changed[session] = None
-        self._gone.pop(session.secret_hash, None)
-        self._members[name_key(name)] = session
-        joined = Joined(self._next_id(), name, self._now())     # the id is the session's number, and so is always taken
-        if self._users.add(session):
-            self._broadcast(joined)
-        self._record(f"* {name} joined")
-        session.here_since = self.last
+        self._members.enter(session, name)
+        self._journal.changed[session] = None
+        # For a new one the id is the session's number, and so is always taken.
+        joined = Joined(self._journal.next_id(), name, self._journal.now())
+        if session.listed:
+            self._journal.add(joined)
+        self._delivery.records.append(f"* {name} joined")
+        session.here_since = self._journal.last
 
     def _take_over(self, session: Session) -> None:
         """The owner of a session comes on another connection: the old one ends."""
         if session.link is not None:
             reason = "this session has joined again from elsewhere"
-            self._close(session, session.link, Booted(self._next_id(), reason).encode())
+            self.close(session, session.link, Booted(self._journal.next_id(), reason).encode())
 
-    def _welcome(self, session: Session, secret: str, join: Join, resumed: bool, missed: int) -> bytes:
-        listed, count = self._users.encoded()
-        users = () if session in self._users else (session.name,)
+    def _welcome(self, session: Session, secret: str, resumed: bool, got: int,
+                 missed: int) -> bytes:
+        listed, count = self._members.encoded()
+        users = () if session.listed else (session.name,)
         here = len(self._members) if len(self._members) > count + len(users) else None
-        got = session.confirmed_for(join.seen) if resumed else 0
-        return Welcome(session.name, secret, self.epoch, users, self.last, resumed, got, missed, here,
-                       self._motd).encode(listed)
+        journal = self._journal
+        return Welcome(session.name, secret, journal.epoch, users, journal.last, resumed, got,
+                       missed, here, self.motd).encode(listed)
 
-    def _admit(self, link: Connection, session: Session, join: Join, resumed: bool, welcome: bytes,
-               replay: "list[Entry]") -> None:
-        """From here on `link` is the session's connection."""
-        session.receipts = join.receipts
-        session.link, link.session = link, session
-        session.allowance = link.allowance = session.allowance or link.allowance
-        session.lost_at = math.inf
-        for watch in self._watched:
-            if watch.speaker is session:
-                self._told.pop(watch.id, None)          # it may have been lost with the connection
-        confirmed = min(join.seen, self.last) if resumed else 0
-        got = session.got
-        refusal = session.refusals[-1][1].id if session.refusals else 0
-        live = session.fed is None
-        self._outbox.append(lambda run: run.admit(session, link, welcome, replay, confirmed, got, refusal, live))
-        self._keep_feeding(link, session, replay)
-
-    def _leave(self, session: Session, reason: str) -> None:
+    def leave(self, session: Session, reason: str) -> None:
         """A member goes out of the room; its session is remembered for what it may send again."""
-        for watch in self._watched:
-            if session is not watch.speaker and watch.recipient is None and session.here_since < watch.id <= session.acked:
-                self._heard_and_left[watch.id] += 1
-        del self._members[name_key(session.name)]
-        session.present, session.left_at = False, self._now()
-        self._changed[session] = None
-        self._gone[session.secret_hash] = session
-        while len(self._gone) > SESSIONS:
-            secret_hash, forgotten = self._gone.popitem(last=False)
-            self._sessions.pop(secret_hash, None)
-            self._removed.append(forgotten.number)
-        left = Left(self._next_id(), session.name, self._now(), reason)
-        self._record(_left_line(left))
-        if session in self._users:
-            self._broadcast(left)
-        successor = self._users.remove(session)
+        journal = self._journal
+        self.receipts.leave(session)
+        was_listed = session.listed
+        successor, forgotten = self._members.leave(session)
+        session.left_at = journal.now()
+        journal.changed[session] = None
+        for old in forgotten:
+            journal.changed.pop(old, None)
+            journal.removed.append(old.number)
+        left = Left(journal.next_id(), session.name, session.left_at, reason)
+        self._delivery.records.append(_left_line(left))
+        if was_listed:
+            journal.add(left)
         if successor is not None:
-            self._broadcast(Joined(self._next_id(), successor.name, self._now()))
+            journal.add(Joined(journal.next_id(), successor.name, journal.now()))
 
-    def _close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
-        """End a connection whose session goes on elsewhere or nowhere."""
-        link.ended = True
+    def close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
+        """End a connection whose session goes on elsewhere or nowhere: after what came before, and
+        with `last_words`, which are not in the log."""
+        link.end(self._journal.last, last_words)
+        self._delivery.touch(link)
         session.unlink()
-        self._changed[session] = None                   # how far it came
-        self._catching_up.discard(session)
-        self._outbox.append(lambda run: run.remove(session, link, last_words))
+        self.connected -= 1
+        # How far it came.
+        self._journal.changed[session] = None
 
-    def _end(self, link: Connection, why: str) -> None:
+    def end(self, link: Connection, why: str) -> None:
         """A connection is over. Its member, if it has one, gets the grace time to come back."""
         if link.ended:
             return
         session = link.session
         if session is None or session.link is not link:
-            link.ended = True
-            self._outbox.append(lambda run: run.finished.append(link))
+            link.end(NOWHERE)
+            self._delivery.touch(link)
             return
-        self._close(session, link)
-        self._note("lost", f"{session.name} ({why})")
+        self.close(session, link)
+        self._delivery.notes.add("lost", f"{session.name} ({why})")
         self._await(session)
 
     def _await(self, session: Session) -> None:
         """A member has its grace time from now on."""
         session.lost_at = lost_at = self._alarm.clock()
-        self._alarm.at(lost_at + self._settings.grace, lambda: self._post(self.grace_over, session, lost_at))
+        self._alarm.at(lost_at + self._settings.grace,
+                       lambda: self._post(self.grace_over, session, lost_at))
 
-    def _too_slow(self, link: Connection) -> None:
-        """A member does not keep up: it is dropped, and told so when it comes back, in its place in the order."""
+    def too_slow(self, link: Connection) -> None:
+        """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
+        place in the order."""
         if link.session is not None and not link.ended:
-            self._note("too slow", f"{link.session.name} ({link.manager.waiting} frames wait), connection closed")
-            self._refuse(link, ProtocolError("too-slow", "you did not keep up and were disconnected"), None)
-            self._end(link, "too slow")
+            self._delivery.notes.add("too slow", f"{link.session.name}, connection closed")
+            self._delivery.refuse(link, ProtocolError(
+                "too-slow", "you did not keep up and were disconnected"))
+            self.end(link, "too slow")
+
+    def grace_over(self, session: Session, lost_at: float) -> None:
+        """A member that was lost at `lost_at` has had its time to come back."""
+        if session.present and session.link is None and session.lost_at == lost_at:
+            # Nobody could come back while nothing could be kept.
+            until = self._journal.recovered_at + self._settings.grace
+            if self._alarm.clock() < until:
+                self._alarm.at(until, lambda: self._post(self.grace_over, session, lost_at))
+            else:
+                self.leave(session, "gone away")
+
+
+class Room:
+    """Turns events into entries of the journal, and tells connections what to do. Runs on the
+    sequencer's thread alone.
+
+    Each event's method decides at once and writes nothing; flush(), after a batch of events, has
+    all of it delivered.
+    """
+
+    def __init__(self, alarm: Alarm, post: Callable[..., None], settings: Settings = Settings(),
+                 wall_clock: Callable[[], float] = time.time,
+                 record: Callable[[str], None] = lambda line: None,
+                 history: Optional[HistoryFile] = None) -> None:
+        self._alarm = alarm
+        # Puts an event into the inbox: post(method, *arguments).
+        self._post = post
+        self._settings = settings
+        self.journal = Journal(alarm.clock, wall_clock, history)
+        self._members = Members()
+        self._delivery = Delivery(self.journal, self._members, alarm, post, record)
+        self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
+                                  settings)
+        if history is not None:
+            self._entrance.restore(history)
+            alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
+
+    # Events from connections
+
+    def frames(self, link: Connection, batch: "list[Message]") -> None:
+        """Frames from a member or from a connection that has not joined, in their order."""
+        for message in batch:
+            if link.ended:
+                return
+            try:
+                self._frame(link, message)
+            except Exception as error:
+                # A bug may cost this frame, not the others, and no ACK may hide it.
+                _log_bug(f"in {message}", error)
+                self._delivery.refuse(link, ProtocolError(
+                    "bad-frame", "the server cannot take this"), message.id or None)
+
+    def failed(self, link: Connection, error: ProtocolError) -> None:
+        """What came is no frame: say so, end the connection."""
+        if not link.ended:
+            self._delivery.notes.add("no frame",
+                            f"{link.address} ({error.code}: {error}), connection closed")
+            self._delivery.refuse(link, error)
+            self._entrance.end(link, "sent what is no frame")
+
+    def overdue(self, link: Connection) -> None:
+        """A connection has had its time to join."""
+        if link.session is None and not link.ended:
+            self._delivery.notes.add("not joined",
+                            f"{link.address}, connection closed after {JOIN_TIMEOUT:g} s")
+            self._delivery.refuse(link, ProtocolError(
+                "not-joined", f"join within {JOIN_TIMEOUT:g} s"))
+            self._entrance.end(link, "did not join")
+
+    def slowed(self, link: Connection) -> None:
+        """A member is over the flood limit: its frames wait, none is lost."""
+        limit = f"{self._settings.rate:g} messages a second"
+        self._delivery.notes.add("slowed down", f"{link.address}, over {limit}")
+        self._delivery.refuse(link, ProtocolError(
+            "flooding", f"more than {limit}: yours are slowed down, none is lost"))
+
+    def dead(self, link: Connection) -> None:
+        """A member has acknowledged nothing for all its retries."""
+        self._entrance.end(link, "no answer")
+        link.cut()
+
+    def idle(self, link: Connection) -> None:
+        """Nothing was sent to a member for PING_AFTER."""
+        if link.session is not None and not link.ended:
+            self._delivery.ping(link)
+
+    def lost(self, link: Connection, why: str) -> None:
+        """The connection is gone."""
+        self._entrance.end(link, why)
+
+    def feed(self, link: Connection, retry: bool) -> None:
+        """A member reads below the start of the log, or before its begin, and has room for more;
+        with `retry` it has not acknowledged what it was fed."""
+        session = link.session
+        if session is None or link.ended or not (retry or link.manager.is_behind):
+            return
+        manager = link.manager
+        piece = self.journal.piece(session, manager.acked if retry else manager.sent)
+        if piece is None and self.journal.feeds:
+            # --keep overtook it, or the file cannot be read: it comes back, and is told what is
+            # missing.
+            self._entrance.end(link, "what it missed is there no more")
+        elif piece is None:
+            self._entrance.too_slow(link)
+        elif retry:
+            if piece[0]:
+                manager.resend(piece[0][0])
+        else:
+            manager.feed(*piece)
+            if manager.is_behind:
+                self._post(self.feed, link, False)
+
+    def trim(self) -> None:
+        """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
+        later."""
+        later = TRIM_EVERY if self.journal.delete_old() else TRIM_LATER
+        self._alarm.at(self._alarm.clock() + later, lambda: self._post(self.trim))
+
+    # Events from the console, the operator's code and the alarm
+
+    def say(self, text: str) -> None:
+        """Say something as Server."""
+        chatproto.check_text(text)
+        journal = self.journal
+        self._delivery.add(Chat(journal.next_id(), "Server", text, journal.now()))
+        self._delivery.records.append(f"<Server> {text}")
+
+    def set_motd(self, text: Optional[str]) -> None:
+        """What newcomers are shown; None for nothing. Raises ProtocolError when it is too long."""
+        self._entrance.motd = None if text is None else chatproto.check_text(text)
+
+    def users(self) -> "list[tuple[str, str]]":
+        """Name and address of each member; the address is "away" in the grace time."""
+        return [(session.name, session.link.address if session.link else "away")
+                for session in self._members]
+
+    def people(self) -> "list[tuple[str, str, Optional[float]]]":
+        """Name and address of each member and the seconds it is connected: None in the grace
+        time."""
+        now = self._alarm.clock()
+        return [(session.name, session.link.address, now - session.link.since) if session.link
+                else (session.name, "", None) for session in self._members]
+
+    def boot(self, name: str, reason: str = "") -> str:
+        """Put a member out; return its name. Raises LookupError when there is none of that
+        name."""
+        session = self._members.called(name)
+        if session is None:
+            raise LookupError(f"nobody here is called {escape(name)}")
+        reason = chatproto.clean_text(reason)[:REASON]
+        why = f" ({escape(reason)})" if reason else ""
+        self._delivery.notes.add("booted", session.name + why)
+        session.booted = reason
+        if session.link is not None:
+            booted = Booted(self.journal.next_id(), reason)
+            self._entrance.close(session, session.link, booted.encode())
+        self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
+        return session.name
+
+    def ban(self, name: str, seconds: float = math.inf) -> str:
+        """Boot a member and refuse its name and its address; a name that is not here, or an
+        address, is refused from now on."""
+        session = self._members.called(name)
+        keys = [name_key(name)]
+        if session is not None:
+            # An address of this machine: everybody here would be banned.
+            if session.link is not None and not _is_loopback(session.link.address):
+                keys.append(session.link.address)
+            self.boot(name, "banned")
+        self._entrance.bans.add(keys, seconds)
+        return ", ".join(keys)
+
+    def unban(self, name: str) -> None:
+        """Lift a ban of a name or an address. Raises LookupError when there is none."""
+        if not self._entrance.bans.remove(name_key(name)):
+            raise LookupError(f"{escape(name)} is not banned")
+
+    def banned(self) -> "dict[str, float]":
+        """The banned names and addresses, with the seconds that are left (inf: for good)."""
+        return self._entrance.bans.left()
+
+    def receipts(self) -> None:
+        """Tell speakers how many have heard them, while there is something to tell."""
+        now = self._alarm.clock()
+        self._entrance.receipts.tell(now)
+        if self._entrance.receipts:
+            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
+
+    # After a batch of events
+
+    def flush(self) -> None:
+        """Commit what the events of a batch decided, and deliver it.
+
+        Where it cannot be committed nothing of it goes out, and `is_held` is true: no event may be
+        run before a flush() works.
+        """
+        for link in self._delivery.shorten():
+            self._entrance.too_slow(link)
+        self._delivery.flush()
+
+    @property
+    def batch_is_large(self) -> bool:
+        """Whether to flush before the next event."""
+        return self.journal.added > BATCH_BYTES
+
+    @property
+    def is_held(self) -> bool:
+        """Whether everything waits for the history file. Any thread may ask."""
+        return self.journal.held is not None
+
+    @property
+    def announces(self) -> bool:
+        """Whether everybody is told of who comes next. Any thread may ask."""
+        return not self._members.is_list_full
+
+    @property
+    def connected(self) -> int:
+        """How many members are connected. Any thread may ask."""
+        return self._entrance.connected
+
+    def close(self) -> None:
+        """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
+        but after it."""
+        self._delivery.notes.write()
+        self.journal.close()
 
     # Frames of members
 
     def _frame(self, link: Connection, message: Message) -> None:
+        session = link.session
         if isinstance(message, Join):
-            self._join(link, message)
+            self._entrance.join(link, message)
         elif isinstance(message, Invalid) and message.kind == Join.type:
-            self._refuse(link, message.error, None)
-        elif link.session is None:
-            self._refuse(link, ProtocolError("not-joined", "join first"), message.id or None)
-        elif len(link.session.refusals) >= REFUSALS and link.session.refusals[0][1].id > link.session.acked:
-            self._too_slow(link)
+            self._delivery.refuse(link, message.error)
+        elif session is None:
+            self._delivery.refuse(link, ProtocolError("not-joined", "join first"),
+                                  message.id or None)
+        elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
+            self._entrance.too_slow(link)
         elif message.id:
-            self._numbered(link, link.session, message)
+            self._numbered(link, session, message)
 
     def _numbered(self, link: Connection, session: Session, message: Message) -> None:
-        self._to_acknowledge[link] = None
-        if message.id <= session.got:                   # sent again: its ACK was lost
+        self._delivery.confirm(link)
+        # A duplicate: it was sent again, as its ACK was lost or is still held.
+        if message.id <= session.got:
             return
         session.got = message.id
-        self._changed[session] = None
+        self.journal.changed[session] = None
         if isinstance(message, Say):
             self._chat(link, session, message)
         elif isinstance(message, Rename):
             self._rename(link, session, message)
         elif isinstance(message, Leave):
-            self._note("left", session.name)
-            self._close(session, link)
-            self._leave(session, "quit")
+            self._delivery.notes.add("left", session.name)
+            self._entrance.close(session, link)
+            self._entrance.leave(session, "quit")
         elif isinstance(message, Recall):
-            answer = Recalled.encode_frames(message.id, *self._older(session, message))
-            self._outbox.append(lambda run: link.manager.send_bare(answer))
+            frames, older = self.journal.older(session, message)
+            self._delivery.answer(link, Recalled.encode_frames(message.id, frames, older))
         elif isinstance(message, Invalid):
-            self._refuse(link, message.error, message.id)
+            self._delivery.refuse(link, message.error, message.id)
         else:
-            assert isinstance(message, (Ping, Unknown)), message    # they ask for nothing but their ACK
+            # They ask for nothing but their ACK.
+            assert isinstance(message, (Ping, Unknown)), message
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
-        recipient = None
+        journal, recipient = self.journal, None
         if say.to is not None:
-            # What is too long for a name is nobody's, and could cost name_key() a fifth of a second.
-            recipient = self._members.get(name_key(say.to)) if len(say.to) <= chatproto.MAX_NAME else None
+            recipient = self._members.called(say.to)
             if recipient is None:
-                self._refuse(link, ProtocolError("no-such-user", f"nobody here is called {say.to[:chatproto.MAX_NAME]}"), say.id)
+                name = say.to[:chatproto.MAX_NAME]
+                self._delivery.refuse(link, ProtocolError(
+                    "no-such-user", f"nobody here is called {name}"), say.id)
                 return
-        chat = Chat(self._next_id(), session.name, say.text, self._now(), say.id, recipient.name if recipient else None)
+        to = recipient.name if recipient else None
+        chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to)
         if recipient is None:
-            self._broadcast(chat, is_chat=True)
-            self._record(f"<{session.name}> {say.text}")
+            self._delivery.add(chat)
+            self._delivery.records.append(f"<{session.name}> {say.text}")
             listeners = len(self._members) - 1
         else:
-            self._send_to((session,) if recipient is session else (session, recipient), chat)
+            self._delivery.add(chat, (session,) if recipient is session else (session, recipient))
             listeners = int(recipient is not session)
         if session.receipts and listeners:
-            self._watch(Watch(chat.id, session, recipient, listeners, self._alarm.clock() + RECEIPT_UNTIL))
+            now = self._alarm.clock()
+            self._entrance.receipts.watch(Watch(chat.id, session, recipient, listeners,
+                                                now + RECEIPT_UNTIL))
+            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
 
     def _rename(self, link: Connection, session: Session, rename: Rename) -> None:
         old, new = session.name, rename.name
         if new == old:
             return
         try:
-            if name_key(new) in self.banned():
+            if name_key(new) in self._entrance.bans:
                 raise ProtocolError("banned", f"the name {new} is banned")
-            if name_key(new) != name_key(old):          # "Ann" may become "ann"
-                self._check_free(new)
+            # "Ann" may become "ann".
+            if name_key(new) != name_key(old):
+                self._entrance.check_free(new)
         except ProtocolError as error:
-            self._refuse(link, error, rename.id)
+            self._delivery.refuse(link, error, rename.id)
             return
-        del self._members[name_key(old)]
-        self._members[name_key(new)] = session
-        session.name = new
-        self._users.renamed()
-        renamed = Renamed(self._next_id(), old, new, self._now())
-        if session in self._users:
-            self._broadcast(renamed)
-        else:
-            self._send_to((session,), renamed)
-        self._record(f"* {old} is now {new}")
-        self._note("renamed", f"{old} to {new}")
-
-    # Receipts
-
-    def _watch(self, watch: Watch) -> None:
-        self._watched.append(watch)
-        if len(self._watched) > RECEIPTS:
-            oldest = self._watched.popleft().id
-            self._told.pop(oldest, None)
-            self._heard_and_left.pop(oldest, None)
-        self._ask_for_receipts()
-
-    def _ask_for_receipts(self) -> None:
-        if self._watched and not self._receipts_due:
-            self._receipts_due = True
-            self._alarm.at(self._alarm.clock() + RECEIPT_EVERY, lambda: self._post(self.receipts))
-
-    def _heard_by(self, watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
-        """How many have confirmed a message: of all who have come that far, less those who came only after it."""
-        if watch.recipient is not None:
-            return int(watch.recipient.acked >= watch.id)
-        speaker = watch.speaker
-        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
-        return (self._heard_and_left[watch.id] - itself
-                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
-
-    # Sending
-
-    def _next_id(self) -> int:
-        self.last += 1
-        return self.last
-
-    def _now(self) -> float:
-        return round(self._wall_clock(), 3)
-
-    def _record(self, line: str) -> None:
-        self._records.append(line)
-
-    def _note(self, what: str, who: str) -> None:
-        """For the log. Several in a row to whom the same happens are one line: a line is 60 us, a tenth of what a join takes."""
-        if what != self._noted_what:
-            self._log_notes()
-            self._noted_what = what
-        self._noted.append(who)
-
-    def _log_notes(self) -> None:
-        if self._noted:
-            logger.info("%s: %s", self._noted_what, ", ".join(self._noted))
-            self._noted.clear()
-
-    def _broadcast(self, message: Message, is_chat: bool = False) -> None:
-        self._put(message, Entry(message.id, message.encode(), None, is_chat))
-
-    def _send_to(self, audience: "tuple[Session, ...]", message: Message) -> None:
-        self._put(message, Entry(message.id, message.encode(), audience))
-
-    def _put(self, message: Message, entry: Entry) -> None:
-        self._keep(message, entry)
-        self._outbox.append(entry)
-
-    def _keep(self, message: Message, entry: Entry) -> None:
-        """Give an entry its place in the log, and with the next commit in the file."""
-        self._log.append(entry)
-        self._outbox_bytes += len(entry.frame)
-        if self._history is not None:
-            self._rows.append(entry_row(message, entry, self._now()))
-
-    def _refuse(self, link: Connection, error: ProtocolError, about: Optional[int]) -> None:
-        """Answer with an error: numbered and replayed to a member, bare to a connection that has not joined."""
-        session = link.session
-        if session is None or session.link is not link:
-            frame = Error(0, error.code, error.text, about, error.suggestion).encode()
-            self._outbox.append(lambda run: link.manager.send_bare(frame))
-            return
-        message = Error(self._next_id(), error.code, error.text, about, error.suggestion)
-        if about is None:
-            self._send_to((session,), message)
-            return
-        entry = Entry(message.id, message.encode(), (session,))
-        while session.refusals and session.refusals[0][1].id <= session.acked:
-            del session.refusals[0]
-        session.refusals.append((about, entry))
-        self._keep(message, entry)
-        if session.fed is not None:
-            self._outbox.append(lambda run: link.manager.refuses(entry.id))     # it comes behind what the member missed
-        else:
-            pending = PendingMessage([entry.id], [entry.frame])
-            self._outbox.append(lambda run: run.send_one(session, pending, refusal=entry.id))
-
-
-class _Run:
-    """What is on its way to the members. Public entries are collected, and go to each member in one piece with send_all();
-    whoever comes in between gets those after its place, and whoever is sent a frame of its own gets those before it first."""
-
-    def __init__(self) -> None:
-        self.live: "dict[Session, Connection]" = {}         # who gets what is public
-        self.finished: "list[Connection]" = []              # connections to end
-        self.too_slow: "list[Connection]" = []
-        self.has_chat = False                               # something that was said is among what is collected
-        self._ids: "list[int]" = []
-        self._frames: "list[bytes]" = []
-        self._place: "dict[Session, int]" = {}              # how many of them a member has had; 0 for most
-
-    @property
-    def waits(self) -> bool:
-        """Whether anything is collected."""
-        return bool(self._ids)
-
-    def add(self, entry: Entry) -> None:
-        """A public entry."""
-        self._ids.append(entry.id)
-        self._frames.append(entry.frame)
-        self.has_chat = self.has_chat or entry.is_chat
-
-    def admit(self, session: Session, link: Connection, welcome: bytes, replay: "list[Entry]",
-              confirmed: int, got: int, refusal: int, live: bool) -> None:
-        """A member comes in: its welcome, and what it missed."""
-        link.attach(welcome, confirmed, got)
-        if not live and refusal > confirmed:
-            link.manager.refuses(refusal)               # an error that is not in this piece
-        self.feed(session, link, replay, live, refusal)
-
-    def feed(self, session: Session, link: Connection, replay: "list[Entry]", live: bool, refusal: int = 0) -> None:
-        """A piece of what a member missed; with the last one it is live, and gets from here on what is public."""
-        if live:
-            self.live[session] = link
-            self._place[session] = len(self._ids)
-        link.hungry = not live                          # before the piece goes out: its ACK must find it set
-        for start in range(0, len(replay), WINDOW):         # in pieces that a window takes whole
-            piece = replay[start:start + WINDOW]
-            self._send(link, PendingMessage([entry.id for entry in piece], [entry.frame for entry in piece]),
-                       replay=True, refusal=min(refusal, replay[-1].id))
-
-    def remove(self, session: Session, link: Connection, last_words: bytes) -> None:
-        """A member's connection ends after what came before."""
-        if self.live.get(session) is link:
-            self._catch_up(session, link)
-            del self.live[session]
-        if last_words:
-            link.manager.send_bare(last_words)          # past a window that may be shut: the session ends here
-        self.finished.append(link)
-
-    def send_one(self, session: Session, pending: PendingMessage, refusal: int = 0) -> None:
-        """What is for one member."""
-        link = self.live.get(session)
-        if link is not None:
-            self._catch_up(session, link)
-            self._send(link, pending, refusal=refusal)
-
-    def send_all(self) -> None:
-        """What is public, to everybody."""
-        if self._ids:
-            whole = PendingMessage(self._ids, self._frames)
-            for session in self._place:
-                if session in self.live:
-                    self._catch_up(session, self.live[session])
-            links: "Collection[Connection]" = self.live.values()
-            if self._place:
-                links = [link for session, link in self.live.items() if session not in self._place]
-            for link in links:                          # as _send(): its call costs 1 % of a delivery
-                try:
-                    link.manager.send(whole)
-                except Exception as error:              # noqa: BLE001: see _not_sent()
-                    self._not_sent(link, error)
-            self._ids, self._frames, self.has_chat = [], [], False
-        self._place.clear()
-
-    def _catch_up(self, session: Session, link: Connection) -> None:
-        place = self._place.get(session, 0)
-        if place < len(self._ids):
-            self._send(link, PendingMessage(self._ids[place:], self._frames[place:]))
-        self._place[session] = len(self._ids)
-
-    def _send(self, link: Connection, pending: PendingMessage, replay: bool = False, refusal: int = 0) -> None:
-        try:
-            link.manager.send(pending, replay, refusal)
-        except Exception as error:                      # noqa: BLE001: see _not_sent()
-            self._not_sent(link, error)
-
-    def _not_sent(self, link: Connection, error: Exception) -> None:
-        """Too much waits for this member; or a bug, which must not cost the others their frames."""
-        if not isinstance(error, queue.Full):
-            _log_bug(f"in sending to {link.address}", error)
-        link.manager.detach()                           # nothing may follow what it did not get: it comes back for that
-        self.too_slow.append(link)
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        self._members.rename(session, new)
+        renamed = Renamed(self.journal.next_id(), old, new, self.journal.now())
+        self._delivery.add(renamed, () if session.listed else (session,))
+        self._delivery.records.append(f"* {old} is now {new}")
+        self._delivery.notes.add("renamed", f"{old} to {new}")
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -1570,84 +1815,123 @@ def _is_loopback(address: str) -> bool:
 
 # --- Connections ---
 
-# Picked, so that several servers do not share it. None without a global interpreter lock: there all cores are of use.
-_CORE = (secrets.choice(sorted(os.sched_getaffinity(0)))
-         if hasattr(os, "SCHED_BATCH") and getattr(sys, "_is_gil_enabled", lambda: True)() else None)
+# Picked, so that several servers do not share it. None without a global interpreter lock: there all
+# cores are of use.
+_CORE: Optional[int] = None
+if sys.platform == "linux" and getattr(sys, "_is_gil_enabled", lambda: True)():
+    _CORE = secrets.choice(sorted(os.sched_getaffinity(0)))
 
 
 def share_core(give_way: bool = False) -> None:
-    """Keep the calling thread on the core of those that need the interpreter most, where the system can (Linux).
+    """Keep the calling thread on the core of those that need the interpreter most, where the system
+    can (Linux).
 
-    Only one of them runs at a time, and to hand the interpreter to another core takes longer than that core would save: 1.2
-    times the deliveries, 1.7 times when each is acknowledged at once. With `give_way` a thread that an ACK wakes waits for
-    the end of the sequencer's turn instead of interrupting it: another 1.05 to 1.5 times, and a third off the slowest.
+    Only one of them runs at a time, and to hand the interpreter to another core takes longer than
+    that core would save: 1.2 times the deliveries, 1.7 times when each is acknowledged at once. With
+    `give_way` a thread that an ACK wakes waits for the end of the sequencer's turn instead of
+    interrupting it: another 1.05 to 1.5 times, and a third off the slowest.
     """
-    if _CORE is not None:
+    if sys.platform == "linux" and _CORE is not None:
         try:
-            os.sched_setaffinity(0, {_CORE})            # 0 is the calling thread
+            # 0 is the calling thread.
+            os.sched_setaffinity(0, {_CORE})
             if give_way:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:                                 # forbidden here: it works as well, only slower
+        except OSError:
+            # Forbidden here: it works as well, only slower.
             pass
 
 
+def cost_of(line: bytes) -> float:
+    """What a line costs of a flood limit, in frames: one, and more for a long one."""
+    return 1 + len(line) / COST_BYTES
+
+
 class Allowance:
-    """The flood limit of one session: a burst of five seconds' worth, then `rate` frames a second."""
+    """The flood limit of one session: a burst of five seconds' worth, then `rate` frames a second.
+    What costs more than is left is let through while anything is left, and owed."""
 
     __slots__ = ("_rate", "_clock", "_burst", "_left", "_at")
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._clock = clock
-        self._burst = max(5.0, 5 * rate)        # room for a join or two at the lowest rates
-        self._left = self._burst        # frames that may go now
-        self._at = clock()              # when that was so
+        # Room for a join or two at the lowest rates.
+        self._burst = max(5.0, 5 * rate)
+        # What may go now, and when that was so.
+        self._left = self._burst
+        self._at = clock()
 
-    def take(self) -> float:
-        """Use up one frame and return 0, or return the seconds until there is one."""
+    def take(self, cost: float = 1.0) -> float:
+        """Use up a cost and return 0, or return the seconds until that may be."""
+        wait = self.wait()
+        if not wait:
+            self._left -= cost
+        return wait
+
+    def wait(self) -> float:
+        """The seconds until anything is left."""
         if not self._rate:
             return 0.0
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
-        if self._left < 1:
-            return (1 - self._left) / self._rate
-        self._left -= 1
-        return 0.0
+        return max(0.0, (1 - self._left) / self._rate)
+
+    def give_back(self, cost: float) -> None:
+        """It did not cost anything after all."""
+        self._left += cost
 
 
 class Connection:
-    """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's WebSocket, which has the same
-    methods and a `wrap` besides; tests give it something like one. `join_by` is when it must have joined, by the alarm's clock.
+    """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's
+    WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
+    `join_by` is when it must have joined, by the alarm's clock.
 
-    run() is its thread; Room uses `address`, `since`, `manager`, `session`, `ended` and the methods below `run`.
+    run() is its thread; the room uses `address`, `since`, `manager`, `session`, `ended`, `welcome`
+    and the methods below `release`. What a peer sends is charged to its flood limit before it is
+    decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "since", "session", "ended", "hungry", "_wire", "_room", "_post", "_alarm", "_decoder", "allowance",
-                 "_held", "_slowed_at", "_has_asked", "_deaf", "_failure", "_is_cut", "_over", "manager", "__weakref__")
+    __slots__ = ("address", "since", "session", "ended", "welcome", "allowance", "manager",
+                 "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
+                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None], alarm: Alarm,
-                 rate: float, join_by: Optional[float] = None) -> None:
+    def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
+                 alarm: Alarm, rate: float, join_by: Optional[float] = None) -> None:
         self.address = address
-        self.since = alarm.clock()                      # when it came
-        self.session: Optional[Session] = None          # the sequencer sets it, once
-        self.ended = False                              # the sequencer sets it: nothing more is taken from here
-        self.hungry = False                             # the sequencer sets it: more is to be asked for when the window opens
+        # When it came.
+        self.since = alarm.clock()
+        # The sequencer sets these: the session, once; that nothing more is taken from here; and for
+        # flush() the frame that lets it in, its place in the log, and what refuses its frames.
+        self.session: Optional[Session] = None
+        self.ended = False
+        self.welcome: "Optional[tuple[bytes, int, list[tuple[int, int]]]]" = None
+        # Up to which place it hears the log when it has ended, and then what else.
+        self._last_words = (NOWHERE, b"")
+        # The session's, once there is one.
+        self.allowance = Allowance(rate, alarm.clock)
         self._wire = wire
         self._room = room
         self._post = post
         self._alarm = alarm
-        self._decoder = FrameDecoder(FROM_CLIENT)
-        self.allowance = Allowance(rate, alarm.clock)   # the session's, once there is one
-        self._held: "list[Message]" = []                # decoded and not yet handed over: bounded by HELD and one read
-        self._slowed_at = -math.inf                     # when it was told that it is slowed down
-        self._has_asked = False                         # its join waits in the inbox until the room is no longer held
-        self._deaf = False                              # what comes is thrown away: it is no frames any more
-        self._failure: Optional[FrameError] = None      # why, until the room was told
+        # None: what comes is thrown away, it is no frames any more.
+        self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
+        # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
+        self._held: "list[bytes]" = []
+        # When it was told that it is slowed down.
+        self._slowed_at = -math.inf
+        # Its join waits in the inbox until the room is no longer held.
+        self._has_asked = False
+        # Why what came is no frame, until the room was told.
+        self._failure: Optional[ProtocolError] = None
         self._is_cut = False
-        self._over: Optional[threading.Event] = None    # ends a wait of the flood limit; made (1 KB) for the first one
-        self.manager = MessageManager(alarm, self._dead, self._idle, getattr(wire, "wrap", None), wire.write)
-        alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by, chatproto.weakly(self._join_timeout))
+        # Ends a wait of the flood limit; made (1 KB) for the first one.
+        self._over: Optional[threading.Event] = None
+        self.manager = MessageManager(alarm, room.journal.log, self, wire.write,
+                                      getattr(wire, "wrap", None))
+        alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by,
+                 chatproto.weakly(self._join_timeout))
 
     def run(self) -> None:
         """Read until the connection ends."""
@@ -1655,64 +1939,83 @@ class Connection:
         why = "a bug"
         try:
             while True:
-                wait = None
-                if self._held or self._failure:
-                    wait = self.release()
-                    self.manager.patient = len(self._held) >= HELD
-                    if self.manager.patient:
-                        self._over = self._over or threading.Event()
-                        if self._is_cut or self._over.wait(wait):
-                            raise ConnectionClosed("cut")
-                        continue
-                self.received(self._wire.read(wait))
+                self.received(self._next_bytes())
         except ConnectionClosed as end:
             why = str(end)
         finally:
-            self._post(self._room.lost, self, why)      # after a bug, too: else its member would stay for ever
+            # After a bug, too: else its member would stay for ever.
+            self._post(self._room.lost, self, why)
             self.manager.close()
             self._wire.close()
 
+    def _next_bytes(self) -> bytes:
+        """What is to be taken next, when there is room for it: b"" to look again. Raises
+        ConnectionClosed."""
+        wait = self.release() if self._held or self._failure else None
+        owed = self._pay(self._wire.overhead)
+        if self.is_full or owed:
+            self.manager.patient = True
+            self._over = self._over or threading.Event()
+            if self._is_cut or self._over.wait(owed or wait):
+                raise ConnectionClosed("cut")
+            return b""
+        self.manager.patient = False
+        if self._decoder is not None and self._decoder.has_more:
+            return b""
+        data: bytes = self._wire.read(wait)
+        return data
+
+    def _pay(self, frames: int) -> float:
+        """Charge what a WebSocket had to do besides messages; return the seconds that it owes."""
+        if not frames:
+            return 0.0
+        self._wire.overhead = 0
+        self.allowance.take(frames)
+        return self.allowance.wait()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is read until the flood limit has let something go. Who has not
+        joined has nothing to say before that."""
+        held = self._held
+        return bool(held) and (len(held) >= HELD or self.session is None
+                               or sum(map(len, held)) >= HELD_BYTES)
+
     def received(self, data: bytes) -> None:
-        """Take bytes of the member: ACKs at once, frames in their order."""
-        if self._deaf:
+        """Take bytes of the member: ACKs at once, the other lines wait for the flood limit."""
+        if self._decoder is None:
             return
         try:
-            ack = LONE_ACK.fullmatch(data)              # most of what comes
-            if (ack is not None and not self._decoder.partial and self.session is not None
-                    and self.manager.acknowledged(int(ack[1]))):
-                if self.hungry:
-                    self._ask_for_more()
-                return
-            for message in self._decoder.feed(data):
-                if isinstance(message, Ack) and self.session is not None and self.manager.acknowledged(message.upto):
-                    if self.hungry:
-                        self._ask_for_more()
-                    continue
-                self._held.append(message)              # with them an ACK that is no news: the flood limit is for it, too
+            if self.session is not None and self._decoder.is_empty:
+                # Most of what comes.
+                ack = LONE_ACK.fullmatch(data)
+                if ack is not None and self.manager.take_ack(int(ack[1])):
+                    return
+            for line in self._decoder.lines(data, HELD):
+                ack = LONE_ACK.fullmatch(line)
+                # An ACK that is no news waits like any other line: the flood limit is for it, too.
+                if (ack is None or self.session is None
+                        or not self.manager.take_ack(int(ack[1]))):
+                    self._held.append(line)
+            self._decoder.check()
         except FrameError as error:
-            self._deaf, self._failure = True, error
-
-    def _ask_for_more(self) -> None:
-        if self.manager.waiting < WINDOW:
-            self.hungry = False
-            self._post(self._room.feed, self)
+            self._decoder, self._failure = None, error
 
     def release(self) -> Optional[float]:
-        """Hand over the frames that the flood limit admits; return the seconds until the next, None when none is held."""
-        wait = None
-        if self._room.is_held and self._held:           # nothing can be kept: a window of frames waits here, then the socket
-            if isinstance(self._held[0], Join) and not self._has_asked:
-                self._has_asked = True                  # in the inbox, so that of two connections the later one takes over
-                self._post(self._room.frames, self, [self._held.pop(0)])
-            return HOLD_PAUSE
-        admitted = 0
-        while admitted < len(self._held):
-            wait = self.allowance.take() or None
-            if wait:
-                break
-            admitted += 1
-        if admitted:
-            batch, self._held = self._held[:admitted], self._held[admitted:]
+        """Decode and hand over what the flood limit admits; return the seconds until the next, None
+        when nothing is held."""
+        wait, batch = None, []
+        if self._room.is_held and self._held:
+            # The disk is full, nothing can be kept: what was sent waits here, then in the socket. A
+            # join waits in the inbox, so that of two connections the later one takes over.
+            if self.session is not None or self._has_asked:
+                return HOLD_PAUSE
+            self._has_asked = True
+        while self._held and wait is None:
+            wait = self.allowance.take(cost_of(self._held[0])) or None
+            if wait is None:
+                batch += self._decode(self._held.pop(0))
+        if batch:
             self._post(self._room.frames, self, batch)
         now = self._alarm.clock()
         if wait and now - self._slowed_at >= SAY_AGAIN:
@@ -1723,21 +2026,46 @@ class Connection:
             self._failure = None
         return wait
 
-    # For Room, on the sequencer's thread
+    def _decode(self, line: bytes) -> "list[Message]":
+        """The message in a line; none when it was an ACK, or no frame."""
+        try:
+            message = chatproto.decode(line, chatproto.INSTRUCTIONS[FROM_CLIENT])
+            if isinstance(message, Ack) and self.session is not None:
+                if self.manager.take_ack(message.upto):
+                    # So that listeners in a fast room are not slowed.
+                    self.allowance.give_back(cost_of(line))
+                return []
+            return [message]
+        except FrameError as error:
+            self._decoder, self._failure = None, error
+            self._held.clear()
+            return []
 
-    def attach(self, welcome: bytes, confirmed: int, received: int) -> None:
-        """The member is in: number what is sent from here on."""
-        self.manager.send_bare(welcome)
-        self.manager.attach(self._wire.write, confirmed, received)
+    # For the room, on the sequencer's thread
+
+    def open(self) -> None:
+        """Let a member in that has just joined: from here on it reads the log."""
+        if self.welcome is not None and self.session is not None:
+            (frame, place, refused), self.welcome = self.welcome, None
+            self.manager.write_bare(frame)
+            self.manager.open(place, reader=self.session.number, begin=self.session.begin,
+                              seen=self.session.got, refused=refused)
+
+    def end(self, place: int, last_words: bytes = b"") -> None:
+        """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with
+        finish()."""
+        self.ended = True
+        self._last_words = (place, last_words)
 
     def finish(self) -> None:
         """End our half, so that the last words arrive, and cut the connection a little later."""
+        self.manager.close(*self._last_words)
         self._wire.finish()
         self._alarm.at(self._alarm.clock() + LAST_WORDS, self.cut)
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
-        return self._wire.hung_up()
+        return bool(self._wire.hung_up())
 
     def cut(self) -> None:
         """End the connection now: its thread wakes and ends."""
@@ -1746,159 +2074,135 @@ class Connection:
             self._over.set()
         self._wire.cut()
 
-    # On the alarm's thread
+    # For its MessageManager: chatproto.Peer
 
-    def _dead(self) -> None:
+    def dead(self) -> None:
+        """It acknowledges nothing any more."""
         self._post(self._room.dead, self)
 
-    def _idle(self) -> None:
+    def idle(self) -> None:
+        """It is time for a ping."""
         self._post(self._room.idle, self)
 
+    def behind(self, retry: bool) -> None:
+        """It reads what is not in the log."""
+        self._post(self._room.feed, self, retry)
+
     def _join_timeout(self) -> None:
-        if self.session is None and self._room.is_held:             # its join may wait
-            self._alarm.at(self._alarm.clock() + JOIN_TIMEOUT, chatproto.weakly(self._join_timeout))
+        """On the alarm's thread."""
+        if self.session is None and self._room.is_held:
+            # Its join may wait.
+            self._alarm.at(self._alarm.clock() + JOIN_TIMEOUT,
+                           chatproto.weakly(self._join_timeout))
         elif self.session is None:
             self._post(self._room.overdue, self)
-
 
 
 # --- The sequencer ---
 
 class Sequencer(threading.Thread):
-    """The one thread that owns the room: takes all that waits in the inbox, has the room do it, has it flush."""
+    """The one thread that owns the room: takes all that waits in the inbox, has the room do it, has
+    it flush. A daemon: a stuck room must not keep the process alive."""
 
     def __init__(self, room_of: Callable[[Callable[..., None]], Room]) -> None:
-        super().__init__(name="sequencer", daemon=True)     # daemon: a stuck room must not keep the process alive
-        self._inbox: "queue.Queue[tuple[Callable[..., Any], tuple[Any, ...]]]" = queue.Queue(INBOX)
-        self._stopped = threading.Event()
-        self.room = room_of(self.post)
-
-    def post(self, method: Callable[..., Any], *arguments: Any) -> None:
-        """Have the room do something, in its order. Any thread; blocks while the inbox is full."""
-        while not self._stopped.is_set():
-            try:
-                return self._inbox.put((method, arguments), timeout=1)
-            except queue.Full:
-                continue
-
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Have the room do something and return its result, or raise its error; TimeoutError when it does not answer.
-        Not for the sequencer's own thread."""
-        answer: "queue.Queue[tuple[Any, Optional[Exception]]]" = queue.Queue(1)
-
-        def event() -> None:
-            try:
-                answer.put((method(*arguments), None))
-            except Exception as error:                  # noqa: BLE001: the asker's to handle
-                answer.put((None, error))
-        self.post(event)
-        try:
-            result, error = answer.get(timeout=10)
-        except queue.Empty:
-            raise TimeoutError("the room does not answer") from None
-        if error is not None:
-            raise error
-        return result
-
-    @property
-    def backlog(self) -> int:
-        """How many events wait, about."""
-        return self._inbox.qsize()
+        super().__init__(name="sequencer", daemon=True)
+        self.inbox = Inbox(INBOX)
+        self.room = room_of(self.inbox.post)
 
     def stop(self) -> None:
-        """End the thread after what is in the inbox now, but not after a commit that cannot be made; may be called twice."""
+        """End the thread after what is in the inbox now, but not after a commit that cannot be
+        made; may be called twice."""
         if self.room.is_held:
-            self._stopped.set()
-        self.post(self._stopped.set)
+            self.inbox.close()
+        self.inbox.post(self.inbox.close)
         if self.is_alive():
             self.join(5)
-        self._stopped.set()
+        self.inbox.close()
 
     def run(self) -> None:
+        """Until stop()."""
         share_core()
-        while not self._stopped.is_set():
-            events = [self._inbox.get()]
-            while len(events) < INBOX:
-                try:
-                    events.append(self._inbox.get_nowait())
-                except queue.Empty:
-                    break
-            for method, arguments in events:
-                self._guard(method, arguments)
+        while not self.inbox.is_closed:
+            for method, arguments in self.inbox.take():
+                _guarded(method, *arguments)
                 if self.room.batch_is_large:
                     self._flush()
             self._flush()
 
     def _flush(self) -> None:
-        """Have the room flush, again and again while its history file does not take it: the inbox waits, and its posters."""
-        self._guard(self.room.flush, ())
-        while self.room.is_held and not self._stopped.wait(HOLD_PAUSE):
-            self._guard(self.room.flush, ())
-
-    @staticmethod
-    def _guard(method: Callable[..., Any], arguments: "tuple[Any, ...]") -> None:
-        """A bug in one event is logged, and the room goes on."""
-        try:
-            method(*arguments)
-        except Exception as error:                      # noqa: BLE001: this is the last line of defence
-            _log_bug(f"in {method.__name__}", error)
-
-
-def _log_bug(where: str, error: BaseException) -> None:
-    """One line for what should not happen; the traceback only with -v."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "?"
-    logger.error("bug %s: %r at %s (please report it)", where, error, place)
-    logger.debug("its traceback", exc_info=error)
+        """Have the room flush, again and again while its history file does not take it: the inbox
+        waits, and its posters."""
+        _guarded(self.room.flush)
+        while self.room.is_held and not self.inbox.wait_closed(HOLD_PAUSE):
+            _guarded(self.room.flush)
 
 
 # --- The server ---
 
 class Handler(socketserver.BaseRequestHandler):
-    """One connection's thread, as thin as can be: BaseRequestHandler runs handle() inside its constructor."""
+    """One connection's thread, as thin as can be: BaseRequestHandler runs handle() inside its
+    constructor."""
 
     server: ChatServer
 
     def handle(self) -> None:
+        """Serve the connection to its end."""
         self.server.attend(self.request, self.client_address)
 
 
 class ChatServer(socketserver.ThreadingTCPServer):
-    """The listening socket, the threads and their end. `port` is the real one; with `host` "" it listens on every address.
+    """The listening socket, the threads and their end. `port` is the real one; with `host` "" it
+    listens on every address.
 
-    Use: start(), then from code ask(room.boot, name, reason) and the like, at the end server_close().
+    Use: start(), then from code ask(room.boot, name, reason) and the like, at the end
+    server_close().
     """
 
-    allow_reuse_address = os.name == "posix"            # on Windows it would let a second server take the port
-    daemon_threads = True                               # they end with their connection, which server_close() ends
-    block_on_close = False                              # socketserver would keep a list of dead threads
-    request_queue_size = 1024                           # 5, its default, refuses most of a class that joins at once
+    # On Windows it would let a second server take the port, unless nobody else may have it at all.
+    allow_reuse_address = sys.platform != "win32"
+    # They end with their connection, which server_close() ends.
+    daemon_threads = True
+    # Else socketserver keeps a list of dead threads.
+    block_on_close = False
+    # 5, its default, refuses most of a class that joins at once.
+    request_queue_size = 1024
 
     def __init__(self, host: str = "", port: int = PORT, settings: Settings = Settings(),
-                 record: Callable[[str], None] = lambda line: None, history: Optional[HistoryFile] = None) -> None:
+                 record: Callable[[str], None] = lambda line: None,
+                 history: Optional[HistoryFile] = None) -> None:
         self.settings = settings
         self.alarm = Alarm()
-        self.web: Any = None                            # chat_web's Web; to be set before start(), where browsers may come
-        self._lock = threading.Lock()                   # protects the three below; a leaf
-        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket while its first bytes are awaited
+        # chat_web's Web; to be set before start(), where browsers may come.
+        self.web: Any = None
+        # Protects the three below; a leaf.
+        self._lock = threading.Lock()
+        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket while
+        # its first bytes are awaited.
         self._connections: "dict[threading.Thread, Any]" = {}
-        self._addresses: "collections.Counter[str]" = collections.Counter()     # connections of each
+        # Connections of each address.
+        self._addresses: "collections.Counter[str]" = collections.Counter()
         self._closed = False
-        self._closing = threading.Event()               # ends the wait of an acceptor that ran out of descriptors
-        self._complained: "dict[str, float]" = {}       # complaint -> when it was logged; the acceptor's own
+        # Ends the wait of an acceptor that ran out of descriptors.
+        self._closing = threading.Event()
+        # Complaint -> when it was logged; the acceptor's own.
+        self._complained: "dict[str, float]" = {}
         self._acceptor: Optional[threading.Thread] = None
         address, self.address_family = _bind_address(host, port)
-        self.sequencer = Sequencer(lambda post: Room(self.alarm, post, settings, record=record, history=history))
+        self.sequencer = Sequencer(
+            lambda post: Room(self.alarm, post, settings, record=record, history=history))
         self.room = self.sequencer.room
-        self.ask = self.sequencer.ask
-        super().__init__(address, Handler)              # binds; where it cannot it calls server_close()
+        self.ask = self.sequencer.inbox.ask
+        # This binds; where it cannot it calls server_close().
+        super().__init__(address, Handler)
         self.port: int = self.server_address[1]
 
     def server_bind(self) -> None:
+        """As ThreadingTCPServer's, for both kinds of addresses."""
         if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if self.server_address[0] == "::" else 1)
+            only = 0 if self.server_address[0] == "::" else 1
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        if sys.platform == "win32":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         super().server_bind()
 
     def start(self) -> None:
@@ -1908,7 +2212,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self._acceptor.start()
 
     def say_goodbye(self, text: str, seconds: float = 1.0) -> None:
-        """Tell everybody, and wait up to `seconds` until all has been confirmed."""
+        """Tell everybody, and wait up to `seconds` until all has been acknowledged."""
         if self.room.is_held:
             return
         try:
@@ -1919,7 +2223,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         while self.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
-            if all(link.manager.empty for link in links if isinstance(link, Connection)):
+            if all(link.manager.is_empty for link in links
+                   if isinstance(link, Connection) and link.session is not None):
                 return
 
     def server_close(self) -> None:
@@ -1929,7 +2234,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self._closing.set()
         if self._acceptor is not None and self._acceptor.is_alive():
             try:
-                self.socket.shutdown(socket.SHUT_RDWR)  # wakes the acceptor on Linux, but not elsewhere: see ACCEPT_POLL
+                # Wakes the acceptor on Linux, but not elsewhere: see ACCEPT_POLL.
+                self.socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             self.shutdown()
@@ -1937,13 +2243,16 @@ class ChatServer(socketserver.ThreadingTCPServer):
         super().server_close()
         with self._lock:
             threads = dict(self._connections)
-        self.sequencer.stop()                           # first: that they are all lost now is no news
+        # First: that they are all lost now is no news.
+        self.sequencer.stop()
         for connection in threads.values():
-            connection.cut()                            # what was written still arrives, then the end
+            # What was written still arrives, then the end.
+            connection.cut()
         for thread in threads:
             thread.join(5)
         self.alarm.close()
-        if not self.sequencer.is_alive():               # else it is in the middle of a commit: the file is whole all the same
+        # Else it is in the middle of a commit: the file is whole all the same.
+        if not self.sequencer.is_alive():
             self.room.close()
 
     # On the acceptor's thread
@@ -1953,12 +2262,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.serve_forever(ACCEPT_POLL)
 
     def get_request(self) -> "tuple[socket.socket, Any]":
+        """As ThreadingTCPServer's; without descriptors it waits a little."""
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._complain(f"cannot accept connections: {error.strerror}; the next ones wait until some end")
-                self._closing.wait(0.25)                # else serve_forever would spin
+                self._complain(f"cannot accept connections: {error.strerror}; the next ones wait "
+                               "until some end")
+                # Else serve_forever would spin.
+                self._closing.wait(0.25)
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -1982,14 +2294,17 @@ class ChatServer(socketserver.ThreadingTCPServer):
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the connection's thread, when the room is not behind. It ends with the connection."""
+        """Start the connection's thread, when the room is not behind. It ends with the
+        connection."""
         if self.room.announces:
             self._closing.wait(PACE)
         until = self.alarm.clock() + ADMIT_WAIT
-        while self.sequencer.backlog > BUSY and self.alarm.clock() < until and not self._closing.wait(ADMIT_POLL):
+        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
+               and not self._closing.wait(ADMIT_POLL)):
             pass
         name = "member " + _plain_address(client_address)
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), name=name, daemon=True)
+        thread = threading.Thread(target=self.process_request_thread, name=name, daemon=True,
+                                  args=(request, client_address))
         try:
             thread.start()
         except RuntimeError as error:
@@ -2012,7 +2327,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
     # On a connection's thread
 
     def attend(self, request: socket.socket, client_address: Any) -> None:
-        """Serve one connection to its end: frames, a request of a browser, or frames over the WebSocket that it asked for."""
+        """Serve one connection to its end: frames, a request of a browser, or frames over the
+        WebSocket that it asked for."""
         address = _plain_address(client_address)
         wire = MessageSocket(request) if self.web is None else self.web.socket(request)
         thread = threading.current_thread()
@@ -2027,15 +2343,21 @@ class ChatServer(socketserver.ThreadingTCPServer):
             with self._lock:
                 del self._connections[thread]
                 self._addresses[address] -= 1
-                self._addresses += collections.Counter()        # forgets those of which there are none
+                # Forgets those of which there are none.
+                self._addresses += collections.Counter()
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str) -> None:
         came = self.alarm.clock()
-        spoken: Any = wire if self.web is None else self.web.greet(wire, address, JOIN_TIMEOUT)
-        if spoken is None:                              # a request, and it has its answer
+        spoken: Any = wire
+        if self.web is not None:
+            spoken = self.web.greet(wire, address, JOIN_TIMEOUT)
+        if spoken is None:
+            # It was a request, and it has its answer.
             return
-        join_by = came + JOIN_TIMEOUT if spoken is wire else None       # the first byte's wait counts; a request's does not
-        connection = Connection(spoken, address, self.room, self.sequencer.post, self.alarm, self.settings.rate, join_by)
+        # The wait for the first byte counts; a request's does not.
+        join_by = came + JOIN_TIMEOUT if spoken is wire else None
+        connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
+                                self.settings.rate, join_by)
         connection.since = came
         with self._lock:
             self._connections[thread] = connection
