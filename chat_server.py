@@ -219,6 +219,8 @@ _WORDS = (
     ("locked", "it is in use by another program (a second server?)"),
     ("not a database", "it is not a history of Roger"),
     ("malformed", f"it is damaged: {_DAMAGED}"),
+    # A damaged schema, which sqlite3 cannot even quote.
+    ("can't decode", f"it is damaged: {_DAMAGED}"),
     ("is full", "the disk is full"),
     ("readonly", "it is read-only"),
     ("disk I/O", "the disk fails or is full (disk I/O error)"),
@@ -474,7 +476,7 @@ class _Database:
         """Turn what sqlite3 raises (disk full, damaged) into a HistoryError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise HistoryError(self._explain(error)) from error
 
     def _explain(self, error: Exception) -> str:
@@ -839,7 +841,7 @@ def export_history(path: str, output: str) -> int:
                     body = row[2].decode()
                     lines.write((_exported(body) if output.endswith(".txt") else body) + "\n")
                     count += 1
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise HistoryError(f"{path}: {_in_our_words(error)}") from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
