@@ -219,11 +219,25 @@ def test_find(path, words, hits):
     file.close()
 
 
+def test_find_takes_a_long_text_in_pieces(path):
+    """A text of many pieces is compared as if it were one, and marks without end cost no more."""
+    file = HistoryFile(path)
+    texts = ["ab e\u0301cole STRASSE ｈｉ " * 300, "a" + "\u0301\u0327\u0302\u0323" * 2000,
+             "\ufdfa" * 8000]
+    file.save(3, [chat(id, text[:8192]) for id, text in enumerate(texts, 1)], [], [])
+    word = "hi AB É" + "cole straße hi ab é" * 10
+    assert ids(file.before(2, 9, 5, [word])[0]) == [1]
+    assert chat_server.search_key(texts[0]) == chatproto.name_key(texts[0])
+    # Of the texts that grow a step looks at one.
+    assert file.before(4, 9, 5, [word]) == ([], 3)
+    file.close()
+
+
 def test_find_looks_at_so_much_in_one_step(path, monkeypatch):
     """A search is in steps that are bounded in messages and bytes; each says where to go on."""
     file = HistoryFile(path)
     file.save(300, [chat(id, f"number {id} " + "y" * 100) for id in range(1, 301)], [], [])
-    for name, value, most in ("LOOK_ROWS", 50, 7), ("LOOK_BYTES", 5000, 15):
+    for name, value, most in ("LOOK_ROWS", 50, 7), ("LOOK_BYTES", 5000, 20):
         with monkeypatch.context() as patch:
             patch.setattr(chat_server, name, value)
             found, place, steps = [], 301, 0
