@@ -46,6 +46,7 @@ import gc
 import hashlib
 import hmac
 import ipaddress
+import json
 import logging
 import math
 import os
@@ -59,8 +60,9 @@ import socketserver
 import sys
 import threading
 import time
+import zlib
 from collections import deque
-from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Collection, Iterable, Iterator, NamedTuple, Optional
 
 try:
     import sqlite3
@@ -104,16 +106,12 @@ UNJOINED = 2_000                # connections that have not joined yet
 SAY_AGAIN = 60.0                # seconds before a complaint is repeated: to a member that floods, or in the log
 
 APPLICATION_ID = 0x526F6772     # "Rogr": marks a history file as ours
-SCHEMA_VERSION = 1              # of the history file
 LOCK_WAIT = 0.5                 # seconds to wait for a history file that another process has locked
 HOLD_PAUSE = 0.5                # seconds until a commit that failed is tried again
 SLOW_COMMIT = 0.25              # seconds of a commit that are worth a line in the log
-FEED_FRAMES = 500               # entries read from the file at once for a member that catches up,
-FEED_BYTES = 256 * 1024         # or so many bytes of them: what such a member costs in memory, twice
 SCAN = 10_000                   # ids looked at in one step: the room waits for it, a few milliseconds
 RECALL_MOST = 100               # messages in the answer to one request for older ones
 RECALL_BYTES = 60_000           # bytes of them: the answer is one line
-TRIM_ROWS = 500                 # entries deleted in one step by --keep and --keep-messages, a few milliseconds
 TRIM_EVERY = 1.0                # seconds from one step to the next while there is something to delete,
 TRIM_LATER = 30.0               # and while there is not
 UNSYNCED_IDS = 1 << 20          # more ids than a power cut can take along with --history-sync normal: they are skipped
@@ -134,46 +132,95 @@ class Settings(NamedTuple):
 
 # --- The history file ---
 
+# Of the history file's format. Version 1 had no checksums, and no `speaker`.
+SCHEMA_VERSION = 2
+# Entries, or bytes of them, read from the file at once for a member that catches up: what such a
+# member costs in memory, twice.
+FEED_FRAMES = 500
+FEED_BYTES = 256 * 1024
+# Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
+# worst of texts, in which the room waits. It goes on where the step ended.
+LOOK_ROWS = 500
+LOOK_BYTES = 64 * 1024
+# Entries deleted in one step by --keep and --keep-messages: a few milliseconds.
+TRIM_ROWS = 500
+# Ids of damaged entries that are remembered, for the log and for `missed`; further ones are left
+# out as well, but not counted.
+DAMAGED = 10_000
+# Seconds between the wall clock and the steady one that are a jump and not a correction,
+CLOCK_JUMP = 60.0
+# and seconds for which a clock that jumped has to go on evenly until --keep believes it.
+CLOCK_CONFIRMED = 3600.0
+# The text of a message that the host took back.
+REMOVED = "(removed)"
+
+
 class HistoryError(Exception):
     """The history file cannot be used: the text says which and why."""
 
 
+# Each row of state, entries and sessions carries its checksum: see _checksum() and _Row.
 _SCHEMA = (
     """CREATE TABLE state (
         epoch TEXT NOT NULL,            -- which run of ids this is
         last INTEGER NOT NULL,          -- the newest id that was given
         forgotten INTEGER NOT NULL,     -- the newest id that --keep or --keep-messages deleted
-        unsynced INTEGER NOT NULL       -- 1: a server with --history-sync normal has it open, or had and was not closed
+        unsynced INTEGER NOT NULL,      -- 1: --history-sync normal has it open, or was not closed
+        checksum INTEGER NOT NULL
     )""",
     """CREATE TABLE entries (
         id INTEGER PRIMARY KEY,         -- its place in the order
         at REAL NOT NULL,               -- Unix seconds, UTC
-        kind TEXT NOT NULL,             -- chat, joined, left, renamed, error
+        kind TEXT NOT NULL,             -- the frame's type: chat, joined, left, renamed, error
         sender TEXT,
         recipient TEXT,                 -- of a private message
         body TEXT NOT NULL,             -- the frame as it is sent, without its line end
-        one INTEGER,                    -- sessions.number of the one or the two it is for; NULL is everybody
-        other INTEGER,
-        about INTEGER                   -- of an error: the frame that it refuses
+        one INTEGER,                    -- sessions.number of the one or the two it is for,
+        other INTEGER,                  -- NULL is everybody
+        about INTEGER,                  -- of an error: the frame that it refuses
+        speaker INTEGER,                -- sessions.number of who said it, where that is known
+        checksum INTEGER NOT NULL
     )""",
-    "CREATE INDEX refusals ON entries (about) WHERE about IS NOT NULL",
     """CREATE TABLE sessions (
         number INTEGER PRIMARY KEY,     -- never given again
-        secret_hash BLOB NOT NULL UNIQUE,
+        secret_hash BLOB NOT NULL,
         name TEXT NOT NULL,
         begin INTEGER NOT NULL,         -- it hears everything after this id,
         history_from INTEGER NOT NULL,  -- and what was said in public after this one
         got INTEGER NOT NULL,           -- the newest id of its own frames
-        acked INTEGER NOT NULL,         -- the newest id of ours that it confirmed, when this was written
-        left_at REAL,                   -- when it left; the SESSIONS that left last are kept. NULL: it is in the room
-        booted TEXT                     -- why it was put out
+        acked INTEGER NOT NULL,         -- the newest id of ours that it confirmed, when written
+        left_at REAL,                   -- when it left. NULL: it is in the room
+        booted TEXT,                    -- why it was put out
+        checksum INTEGER NOT NULL
     )""",
+    # In an index the ids of equal keys are in order. So what a member may hear is found by merging
+    # a few of these runs, and nothing of what it may not hear is looked at.
+    "CREATE INDEX chats ON entries (one) WHERE kind = 'chat'",
+    "CREATE INDEX news ON entries (one) WHERE kind <> 'chat'",
+    "CREATE INDEX others ON entries (other) WHERE other IS NOT NULL",
 )
 
-_WORDS = (                      # what SQLite says -> what that means here
+_COLUMNS = "entries.id, kind, body, one, other, about, speaker, entries.checksum"
+_RUN = f"SELECT {_COLUMNS} FROM entries INDEXED BY %s AND id > :after AND id < :before"
+_CHATS = _RUN % "chats WHERE kind = 'chat' AND one IS NULL"
+_HEARD_CHATS = " UNION ALL ".join((
+    _CHATS,
+    _RUN % "chats WHERE kind = 'chat' AND one = :number",
+    _RUN % "others WHERE kind = 'chat' AND other = :number AND one IS NOT :number"))
+_HEARD = " UNION ALL ".join((
+    _HEARD_CHATS,
+    _RUN % "others WHERE kind <> 'chat' AND other = :number AND one IS NOT :number",
+    _RUN % "news WHERE kind <> 'chat' AND one IS NULL",
+    _RUN % "news WHERE kind <> 'chat' AND one = :number"))
+
+_DAMAGED = "keep a copy of it, and put back an older one or start a new one"
+# What SQLite says, and what that means here.
+_WORDS = (
     ("locked", "it is in use by another program (a second server?)"),
     ("not a database", "it is not a history of Roger"),
-    ("malformed", "it is damaged: keep a copy of it, and put back an older one or start a new one"),
+    ("malformed", f"it is damaged: {_DAMAGED}"),
+    # A damaged schema, which sqlite3 cannot even quote.
+    ("can't decode", f"it is damaged: {_DAMAGED}"),
     ("is full", "the disk is full"),
     ("readonly", "it is read-only"),
     ("disk I/O", "the disk fails or is full (disk I/O error)"),
@@ -181,201 +228,215 @@ _WORDS = (                      # what SQLite says -> what that means here
 )
 
 
-class HistoryFile:
-    """The log, the sessions and the newest id in an SQLite file: what an acknowledgement means with --history.
+class _Row(NamedTuple):
+    """What the server reads of an entry: _COLUMNS. Texts are bytes, see HistoryFile."""
 
-    save() is one transaction and durable when it returns (with `sync` "normal": after a crash of the server, but not of the
-    machine). One connection, which the sequencer alone uses, and which locks the file for as long as it is open: SQLite up
-    to 3.51.2 can damage a file in WAL mode that has two. So a second server and --export are refused meanwhile.
-    Every method raises HistoryError, in words for the operator, when the file cannot be read or written.
+    id: int
+    kind: bytes
+    body: bytes
+    one: Optional[int]
+    other: Optional[int]
+    about: Optional[int]
+    speaker: Optional[int]
+    checksum: int
+
+    @property
+    def frame(self) -> bytes:
+        """The frame as it is sent, with its line end."""
+        return self.body + b"\n"
+
+    @property
+    def is_public_chat(self) -> bool:
+        """Whether it is something that was said, and to all."""
+        return self.kind == b"chat" and self.one is None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is as it was written."""
+        return isinstance(self.body, bytes) and self.checksum == self.checksum_now()
+
+    def checksum_now(self) -> int:
+        """The checksum that it should have.
+
+        A CRC-32 finds every change of up to 32 bits that stand together, so every changed byte; and
+        of changes that move other bytes, as that of a length, all but one in four billion. It is
+        against disks and not against persons: who can write the file can write a checksum. What no
+        one is ever sent is left out (`at`, which only tells --keep the age, and the names).
+        """
+        return zlib.crc32(self.body, zlib.crc32(b"%d %a %a %a %a %a" % (
+            self.id, self.kind, self.one, self.other, self.about, self.speaker)))
+
+
+def _in_our_words(error: Exception) -> str:
+    text = str(error)
+    return next((words for fragment, words in _WORDS if fragment in text), text)
+
+
+def _checksum(row: "tuple[Any, ...]") -> int:
+    """The checksum of a row of state or sessions without the one that it has: see _Row."""
+    return zlib.crc32(b"\0".join(
+        value if isinstance(value, bytes) else str(value).encode() for value in row))
+
+
+def _is_frame(id: int, kind: bytes, body: bytes) -> bool:
+    """Whether a body is a frame of this id and kind: what can be known without a checksum."""
+    try:
+        fields = json.loads(body.decode())
+        has_text = kind != b"chat" or isinstance(fields["text"], str)
+        return has_text and [fields["id"], fields["type"]] == [id, kind.decode()]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _pragma(connection: Any, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def _check_ours(connection: Any, path: str) -> int:
+    """Return the version of a file's format; raise HistoryError if the file is another program's,
+    or a newer Roger's."""
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        raise HistoryError(f"{path}: it is an SQLite file of another program")
+    version: int = _pragma(connection, "user_version")
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise HistoryError(f"{path}: a newer Roger wrote it (its format is {version}, "
+                           f"this one knows {SCHEMA_VERSION})")
+    return version
+
+
+class _Database:
+    """The SQLite file under a HistoryFile: how it is locked, made, migrated, checked and written.
+
+    A damaged file is refused when it is opened, or loses what is damaged and nothing else: each row
+    carries a checksum, and who reads takes the rows that are sound.
     """
 
-    def __init__(self, path: str, sync: str = "full", keep_seconds: float = math.inf,
-                 keep_messages: float = math.inf) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._keep_seconds = keep_seconds
-        self._keep_messages = keep_messages
-        self._identity: "list[tuple[int, int]]" = []    # device and inode of the file and of its -wal
-        self.commits = 0
-        self.seconds = 0.0                      # of all commits together
-        self.slowest = 0.0                      # seconds of one
+        # Ids of the entries that are left out, as far as they were come upon; DAMAGED at most.
+        self.damaged: "set[int]" = set()
+        # Device and inode of the file and of its -wal, once it is open.
+        self._identity: "list[tuple[int, int]]" = []
         self._connection = self._connect(path)
         try:
             with self._in_words():
-                self._prepare(sync)
+                self._open()
         except HistoryError:
             self._connection.close()
             raise
 
-    def save(self, last: int, entries: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
-             removed: "list[int]") -> float:
-        """Commit the newest id, entries (rows as entry_row() makes them) and sessions (rows of Session.row()), and forget
-        sessions by number; return the seconds that it took. May be repeated with the same after it failed: nobody knows
-        whether a commit that failed is on the disk."""
-        started = time.perf_counter()
-        with self._in_words(), self._transaction():
-            self._connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entries)
-            self._connection.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", sessions)
-            self._connection.executemany("DELETE FROM sessions WHERE number = ?", [(number,) for number in removed])
-            self._connection.execute("UPDATE state SET last = ?", (last,))
-        self.last = last
-        self._messages += sum(row[2] == Chat.type for row in entries)
-        took = time.perf_counter() - started
-        self.commits += 1
-        self.seconds += took
-        self.slowest = max(self.slowest, took)
-        return took
-
-    def sessions(self) -> "list[tuple[Any, ...]]":
-        """Every row of sessions, those who left in the order of leaving."""
-        with self._in_words():
-            return self._connection.execute("SELECT * FROM sessions ORDER BY left_at, number").fetchall()
-
-    def refusals(self) -> "list[tuple[int, int, int, str]]":
-        """The errors that refuse a frame and that may not be confirmed yet: number of the session, frame, id, body."""
-        with self._in_words():
-            return self._connection.execute(
-                "SELECT one, about, id, body FROM entries JOIN sessions ON number = one WHERE about IS NOT NULL AND id > acked"
-                " ORDER BY id").fetchall()
-
-    def recent(self, count: int) -> "list[Entry]":
-        """The last public messages."""
-        with self._in_words():
-            rows = self._connection.execute("SELECT id, body FROM entries WHERE kind = 'chat' AND one IS NULL"
-                                            " ORDER BY id DESC LIMIT ?", (count,)).fetchall()
-        return [Entry(id, _frame(body), None, True) for id, body in reversed(rows)]
-
-    def newest(self, count: int, size: int) -> "tuple[list[tuple[Any, ...]], int]":
-        """The newest rows (id, kind, body, one, other), at most so many or of so many bytes, and the id before them."""
-        rows: "list[tuple[Any, ...]]" = []
-        with self._in_words():
-            for row in self._connection.execute("SELECT id, kind, body, one, other FROM entries ORDER BY id DESC"):
-                size -= len(row[2])
-                if len(rows) == count or size < 0:
-                    return rows[::-1], row[0]
-                rows.append(row)
-        return rows[::-1], self.forgotten
-
-    def after(self, id: int, upto: int, number: int) -> "tuple[list[Entry], int]":
-        """A piece of what session `number` may hear of the entries after `id` up to `upto`, and up to which id it is whole."""
-        end, size = min(upto, id + SCAN), 0
-        piece: "list[Entry]" = []
-        with self._in_words():
-            for row in self._connection.execute(
-                    "SELECT id, body, kind = 'chat' AND one IS NULL FROM entries WHERE id > ? AND id <= ?"
-                    " AND (one IS NULL OR one = ? OR other = ?) ORDER BY id LIMIT ?", (id, end, number, number, FEED_FRAMES)):
-                piece.append(Entry(row[0], _frame(row[1]), None, bool(row[2])))
-                size += len(row[1])
-                if len(piece) == FEED_FRAMES or size >= FEED_BYTES:
-                    return piece, row[0]
-            if not piece and end < upto:                # past a gap in one step
-                following = self._connection.execute("SELECT min(id) FROM entries WHERE id > ?", (end,)).fetchone()[0]
-                end = upto if following is None else min(upto, following - 1)
-        return piece, end
-
-    def before(self, id: int, count: int, number: int) -> "tuple[list[tuple[int, bytes]], Optional[int]]":
-        """The newest messages before `id` that session `number` may hear, newest first, and where to go on; None: nowhere."""
-        end = max(0, id - SCAN)
-        with self._in_words():
-            rows = self._connection.execute(
-                "SELECT id, body FROM entries WHERE id < ? AND id >= ? AND id > ? AND kind = 'chat'"
-                " AND (one IS NULL OR one = ? OR other = ?) ORDER BY id DESC LIMIT ?",
-                (id, end, self.forgotten, number, number, count)).fetchall()
-            if len(rows) == count:
-                end = rows[-1][0]
-            older = self._connection.execute("SELECT max(id) FROM entries WHERE id < ? AND id > ?",
-                                             (end, self.forgotten)).fetchone()[0]
-        return [(row[0], _frame(row[1])) for row in rows], None if older is None else older + 1
-
-    def trim(self, now: float) -> bool:
-        """Delete a few of the entries that are older than `keep_seconds` or too many; return whether there were any."""
-        cut, messages = self.forgotten, self._messages
-        with self._in_words():
-            for id, at, kind in self._connection.execute("SELECT id, at, kind FROM entries WHERE id > ? ORDER BY id LIMIT ?",
-                                                         (cut, TRIM_ROWS)).fetchall():
-                if at >= now - self._keep_seconds and messages <= self._keep_messages:
-                    break
-                cut = id
-                messages -= kind == Chat.type
-            if cut == self.forgotten:
-                return False
-            with self._transaction():
-                self._delete(self.forgotten, cut)
-                self._connection.execute("UPDATE state SET forgotten = ?", (cut,))
-            self.forgotten, self._messages = cut, messages
-            self._connection.executescript("PRAGMA incremental_vacuum(256)")       # execute() would free one page only
-        return True
-
-    def close(self) -> None:
-        """Give the file back. Not while another thread uses it; may be called twice."""
-        with contextlib.suppress(sqlite3.Error, HistoryError):
-            self._check_place()
-            self._connection.execute("UPDATE state SET unsynced = 0")       # the close writes everything through
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
-
-    # Inside
-
     def _connect(self, path: str) -> Any:
         if sqlite3 is None:
             raise HistoryError(f"{path}: this Python was built without sqlite3")
-        if os.path.isfile(path) and 0 < os.path.getsize(path) < 512:    # SQLite takes a very short file for an empty one
+        # SQLite takes a very short file for an empty one.
+        if os.path.isfile(path) and 0 < os.path.getsize(path) < 512:
             raise HistoryError(f"{path}: it is not a history of Roger")
-        if os.path.exists(path) and not os.access(path, os.W_OK):       # SQLite would say "disk I/O error"
+        # SQLite would say "disk I/O error".
+        if os.path.exists(path) and not os.access(path, os.W_OK):
             raise HistoryError(f"{path}: it is read-only")
         if path != ":memory:":
-            with contextlib.suppress(OSError):          # private messages are in it: only for its owner; SQLite says what is wrong
+            # Private messages are in it: it is for its owner only. SQLite says what is wrong.
+            with contextlib.suppress(OSError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        try:                                            # another thread opens it than the one that uses it
-            return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None, check_same_thread=False)
+        try:
+            # Another thread opens it than the one that uses it.
+            return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None,
+                                   check_same_thread=False)
         except sqlite3.Error as error:
             raise HistoryError(self._explain(error)) from error
 
-    def _prepare(self, sync: str) -> None:
-        """Lock the file, refuse what is not ours, make what is new."""
+    def _open(self) -> None:
+        """Lock the file, refuse what is not ours or damaged, make what is new."""
         execute = self._connection.execute
-        execute("PRAGMA locking_mode = EXCLUSIVE")      # before the first look: so no second process shares the WAL
-        execute("PRAGMA fullfsync = ON")                # macOS: fsync() alone leaves it in the disk's cache
+        # A text may be damaged: sqlite3 would raise an error that quotes it.
+        self._connection.text_factory = bytes
+        # Before the first look: so no second process shares the WAL.
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        # macOS: fsync() alone leaves it in the disk's cache.
+        execute("PRAGMA fullfsync = ON")
         execute("PRAGMA checkpoint_fullfsync = ON")
         execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA secure_delete = ON")
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not tables and _pragma(self._connection, "application_id") == 0:
             self._create()
-        _check_ours(self._connection, self.path)
-        broken = execute("PRAGMA quick_check(1)").fetchone()[0]
-        if broken != "ok":
-            raise HistoryError(f"{self.path}: it is damaged ({escape(broken.splitlines()[-1])}): keep a copy of it, and put "
-                               "back an older one or start a new one")
-        if _pragma(self._connection, "journal_mode = WAL") not in ("wal", "memory"):
+        version = _check_ours(self._connection, self.path)
+        self._check_whole()
+        if _pragma(self._connection, "journal_mode = WAL") not in (b"wal", b"memory"):
             raise HistoryError(f"{self.path}: its disk cannot hold a WAL")
         execute("PRAGMA journal_size_limit = 16777216")
-        execute("PRAGMA synchronous = " + sync)
-        self.epoch, self.last, self.forgotten, unsynced = execute("SELECT * FROM state").fetchone()
-        if unsynced:
-            self.last += UNSYNCED_IDS                   # what the power cut took had ids: they do not come again
-        with self._transaction():
-            execute("UPDATE state SET last = ?, unsynced = ?", (self.last, sync == "normal"))
-            self._delete(0, self.forgotten)             # refusals that outlived what was deleted around them
-        self._messages = 0
-        if self._keep_messages < math.inf:
-            self._messages = execute("SELECT count(*) FROM entries WHERE kind = 'chat'").fetchone()[0]
-        if self.path != ":memory:":
-            self._identity = self._place()
+        if version == 1:
+            self._migrate()
+        # A changed letter in it would be an index or a table that cannot be used.
+        found = {row[0] for row in execute("SELECT sql FROM sqlite_master")}
+        if not found.issuperset(statement.encode() for statement in _SCHEMA):
+            raise HistoryError(f"{self.path}: it is damaged (its schema is not ours): {_DAMAGED}")
+
+    def _check_whole(self) -> None:
+        """Raise HistoryError if the file's structure is damaged; mend indexes, which are copies."""
+        if _pragma(self._connection, "integrity_check(1)") == b"ok":
+            return
+        broken = _pragma(self._connection, "quick_check(1)")
+        if broken == b"ok":
+            self._connection.execute("REINDEX")
+            broken = _pragma(self._connection, "integrity_check(1)")
+        if broken != b"ok":
+            words = escape(broken.decode(errors="replace").splitlines()[-1])
+            raise HistoryError(f"{self.path}: it is damaged ({words}): {_DAMAGED}")
 
     def _create(self) -> None:
-        """All in one transaction and before the file has a WAL: what is there of a file is ours, or nothing is."""
+        """All in one transaction and before there is a WAL: the file is ours, or still empty."""
         self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         with self._transaction():
-            for statement in _SCHEMA:
-                self._connection.execute(statement)
-            self._connection.execute("INSERT INTO state VALUES (?, 0, 0, 0)", (secrets.token_hex(8),))
+            self._make_tables()
+            state = secrets.token_hex(8), 0, 0, 0
+            self._connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?)",
+                                     (*state, _checksum(state)))
             self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _delete(self, after: int, upto: int) -> None:
-        """Delete entries, but no refusal that its member may not have seen: its ACK would become a false yes."""
-        self._connection.execute("DELETE FROM entries WHERE id > ? AND id <= ? AND (about IS NULL OR NOT EXISTS "
-                                 "(SELECT 1 FROM sessions WHERE number = one AND acked < entries.id))", (after, upto))
+    def _make_tables(self) -> None:
+        for statement in _SCHEMA:
+            self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _migrate(self) -> None:
+        """Make a file of version 1 one of today, in one transaction: killed in it, it is as before.
+
+        Entries that are no frames are left behind: a checksum would make them true.
+        """
+        execute, define = self._connection.execute, self._connection.create_function
+        define("checksum", -1, lambda *row: _checksum(row))
+        define("row_checksum", 7, lambda *row: _Row._make((*row, 0)).checksum_now())
+        define("is_frame", 3, lambda id, *row: self._keep_sound(id, _is_frame(id, *row)))
+        with self._transaction():
+            for table in "state", "entries", "sessions":
+                execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+            self._make_tables()
+            execute("INSERT INTO state SELECT *, checksum(CAST(epoch AS BLOB), last, forgotten,"
+                    " unsynced) FROM old_state")
+            execute("INSERT INTO sessions SELECT *, checksum(number, secret_hash,"
+                    " CAST(name AS BLOB), begin, history_from, got, acked, left_at,"
+                    " CAST(booted AS BLOB)) FROM old_sessions")
+            execute("INSERT INTO entries SELECT *, NULL, row_checksum(id, CAST(kind AS BLOB),"
+                    " CAST(body AS BLOB), one, other, about, NULL) FROM old_entries"
+                    " WHERE is_frame(id, CAST(kind AS BLOB), CAST(body AS BLOB))")
+            for table in "state", "entries", "sessions":
+                execute(f"DROP TABLE old_{table}")
+        self._connection.executescript("PRAGMA incremental_vacuum")
+
+    def _sound(self, rows: "Iterable[tuple[Any, ...]]") -> "Iterator[_Row]":
+        """Those of the entries that are as they were written; the ids of others are noted."""
+        return (row for row in map(_Row._make, rows) if self._keep_sound(row.id, row.is_sound))
+
+    def _keep_sound(self, id: int, is_sound: bool) -> bool:
+        """Note the id of an entry that is not sound; return whether it is."""
+        if not is_sound and len(self.damaged) < DAMAGED:
+            self.damaged.add(id)
+        return is_sound
+
+    def _checkpoint(self) -> None:
+        """Bring everything from the WAL into the file, and empty the WAL."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> "Iterator[None]":
@@ -386,82 +447,419 @@ class HistoryFile:
             yield
             self._connection.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):    # some errors have rolled it back already
+            # Some errors have rolled it back already.
+            with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
 
     def _place(self) -> "list[tuple[int, int]]":
-        return [(found.st_dev, found.st_ino) for found in (os.stat(self.path), os.stat(self.path + "-wal"))]
+        found = os.stat(self.path), os.stat(self.path + "-wal")
+        return [(one.st_dev, one.st_ino) for one in found]
 
     def _check_place(self) -> None:
-        """Raise HistoryError if the file was deleted or replaced: what is written to it now would be gone with our process."""
+        """Raise HistoryError if the file was deleted or replaced: what is written to it now would
+        be gone with our process."""
         try:
             if not self._identity or self._place() == self._identity:
                 return
         except OSError:
             pass
-        raise HistoryError(f"{self.path}: it (or its -wal) was deleted, moved or replaced: put it back, or restart the server")
+        raise HistoryError(f"{self.path}: it (or its -wal) was deleted, moved or replaced: "
+                           "put it back, or restart the server")
 
     @contextlib.contextmanager
     def _in_words(self) -> "Iterator[None]":
-        """Turn what sqlite3 raises into a HistoryError."""
+        """Turn what sqlite3 raises (disk full, damaged) into a HistoryError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise HistoryError(self._explain(error)) from error
 
     def _explain(self, error: Exception) -> str:
-        text = str(error)
-        return f"{self.path}: " + next((words for fragment, words in _WORDS if fragment in text), text)
+        return f"{self.path}: {_in_our_words(error)}"
 
 
-def entry_row(message: Message, entry: Entry, now: float) -> "tuple[Any, ...]":
-    """The row of entries for a message and its place."""
-    audience = entry.audience or ()
+class KeepClock:
+    """Says what time it is to --keep, which deletes for good: by time that has really passed.
+
+    A wall clock may be wrong for a while. So it is compared with a steady one (both are arguments,
+    in seconds): where it jumps, time goes on as before, at the steady clock's pace, until the wall
+    clock has gone on evenly for CLOCK_CONFIRMED seconds. What a machine slept is a jump, too. After
+    a start time goes on from the newest entry, when by the wall clock everything that there is
+    would be too old. Of two times the earlier one counts: it deletes less.
+    """
+
+    def __init__(self, keep: float, newest: Optional[float]) -> None:
+        # Seconds for which entries are kept.
+        self.keep = keep
+        # When the newest entry was made; None: there is none.
+        self._newest = newest
+        # What the time is ahead of the steady clock; None: now() was not called yet.
+        self._offset: Optional[float] = None
+        # After a jump: what the wall clock is ahead now, and since when by the steady clock.
+        self._doubted: "Optional[tuple[float, float]]" = None
+
+    def now(self, wall: float, steady: float) -> float:
+        """The time to count by, in Unix seconds."""
+        offset = wall - steady
+        if self._offset is None:
+            is_plausible = self._newest is None or 0 <= wall - self._newest <= self.keep
+            self._offset = offset if is_plausible else (self._newest or 0.0) - steady
+        if abs(offset - self._offset) <= CLOCK_JUMP:
+            self._offset, self._doubted = offset, None
+        elif self._doubted is None or abs(offset - self._doubted[0]) > CLOCK_JUMP:
+            self._doubted = offset, steady
+        elif steady - self._doubted[1] >= CLOCK_CONFIRMED:
+            self._offset, self._doubted = offset, None
+        return min(wall, steady + self._offset)
+
+
+class HistoryFile(_Database):
+    """The log, the sessions and the newest id in an SQLite file: what an ACK means with --history.
+
+    save() is one transaction and durable when it returns (with `sync` "normal": after a crash of
+    the server, but not of the machine). There is one connection, which the sequencer alone uses and
+    which locks the file for as long as it is open: SQLite up to 3.51.2 can damage a file in WAL
+    mode that has two connections. So a second server and --export are refused meanwhile.
+
+    An entry with a wrong checksum is never served, and its id is in `damaged`; a session with a
+    wrong one is forgotten. What is deleted or removed is overwritten (secure_delete).
+
+    Every method raises HistoryError, in words for the operator, when the file cannot be read or
+    written ("the disk is full").
+    """
+
+    def __init__(self, path: str, sync: str = "full", keep_seconds: float = math.inf,
+                 keep_messages: float = math.inf) -> None:
+        super().__init__(path)
+        # How many commits there were, the seconds of all together, and of the slowest one.
+        self.commits = 0
+        self.seconds = 0.0
+        self.slowest = 0.0
+        # Which run of ids this is, the newest id that was given, and the newest one that --keep or
+        # --keep-messages deleted.
+        self.epoch: str
+        self.last: int
+        self.forgotten: int
+        self._keep_messages = keep_messages
+        # How many chats there are; counted for --keep-messages alone.
+        self._messages: int
+        self._clock: KeepClock
+        try:
+            with self._in_words():
+                self._load(sync, keep_seconds)
+        except HistoryError:
+            self._connection.close()
+            raise
+
+    def save(self, last: int, rows: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
+             removed: "list[int]", erased: "Collection[int]" = ()) -> float:
+        """Commit what a batch of events changed; return the seconds that it took.
+
+        `last` is the newest id, `rows` are entries as entry_row() makes them, `sessions` rows of
+        sessions without their checksums, `removed` numbers of sessions to forget, and `erased` ids
+        of chats that the host took back: removed_frame() takes their place, and their text is in
+        no part of the file any more. May be repeated with the same after it failed: nobody knows
+        whether a commit that failed is on the disk.
+        """
+        started = time.perf_counter()
+        with self._in_words():
+            with self._transaction():
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    ((*row, _checksum(row)) for row in sessions))
+                self._connection.executemany("DELETE FROM sessions WHERE number = ?",
+                                             [(number,) for number in removed])
+                for id in erased:
+                    self._erase(id)
+                self._set_state(last, self.forgotten)
+            if erased:
+                self._checkpoint()
+        self.last = last
+        self._messages += sum(row[2] == Chat.type for row in rows)
+        took = time.perf_counter() - started
+        self.commits += 1
+        self.seconds += took
+        self.slowest = max(self.slowest, took)
+        return took
+
+    def sessions(self) -> "list[tuple[Any, ...]]":
+        """Every row of sessions without its checksum, those who left in the order of leaving."""
+        with self._in_words():
+            rows = self._connection.execute("SELECT * FROM sessions ORDER BY left_at, number")
+            return [(number, secret_hash, name.decode(errors="replace"), *numbers,
+                     None if booted is None else booted.decode(errors="replace"))
+                    for number, secret_hash, name, *numbers, booted, _ in rows]
+
+    def refusals(self) -> "list[tuple[int, int, int, bytes]]":
+        """The errors that refuse a frame and that their member may not have confirmed yet.
+
+        For each the number of the session, the frame that is refused, the error's id and frame.
+        """
+        with self._in_words():
+            rows = self._sound(self._connection.execute(
+                f"SELECT {_COLUMNS} FROM sessions CROSS JOIN entries INDEXED BY news"
+                " ON one = number AND kind <> 'chat' AND about IS NOT NULL AND id > acked"
+                " ORDER BY id"))
+            return [(row.one or 0, row.about or 0, row.id, row.frame) for row in rows]
+
+    def recent(self, count: int) -> "list[tuple[int, bytes]]":
+        """The last public messages (id, frame), oldest first."""
+        with self._in_words(), self._select(_CHATS + " ORDER BY id DESC LIMIT :count", 0,
+                                            self.last + 1, count=count) as rows:
+            return [(row.id, row.frame) for row in self._sound(rows)][::-1]
+
+    def newest(self, count: int, size: int) -> (
+            "tuple[list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]], int]"):
+        """The newest entries, at most so many or of so many bytes, and the id before them.
+
+        For each its id, its frame, whether it is a public chat, and the numbers of the sessions
+        that it is for (None is everybody), oldest first.
+        """
+        entries: "list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]]" = []
+        query = f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC"
+        with self._in_words(), self._select(query, 0, 0) as rows:
+            for row in self._sound(rows):
+                frame = row.frame
+                size -= len(frame)
+                if len(entries) == count or size < 0:
+                    return entries[::-1], row.id
+                numbers = tuple(number for number in (row.one, row.other) if number is not None)
+                entries.append((row.id, frame, row.is_public_chat, numbers or None))
+        return entries[::-1], self.forgotten
+
+    def after(self, id: int, upto: int, number: int) -> "tuple[list[tuple[int, bytes, bool]], int]":
+        """A piece of what session `number` may hear of the entries after `id` up to `upto`.
+
+        For each its id, its frame and whether it is a public chat; and up to which id the piece is
+        whole. It has at most FEED_FRAMES entries, and FEED_BYTES with the last one beyond them.
+        """
+        piece: "list[tuple[int, bytes, bool]]" = []
+        size, whole = 0, id
+        with self._in_words(), self._select(_HEARD + " ORDER BY id", id, upto + 1, number) as rows:
+            for looked, values in enumerate(rows):
+                if looked == FEED_FRAMES or size >= FEED_BYTES:
+                    return piece, whole
+                row = _Row._make(values)
+                whole = row.id
+                if self._keep_sound(row.id, row.is_sound):
+                    piece.append((row.id, row.frame, row.is_public_chat))
+                    size += len(row.body)
+        return piece, upto
+
+    def before(self, id: int, count: int, number: int, find: "Collection[str]" = ()) -> (
+            "tuple[list[tuple[int, bytes]], Optional[int]]"):
+        """The newest messages before `id` that session `number` may hear, newest first.
+
+        With `find` only those whose text holds all these words. Second the id before which to go
+        on; None: there is nothing older. One call looks at LOOK_ROWS messages or LOOK_BYTES of
+        them at most: so it may find fewer than `count`, or none, and still say where to go on.
+        """
+        found: "list[tuple[int, bytes]]" = []
+        size, words = 0, [search_key(word) for word in find]
+        with self._in_words(), self._select(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
+                                            number) as rows:
+            for looked, values in enumerate(rows):
+                row = _Row._make(values)
+                if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
+                    return found, row.id + 1
+                if not self._keep_sound(row.id, row.is_sound):
+                    continue
+                text = search_text(row.frame) if words else ""
+                # NFKC makes 18 characters of one.
+                size += len(row.body) + len(text)
+                if all(word in text for word in words):
+                    found.append((row.id, row.frame))
+        return found, None
+
+    def trim(self, now: float, steady: Optional[float] = None) -> bool:
+        """Delete a few of the entries that are too old or too many; return whether there were any.
+
+        `now` is the wall clock and `steady` one that never jumps (time.monotonic(), when it is not
+        given). Entries go in their order. One that was made later than now, while the clock was
+        wrong, says nothing about its age: it goes with the next one that is too old.
+        """
+        now = self._clock.now(now, time.monotonic() if steady is None else steady)
+        cut, messages, left = self.forgotten, self._messages, self._messages
+        with self._in_words():
+            for id, is_chat, is_old, is_young in self._connection.execute(
+                    "SELECT id, kind = 'chat', at < :old, at BETWEEN :old AND :now FROM entries"
+                    " WHERE id > :cut ORDER BY id LIMIT :count", {
+                        "old": now - self._clock.keep, "now": now, "cut": cut,
+                        "count": TRIM_ROWS}).fetchall():
+                is_too_many = messages > self._keep_messages
+                if is_young and not is_too_many:
+                    break
+                messages -= is_chat
+                if is_old or is_too_many:
+                    cut, left = id, messages
+            if cut == self.forgotten:
+                return False
+            with self._transaction():
+                self._delete(self.forgotten, cut)
+                self._set_state(self.last, cut)
+            self.forgotten, self._messages = cut, left
+            # execute() would free one page only.
+            self._connection.executescript("PRAGMA incremental_vacuum(256)")
+        return True
+
+    def close(self) -> None:
+        """Give the file back. Not while another thread uses it; may be called twice."""
+        with contextlib.suppress(sqlite3.Error, HistoryError):
+            # Now everything is written through, and no id can be lost.
+            self._connection.execute("PRAGMA synchronous = FULL")
+            with self._transaction():
+                self._set_state(self.last, self.forgotten)
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    # Inside
+
+    def _load(self, sync: str, keep_seconds: float) -> None:
+        """Read the state and go on from there; forget sessions that are damaged."""
+        execute = self._connection.execute
+        states = execute("SELECT * FROM state").fetchall()
+        if len(states) != 1 or states[0][-1] != _checksum(states[0][:-1]):
+            raise HistoryError(f"{self.path}: it is damaged (its state): {_DAMAGED}")
+        epoch, self.last, self.forgotten, unsynced, _ = states[0]
+        self.epoch = epoch.decode(errors="replace")
+        if unsynced:
+            # What the power cut took had ids: they do not come again.
+            self.last += UNSYNCED_IDS
+        execute("PRAGMA synchronous = " + sync)
+        forgotten = [(row[0],) for row in execute("SELECT * FROM sessions")
+                     if row[-1] != _checksum(row[:-1])]
+        if forgotten:
+            logger.warning("%s: damaged: %d sessions are forgotten, whose members come as new ones",
+                           self.path, len(forgotten))
+        with self._transaction():
+            self._set_state(self.last, self.forgotten)
+            self._connection.executemany("DELETE FROM sessions WHERE number = ?", forgotten)
+            # Refusals that outlived what was deleted around them.
+            self._delete(0, self.forgotten)
+        # A server may have been killed between an erasure and its checkpoint.
+        self._checkpoint()
+        self._messages = 0
+        if self._keep_messages < math.inf:
+            chats = execute("SELECT count(*) FROM entries WHERE kind = 'chat'")
+            self._messages = chats.fetchone()[0]
+        newest = execute("SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+        self._clock = KeepClock(keep_seconds, newest and newest[0])
+        if self.path != ":memory:":
+            self._identity = self._place()
+
+    def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
+                count: int = 0) -> "contextlib.closing[Any]":
+        """A cursor that is closed after use: one that is left half-read stops a checkpoint."""
+        return contextlib.closing(self._connection.execute(query, {
+            "after": after, "before": before, "number": number, "count": count}))
+
+    def _set_state(self, last: int, forgotten: int) -> None:
+        """Write the state. Inside a transaction, with which alone it becomes true."""
+        state = last, forgotten, int(_pragma(self._connection, "synchronous") == 1)
+        self._connection.execute(
+            "UPDATE state SET last = ?, forgotten = ?, unsynced = ?, checksum = ?",
+            (*state, _checksum((self.epoch, *state))))
+
+    def _delete(self, after: int, upto: int) -> None:
+        """Delete entries, but no refusal that its member may not have seen: its ACK would become a
+        false yes."""
+        self._connection.execute(
+            "DELETE FROM entries WHERE id > ? AND id <= ? AND (about IS NULL OR NOT EXISTS"
+            " (SELECT 1 FROM sessions WHERE number = one AND acked < entries.id))", (after, upto))
+
+    def _erase(self, id: int) -> None:
+        """Take the text out of a chat; one that is damaged goes as a whole."""
+        execute = self._connection.execute
+        query = f"SELECT {_COLUMNS} FROM entries WHERE id = ? AND kind = 'chat'"
+        for row in map(_Row._make, execute(query, (id,)).fetchall()):
+            if self._keep_sound(id, row.is_sound):
+                row = row._replace(body=removed_frame(row.frame)[:-1])
+                execute("UPDATE entries SET body = CAST(? AS TEXT), checksum = ? WHERE id = ?",
+                        (row.body, row.checksum_now(), id))
+            else:
+                execute("DELETE FROM entries WHERE id = ?", (id,))
+
+
+def entry_row(message: Message, frame: bytes, numbers: "tuple[int, ...]", now: float,
+              speaker: Optional[int] = None) -> "tuple[Any, ...]":
+    """The row of entries for a message, as save() takes it.
+
+    `frame` is the message as it is sent, `numbers` are those of the sessions that it is for (none
+    is everybody), `speaker` is that of the session that said it, `now` the time for a message that
+    has none.
+    """
     sender = getattr(message, "sender", None) or getattr(message, "name", None)
-    return (entry.id, getattr(message, "at", now), message.type, sender, getattr(message, "to", None),
-            entry.frame[:-1].decode(), audience[0].number if audience else None,
-            audience[1].number if len(audience) > 1 else None, getattr(message, "about", None))
+    one, other = (*numbers, None, None)[:2]
+    row = _Row(message.id, message.type.encode(), frame[:-1], one, other,
+               message.about if isinstance(message, Error) else None, speaker, 0)
+    return (message.id, getattr(message, "at", now), message.type, sender,
+            getattr(message, "to", None), frame[:-1].decode(), *row[3:-1], row.checksum_now())
 
 
-def _frame(body: str) -> bytes:
-    return body.encode() + b"\n"
+def removed_frame(frame: bytes) -> bytes:
+    """The frame that takes the place of a chat that the host took back."""
+    fields = {**json.loads(frame), "text": REMOVED}
+    fields.pop("file", None)
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _pragma(connection: Any, name: str) -> Any:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+def search_key(text: str) -> str:
+    """What texts are searched by: name_key(), in time that is linear.
+
+    NFKC sorts marks on one letter, which takes 85 ms for 8,192 of them. So a longer text is taken
+    in pieces, each of which begins with an ASCII character, to which no mark before it belongs; or
+    after 128 characters where there is none, as in Chinese: a letter there that is written in
+    parts and cut is not found.
+    """
+    if text.isascii():
+        return text.lower()
+    return "".join(map(chatproto.name_key, _SEARCH_PIECE.findall(text)))
 
 
-def _check_ours(connection: Any, path: str) -> None:
-    """Raise HistoryError if the file is another program's, or a newer Roger's."""
-    if _pragma(connection, "application_id") != APPLICATION_ID:
-        raise HistoryError(f"{path}: it is an SQLite file of another program")
-    version = _pragma(connection, "user_version")
-    if version != SCHEMA_VERSION:
-        raise HistoryError(f"{path}: a newer Roger wrote it (its format is {version}, this one knows {SCHEMA_VERSION})")
+_SEARCH_PIECE = re.compile(r"[\s\S]{64,128}?(?=[\x00-\x7f])|[\s\S]{1,128}")
+
+
+def search_text(frame: bytes) -> str:
+    """The text of a chat's frame as a search looks at it: words are found whose key is in it."""
+    return search_key(json.loads(frame)["text"])
 
 
 def export_history(path: str, output: str) -> int:
-    """Write what was said in public, who came and who went to `output`: lines of text when it ends in .txt, else JSON, a
-    frame a line; "-" is stdout. Only reads `path`. Return the number of lines; raises HistoryError and OSError."""
+    """Write what was said in public, who came and who went to `output`.
+
+    These are lines of text when it ends in .txt, else JSON, a frame a line; "-" is stdout. Only
+    reads `path`. Returns the number of lines; damaged ones are left out, which is logged. Raises
+    HistoryError and OSError.
+    """
     if sqlite3 is None:
         raise HistoryError(f"{path}: this Python was built without sqlite3")
     if not os.path.isfile(path):
         raise HistoryError(f"{path}: there is no such file")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
-    count, uri = 0, pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+    count = damaged = 0
+    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
-            _check_ours(file, path)
-            rows = file.execute("SELECT body FROM entries WHERE one IS NULL ORDER BY id")
-            with (contextlib.nullcontext(sys.stdout) if output == "-" else open(output, "w", encoding="utf-8")) as lines:
-                for body, in rows:
+            file.text_factory = bytes
+            columns = "id, kind, body" if _check_ours(file, path) == 1 else _COLUMNS
+            rows = file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id")
+            with (contextlib.nullcontext(sys.stdout) if output == "-"
+                  else open(output, "w", encoding="utf-8")) as lines:
+                for row in rows:
+                    if not (_is_frame(*row) if len(row) == 3 else _Row._make(row).is_sound):
+                        damaged += 1
+                        continue
+                    body = row[2].decode()
                     lines.write((_exported(body) if output.endswith(".txt") else body) + "\n")
                     count += 1
-    except sqlite3.Error as error:
-        words = next((words for fragment, words in _WORDS if fragment in str(error)), str(error))
-        raise HistoryError(f"{path}: {words}") from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise HistoryError(f"{path}: {_in_our_words(error)}") from error
+    if damaged:
+        logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
 
 
@@ -471,13 +869,16 @@ def _exported(body: str) -> str:
     line = (f"<{message.sender}> {escape(message.text)}" if isinstance(message, Chat)
             else f"* {message.name} joined" if isinstance(message, Joined)
             else _left_line(message) if isinstance(message, Left)
-            else f"* {message.name} is now {message.to}" if isinstance(message, Renamed) else escape(body))
-    return time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(getattr(message, "at", 0))) + line
+            else f"* {message.name} is now {message.to}" if isinstance(message, Renamed)
+            else escape(body))
+    moment = time.localtime(getattr(message, "at", 0))
+    return time.strftime("[%Y-%m-%d %H:%M:%S] ", moment) + line
 
 
 def _left_line(left: Left) -> str:
     booted = left.reason.startswith("booted")
-    return f"* {left.name} " + (f"was {escape(left.reason)}" if booted else f"left ({escape(left.reason)})")
+    how = f"was {escape(left.reason)}" if booted else f"left ({escape(left.reason)})"
+    return f"* {left.name} {how}"
 
 
 # --- The journal ---
