@@ -45,6 +45,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import io
 import ipaddress
 import json
 import logging
@@ -2779,121 +2780,173 @@ def _plain_address(client_address: Any) -> str:
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
-# --- The chat log, the console, main ---
+# --- The operator's line ---
+
+def _in_foreground() -> bool:
+    """Whether the terminal is ours at this moment. Raises OSError when there is none."""
+    return sys.platform == "win32" or os.tcgetpgrp(0) == os.getpgrp()
+
+
+def _take_terminal() -> "Optional[list[Any]]":
+    """Have the terminal hand over each key at once; return its settings as they were before.
+
+    None where that cannot be. Ctrl-C and Ctrl-Z stay signals. Windows has no `termios`, and a
+    Python that was built without it is treated alike.
+    """
+    if sys.platform == "win32" or os.environ.get("NO_COLOR"):
+        return None
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return None
+    try:
+        import termios
+        import tty
+    except ImportError:
+        return None
+    try:
+        # In the background the terminal is the shell's.
+        if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
+            return None
+        settings = termios.tcgetattr(0)
+        tty.setcbreak(0)
+    except (AttributeError, OSError, ValueError, termios.error):
+        return None
+    return settings
+
+
+def _give_terminal_back(settings: "list[Any]") -> None:
+    """Undo _take_terminal(), unless the terminal is the shell's again, or gone."""
+    if sys.platform == "win32":
+        return
+    import termios
+    try:
+        if _in_foreground():
+            os.write(1, b"\r\x1b[K")
+            termios.tcsetattr(0, termios.TCSADRAIN, settings)
+    except (OSError, termios.error):
+        pass
+
 
 class OperatorLine:
-    """The line that the operator types in a terminal; everything else that is shown comes above it. It knows the keys that
-    the terminal's own line has (Backspace, Ctrl-U, Ctrl-W, Ctrl-D) and no more: to share the client's editor one more file
-    would have to be copied. On Windows and where nothing may be painted the terminal's own line stays.
+    """The line that the operator types in a terminal; whatever else is shown comes above it.
 
-    The lock protects the text and keeps what is written in one piece; a leaf.
+    It knows the keys that the terminal's own line has (Backspace, Ctrl-U, Ctrl-W, Ctrl-D) and no
+    more: to share the client's editor one more file would have to be copied. On Windows, and where
+    nothing may be painted, the terminal's own line stays.
     """
 
     PROMPT = "> "
-    _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^[O])")        # arrows and the like: they mean nothing here
-    _LAST = re.compile(r".[\u0300-\u036f\u200d\ufe0f]*\Z", re.DOTALL)
+    # Arrow keys and the like mean nothing here.
+    _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^[O])")
+    # The last letter with the marks on it, and the last word with the blanks after it.
+    _LETTER = re.compile(r".[\u0300-\u036f\u200d\ufe0f]*\Z", re.DOTALL)
+    _WORD = re.compile(r"\S*\s*\Z")
+    _ALL = re.compile(r".*\Z", re.DOTALL)
+    _ERASE = {"\x7f": _LETTER, "\x08": _LETTER, "\x17": _WORD, "\x15": _ALL}
 
     def __init__(self) -> None:
+        # The lock protects the text, and keeps what is written in one piece; a leaf.
         self._lock = threading.Lock()
         self._text = ""
-        self._settings: "Optional[list[Any]]" = None    # of the terminal, as they were before
-        self.is_open = False                            # the terminal is ours now
-        self._closed = False
+        # The terminal's, from before open(); None again after close().
+        self._settings: "Optional[list[Any]]" = None
+        # Whether the terminal is ours now: it is the shell's while we are in the background.
+        self.is_open = False
 
     def open(self) -> bool:
-        """Take the terminal over, also after it was away; False where that cannot be. Ctrl-C and Ctrl-Z stay signals."""
-        self.is_open = False
-        try:
-            import termios                              # not on Windows
-            import tty
-            if not (sys.stdin.isatty() and sys.stdout.isatty() and os.tcgetpgrp(0) == os.getpgrp()):
-                return False                            # in the background it is the shell's
-            if os.environ.get("TERM", "dumb") in ("", "dumb") or os.environ.get("NO_COLOR"):
-                return False
-            self._settings = self._settings or termios.tcgetattr(0)
-            tty.setcbreak(0)
-            self.is_open = True
-        except (ImportError, AttributeError, OSError, ValueError, termios.error):
+        """Take the terminal over, also after it was away; False where that cannot be."""
+        before = _take_terminal()
+        self.is_open = before is not None
+        if before is None:
             return False
+        self._settings = self._settings or before
         self.write("")
         return True
 
     def reopen(self) -> None:
-        """We were stopped, and go on: perhaps in the background, perhaps with the shell's settings."""
-        if self._settings is not None and not self._closed:
+        """We were stopped, and go on: perhaps in the background, perhaps with other settings."""
+        if self._settings is not None:
             self.open()
 
     def close(self) -> None:
         """Give the terminal back. May be called twice."""
-        self._closed = True
+        settings, self._settings = self._settings, None
         was_open, self.is_open = self.is_open, False
-        if not was_open:
-            return
-        import termios
-        try:
-            if os.tcgetpgrp(0) == os.getpgrp():
-                os.write(1, b"\r\x1b[K")
-                termios.tcsetattr(0, termios.TCSADRAIN, self._settings or [])
-        except (OSError, termios.error):                # it is gone
-            pass
+        if was_open and settings is not None:
+            _give_terminal_back(settings)
 
     def write(self, text: str) -> None:
-        """Show whole lines, above the line that is typed. Any thread: the log's, to which this is its stream."""
+        """Show whole lines, above the line that is typed. Any thread.
+
+        It is the stream of Python's log as well. Raises OSError when stdout is gone.
+        """
         with self._lock:
-            if not self.is_open:
+            if self.is_open:
+                line = f"\r\x1b[K{text}{self.PROMPT}{self._visible_end()}"
+                os.write(1, line.encode(sys.stdout.encoding, "backslashreplace"))
+            elif sys.stdout is not None:
                 sys.stdout.write(text)
                 sys.stdout.flush()
-            else:
-                data = f"\r\x1b[K{text}{self.PROMPT}{self._end()}".encode(sys.stdout.encoding, "backslashreplace")
-                os.write(1, data)
 
     def flush(self) -> None:
         """Nothing waits here."""
 
     def lines(self) -> Iterator[str]:
-        """On the console's thread: what is entered, until Ctrl-D. Raises OSError when the terminal is gone."""
+        """On the console's thread: what is entered, until Ctrl-D.
+
+        Raises OSError when the terminal is gone.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        rest, data = "", b" "
-        while data:
+        begun = ""
+        while True:
             data = self._read()
-            typed, escape_begun, rest = self._ESCAPES.sub("", rest + decoder.decode(data)).partition("\x1b")
-            rest = (escape_begun + rest)[:32]           # not whole yet; what is longer is none
+            text = self._ESCAPES.sub("", begun + decoder.decode(data))
+            # An escape sequence that is not whole yet waits for its rest; a longer one is none.
+            typed, escape_begun, rest = text.partition("\x1b")
+            begun = (escape_begun + rest)[:32]
             for char in typed:
-                if char in "\r\n":
-                    with self._lock:
-                        line, self._text = self._text, ""
-                    self.write(self.PROMPT + escape(line) + "\n")
-                    yield line
-                elif char == "\x04" and not self._text:
+                if char == "\x04" and not self._text:
                     return
+                if char in "\r\n":
+                    yield self._enter()
                 else:
                     self._edit(char)
+            if not data:
+                return
             self.write("")
 
+    def _enter(self) -> str:
+        """The line is finished: it stays on the screen, and a new one begins."""
+        with self._lock:
+            line, self._text = self._text, ""
+        self.write(f"{self.PROMPT}{escape(line)}\n")
+        return line
+
     def _read(self) -> bytes:
+        """Wait for keys; while we are in the background, for the foreground."""
         while True:
             try:
                 return os.read(0, 4096)
-            except OSError:                             # in the background, or the terminal is gone
-                if self._closed or os.tcgetpgrp(0) == os.getpgrp():
+            except OSError:
+                if self._settings is None or _in_foreground():
                     raise
-                while os.tcgetpgrp(0) != os.getpgrp():
-                    time.sleep(1)                       # `fg` sends no signal to a job that runs
+                # `fg` sends no signal to a job that runs: look once a second.
+                while not _in_foreground():
+                    time.sleep(1)
                 self.open()
 
     def _edit(self, char: str) -> None:
         with self._lock:
-            if char in "\x7f\x08":
-                self._text = self._LAST.sub("", self._text)
-            elif char == "\x15":
-                self._text = ""
-            elif char == "\x17":
-                self._text = self._text[:len(self._text.rstrip()) - len(self._text.split()[-1])] if self._text.strip() else ""
+            if char in self._ERASE:
+                self._text = self._ERASE[char].sub("", self._text, count=1)
             elif char >= " " and len(self._text) < chatproto.MAX_TEXT:
                 self._text += char
 
-    def _end(self) -> str:
-        """As much of the end of the text as fits into a row; what is not ASCII may take two columns. Needs the lock."""
+    def _visible_end(self) -> str:
+        """As much of the end of the text as fits into a row. Needs the lock.
+
+        What is not ASCII may take two columns, and is counted so.
+        """
+        assert self._lock.locked()
         room = max(1, os.get_terminal_size(1).columns - len(self.PROMPT) - 1)
         shown = escape(self._text)[-room:]
         while sum(1 + (not char.isascii()) for char in shown) > room:
@@ -2901,71 +2954,196 @@ class OperatorLine:
         return shown
 
 
+# --- The chat log ---
+
+class _Waiting(queue.Queue[Any]):
+    """A queue whose bound is in characters: its size is theirs, by the hooks of queue.Queue."""
+
+    # Characters that an entry counts for on top of its own: about what its objects take.
+    OVERHEAD = 64
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._characters = 0
+
+    def _qsize(self) -> int:
+        return self._characters
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self._characters += self._size(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self._characters -= self._size(item)
+        return item
+
+    def _size(self, item: Any) -> int:
+        return self.OVERHEAD + (len(item[1]) if item else 0)
+
+
 class ChatLog:
-    """Appends one line an event to a file, or to stdout for "-", where the operator may be typing a line."""
+    """Appends one line an event to a file, or to stdout for "-", where the operator may be typing.
+
+    Lines are escaped and written on the thread "chat log", so that no disk and no long text keeps
+    the sequencer. It is a daemon, as a disk may hang, and ends with close(). At most WAITING
+    characters wait for it; a line beyond that is dropped. A line that the disk does not take (disk
+    full) is dropped as well, and the next one is tried again. Either way the file says, where it
+    goes on, how many lines are missing.
+    """
+
+    # A slow disk may lag behind by so much: a minute of a busy room, at most 32 MB of memory.
+    WAITING = 8 * 1024 * 1024
+    # Seconds that close() waits for what was not written yet.
+    PATIENCE = 5.0
 
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
+        """Raises OSError when the file cannot be opened."""
         self._path = path
         self._line = line
-        self._file: Any = None
+        self._waiting = _Waiting(self.WAITING)
+        # How many lines found no room since the last one that did; the sequencer's own.
+        self._dropped = 0
+        # The file has another name now: the log's thread opens it again before the next line.
+        self._moved = threading.Event()
+        self._thread: Optional[threading.Thread] = None
         self.reopen()
+        if path:
+            self._thread = threading.Thread(target=self._run, name="chat log", daemon=True)
+            self._thread.start()
 
     def reopen(self) -> None:
-        """Open the file, again after it was rotated. Raises OSError."""
+        """Write to the file's name again, after the file was rotated. Raises OSError."""
         if self._path and self._path != "-":
-            before, self._file = self._file, open(self._path, "a", encoding="utf-8")
-            if before is not None:
-                before.close()
-        elif self._path:
-            self._file = self._line
+            open(self._path, "ab").close()
+            self._moved.set()
 
     def write(self, line: str) -> None:
-        """On the sequencer's thread."""
-        if self._file is None:
+        """On the sequencer's thread: never waits."""
+        if self._thread is None:
             return
         try:
-            self._file.write(time.strftime("[%Y-%m-%d %H:%M:%S] ") + escape(line) + "\n")
-            self._file.flush()
-        except (OSError, ValueError) as error:
-            logger.error("the chat log cannot be written: %s", error)
-            self._file = None
+            self._waiting.put_nowait((time.time(), line, self._dropped))
+            self._dropped = 0
+        except queue.Full:
+            self._dropped += 1
 
+    def close(self) -> None:
+        """Write what waits, and end the thread. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            try:
+                self._waiting.put(None, timeout=self.PATIENCE)
+            except queue.Full:
+                return
+            thread.join(self.PATIENCE)
+
+    # On the log's thread
+
+    def _run(self) -> None:
+        out = _Output(self._path or "", self._line)
+        missing = 0
+        for at, line, dropped in iter(self._waiting.get, None):
+            missing += dropped
+            if self._moved.is_set():
+                self._moved.clear()
+                out.close()
+            stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
+            try:
+                if missing:
+                    out.put(f"{stamp}* lines missing here: {missing}\n")
+                    logger.warning("the chat log goes on; lines missing: %d", missing)
+                    missing = 0
+                out.put(f"{stamp}{escape(line)}\n")
+            except (OSError, ValueError) as error:
+                if not missing:
+                    logger.error("the chat log cannot be written, but tries again: %s", error)
+                missing += 1
+            if sys.platform == "win32" and self._waiting.empty():
+                # There an open file cannot be renamed, and no HUP says that it was.
+                out.close()
+        out.close()
+        if missing:
+            logger.error("the chat log ends; lines missing: %d", missing)
+
+
+class _Output:
+    """Where the chat log's lines go; on its thread alone. A file is opened when it is needed."""
+
+    def __init__(self, path: str, line: OperatorLine) -> None:
+        self._path = path
+        self._line = line
+        self._file: "Optional[io.FileIO]" = None
+        # The file ends in the middle of a line, as the disk was full: the next begins a new one.
+        self._torn = False
+
+    def put(self, text: str) -> None:
+        """Write whole lines. Raises OSError, or ValueError when stdout is closed."""
+        if self._path == "-":
+            self._line.write(text)
+            return
+        if self._file is None:
+            self._file = io.FileIO(self._path, "a")
+        data = ("\n" * self._torn + text).encode("utf-8", "backslashreplace")
+        while data:
+            data = data[self._file.write(data):]
+            self._torn = bool(data)
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+# --- The console ---
 
 class Console:
-    """What the operator can do, from stdin or from code: command() takes a line and returns the answer."""
+    """What the operator can do, from stdin or from code: command() takes a line, returns the answer.
 
-    def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str], chat_log: ChatLog,
-                 stop: Callable[[], None]) -> None:
+    Each command is a method, and /help is written from their docstrings.
+    """
+
+    def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
+                 chat_log: ChatLog, stop: Callable[[], None]) -> None:
         self._server = server
         self._line = line
         self._motd_path = motd_path
-        self._motd: Optional[str] = None                # what was read last
+        # The message of the day as it was read or set last.
+        self._motd: Optional[str] = None
         self._chat_log = chat_log
         self._stop = stop
-        self._commands = {"/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
-                          "/banned": self.banned, "/say": self.say, "/motd": self.motd, "/help": self.help, "/quit": self.quit}
+        self._commands = {
+            "/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
+            "/banned": self.banned, "/say": self.say, "/motd": self.motd, "/reload": self.reload,
+            "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator."""
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self._commands.get(word)
+        run = self._commands.get(word.lower())
         if run is None:
-            return f"{escape(word)} is not a command here, /help lists them; /say TEXT speaks to everybody"
+            return (f"{escape(word)} is not a command here, /help lists them; "
+                    "/say TEXT speaks to everybody")
         try:
             return run(rest.strip())
         except (LookupError, ValueError, ProtocolError, OSError) as error:
             return str(error.args[0] if isinstance(error, LookupError) else error)
 
     def run(self) -> None:
-        """On the console's thread: read commands until stdin ends. A daemon: a read of a terminal cannot be interrupted."""
+        """On the console's thread: read commands until stdin ends.
+
+        The thread is a daemon, as a read of a terminal cannot be interrupted.
+        """
         try:
             for line in self._line.lines() if self._line.is_open else chatproto.stdin_lines():
                 answer = self.command(chatproto.clean_text(line))
                 if answer:
                     self._line.write(answer + "\n")
-        except OSError as error:                        # the terminal is gone, or we are in its background
+        except OSError as error:
+            # The terminal is gone, or it is another program's.
             logger.info("no commands from the terminal any more: %s", error.strerror or error)
         self._line.close()
 
@@ -2977,14 +3155,15 @@ class Console:
     def boot(self, rest: str) -> str:
         """/boot NAME [REASON]: put somebody out"""
         name, _, reason = rest.partition(" ")
-        return self._server.ask(self._server.room.boot, name, reason.strip()) + " is out"
+        return f"{self._server.ask(self._server.room.boot, name, reason.strip())} is out"
 
     def ban(self, rest: str) -> str:
-        """/ban NAME [DURATION]: boot, and refuse the name and its address (10m, 2h, 1d; for good without)"""
+        """/ban NAME [DURATION]: boot, and refuse name and address (10m, 2h, 1d; else for good)"""
         name, _, duration = rest.partition(" ")
         if not name:
             raise ValueError("/ban NAME [DURATION]")
-        return self._server.ask(self._server.room.ban, name, _seconds(duration.strip())) + " is banned"
+        seconds = _seconds(duration.strip())
+        return f"{self._server.ask(self._server.room.ban, name, seconds)} is banned"
 
     def unban(self, rest: str) -> str:
         """/unban NAME: lift the ban of a name or an address"""
@@ -2993,9 +3172,10 @@ class Console:
 
     def banned(self, rest: str) -> str:
         """/banned: who is banned, and for how long"""
-        banned = self._server.ask(self._server.room.banned)
-        return "\n".join(f"{escape(key)}  {'for good' if left == math.inf else f'{left:.0f} s more'}"
-                         for key, left in banned.items()) or "nobody is banned"
+        return "\n".join(
+            f"{escape(key)}  {'for good' if left == math.inf else f'{left:.0f} s more'}"
+            for key, left in self._server.ask(self._server.room.banned).items()
+        ) or "nobody is banned"
 
     def say(self, rest: str) -> str:
         """/say TEXT: speak to everybody, as Server"""
@@ -3011,7 +3191,10 @@ class Console:
         return escape_lines(self._motd or "there is no message of the day")
 
     def change_motd(self, text: Optional[str]) -> None:
-        """Another message of the day, until its file is read again; None for none. Raises ProtocolError when it is too long."""
+        """Set another message of the day, until its file is read again; None for none.
+
+        Raises ProtocolError when it is too long.
+        """
         self._server.ask(self._server.room.set_motd, text)
         self._motd = text
 
@@ -3019,6 +3202,30 @@ class Console:
     def current_motd(self) -> str:
         """The message of the day, "" when there is none."""
         return self._motd or ""
+
+    def read_motd(self) -> Optional[str]:
+        """The message of the day from its file, None when there is none.
+
+        Raises OSError, and ProtocolError when it is too long.
+        """
+        if self._motd_path:
+            with open(self._motd_path, encoding="utf-8", errors="replace") as file:
+                text = chatproto.clean_text(file.read()).strip()
+            self._motd = chatproto.check_text(text) if text else None
+        return self._motd
+
+    def reload(self, rest: str) -> str:
+        """/reload: read the message of the day again, and reopen the chat log after a rotation"""
+        self._server.ask(self._server.room.set_motd, self.read_motd())
+        self._chat_log.reopen()
+        return "reloaded"
+
+    def reload_by_signal(self) -> None:
+        """On HUP: /reload, with its answer in the log."""
+        try:
+            logger.info("%s", self.reload(""))
+        except (OSError, ProtocolError) as error:
+            logger.error("cannot reload: %s", error)
 
     def help(self, rest: str) -> str:
         """/help: this list"""
@@ -3028,23 +3235,6 @@ class Console:
         """/quit: tell everybody, and end the server"""
         self._stop()
         return ""
-
-    def read_motd(self) -> Optional[str]:
-        """The message of the day from its file, None when there is none. Raises OSError, ProtocolError when it is too long."""
-        if self._motd_path:
-            with open(self._motd_path, encoding="utf-8", errors="replace") as file:
-                text = chatproto.clean_text(file.read()).strip()
-            self._motd = chatproto.check_text(text) if text else None
-        return self._motd
-
-    def reload(self) -> None:
-        """On HUP: the message of the day and the chat log's file again."""
-        try:
-            self._server.ask(self._server.room.set_motd, self.read_motd())
-            self._server.ask(self._chat_log.reopen)     # the sequencer's, which writes it
-            logger.info("reloaded")
-        except (OSError, ProtocolError) as error:
-            logger.error("cannot reload: %s", error)
 
 
 def escape_lines(text: str) -> str:
@@ -3062,86 +3252,87 @@ def _seconds(duration: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def lan_address() -> str:
-    """The address by which others on the LAN reach this machine. connect() of a UDP socket sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))             # a documentation address (RFC 5737): only the route is looked up
-            return probe.getsockname()[0]
-        except OSError:
-            return "127.0.0.1"
-
-
-def _raise_file_limit() -> None:
-    """A descriptor a member: ask for all that the system allows."""
-    try:
-        import resource                                 # not on Windows, which has no such limit
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            logger.warning("no more than %d connections: the limit of open files cannot be raised", soft)
-
+# --- The command line ---
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type: a number of that kind that is not negative (nor infinite nor NaN)."""
+    """An argparse type: a number of that kind, not negative, nor infinite, nor NaN."""
     def number(text: str) -> Any:
         value = kind(text)
         if not 0 <= value <= 1e9:
             raise ValueError
         return value
+    # argparse names it when it complains.
     number.__name__ = "number"
     return number
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    """An argparse type: a port."""
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
     if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{port} is no port (0 to 65535)")
+        raise argparse.ArgumentTypeError(f"{text} is no port: that is a number from 1 to 65535, "
+                                         f"usually {PORT}; 0 takes a free one")
     return port
 
 
-def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     default = Settings()
-    parser = argparse.ArgumentParser(description="The server of Roger, a LAN chat that is copied, not installed.", epilog=f"""
-        Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be about to; a frame has {chatproto.MAX_LINE}
-        bytes, a text {chatproto.MAX_TEXT} characters, a name {chatproto.MAX_NAME}; {chatproto.QUEUE_FRAMES} frames or
-        {chatproto.QUEUE_BYTES >> 20} MiB may wait for one slow member before it is dropped; the last {LOG_FRAMES} frames or
-        {LOG_BYTES >> 20} MiB are kept for those who come back.""")
-    parser.add_argument("port", nargs="?", type=_port, default=PORT, metavar="PORT", help=f"default {PORT}; 0 takes a free one")
-    parser.add_argument("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
-    parser.add_argument("--motd", metavar="FILE", help="message of the day, shown to whoever joins")
-    parser.add_argument("--log", metavar="FILE", help="append what is said to FILE (- is stdout); private messages are not")
-    parser.add_argument("--history", metavar="FILE", help="keep everything in this SQLite file, private messages too: an ACK "
-                        "then means that a message is on disk, and all goes on after a restart or a crash")
-    parser.add_argument("--history-sync", choices=("full", "normal"), default="full", help="normal: faster on a slow disk, "
-                        "but a power cut may take the last acknowledged messages (a crash of the server alone does not); "
-                        "default full")
-    parser.add_argument("--keep", type=_positive(float), metavar="DAYS", help="delete from the history what is older")
-    parser.add_argument("--keep-messages", type=_positive(int), metavar="N", help="and all but the newest N messages")
-    parser.add_argument("--export", nargs=2, metavar=("OUT", "FILE"), help="write what was said in public, from the history "
-                        "FILE of a server that does not run, to OUT: text when it ends in .txt, else JSON lines; - is stdout")
-    parser.add_argument("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
-                        help="how long a lost member stays in the room (default %(default)g)")
-    parser.add_argument("--rate", type=_positive(float), default=default.rate, metavar="N",
-                        help="messages a second and member, after a burst of 5 N; what is faster is slowed down and not lost, "
-                             "0 is no limit (default %(default)g)")
-    parser.add_argument("--max-members", type=_positive(int), default=default.max_members, metavar="N",
-                        help="default %(default)d")
-    parser.add_argument("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
-                        help="connections from one address; this machine is exempt (default %(default)d)")
-    parser.add_argument("--no-web", action="store_true", help="nothing for browsers, even where chat_web.py is there")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    parser.add_argument("--version", action="version", version=f"Roger {chatproto.__version__}")
+    parser = argparse.ArgumentParser(
+        description="The server of Roger, a LAN chat that is copied, not installed.",
+        epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
+        about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
+        a name {chatproto.MAX_NAME}; {chatproto.QUEUE_FRAMES} frames or
+        {chatproto.QUEUE_BYTES >> 20} MiB may wait for one slow member before it is dropped; the
+        last {LOG_FRAMES} frames or {LOG_BYTES >> 20} MiB are kept for those who come back.""")
+    add = parser.add_argument
+    add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
+        help=f"default {PORT}; 0 takes a free one")
+    add("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
+    add("--motd", metavar="FILE", help="message of the day, shown to whoever joins")
+    add("--log", metavar="FILE",
+        help="append what is said to FILE (- is stdout); private messages are not")
+    add("--history", metavar="FILE",
+        help="keep everything in this SQLite file, private messages too: an ACK then means that "
+             "a message is on disk, and all goes on after a restart or a crash")
+    add("--history-sync", choices=("full", "normal"), default="full",
+        help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
+             "messages (a crash of the server alone does not); default full")
+    add("--keep", type=_positive(float), metavar="DAYS",
+        help="delete from the history what is older")
+    add("--keep-messages", type=_positive(int), metavar="N",
+        help="and all but the newest N messages")
+    add("--export", nargs=2, metavar=("OUT", "FILE"),
+        help="write what was said in public, from the history FILE of a server that does not run, "
+             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")
+    add("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
+        help="how long a lost member stays in the room (default %(default)g)")
+    add("--rate", type=_positive(float), default=default.rate, metavar="N",
+        help="messages a second and member, after a burst of 5 N; what is faster is slowed down "
+             "and not lost, 0 is no limit (default %(default)g)")
+    add("--max-members", type=_positive(int), default=default.max_members, metavar="N",
+        help="default %(default)d")
+    add("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
+        help="connections from one address; this machine is exempt (default %(default)d)")
+    add("--no-web", action="store_true",
+        help="nothing for browsers, even where chat_web.py is there")
+    add("-v", "--verbose", action="store_true", help="log more")
+    add("--version", action="version", version=f"Roger {chatproto.__version__}")
+    return parser
+
+
+def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
+    parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.history is None and (arguments.keep is not None or arguments.keep_messages is not None):
+    keeps = (arguments.keep, arguments.keep_messages) != (None, None)
+    if keeps and arguments.history is None:
         parser.error("--keep and --keep-messages need --history FILE")
     return arguments
 
+
+# --- main ---
 
 def _open_history(arguments: argparse.Namespace) -> Optional[HistoryFile]:
     """The history file that the command line asks for. Raises HistoryError."""
@@ -3149,24 +3340,42 @@ def _open_history(arguments: argparse.Namespace) -> Optional[HistoryFile]:
         return None
     seconds = math.inf if arguments.keep is None else arguments.keep * 86_400
     messages = math.inf if arguments.keep_messages is None else arguments.keep_messages
-    return HistoryFile(os.path.abspath(arguments.history), arguments.history_sync, seconds, messages)
+    path = os.path.abspath(arguments.history)
+    return HistoryFile(path, arguments.history_sync, seconds, messages)
 
 
 def _export(output: str, path: str) -> int:
     """--export: return the exit code."""
-    if output == "-" and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8")
     try:
         count = export_history(path, output)
         sys.stdout.flush()
-    except BrokenPipeError:                             # nobody reads on: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except (HistoryError, OSError) as error:
-        print(f"chat_server: {error}", file=sys.stderr)
+        if not _nobody_reads(error):
+            complain(str(error))
         return 1
     print(f"{count} lines written", file=sys.stderr)
     return 0
+
+
+def _nobody_reads(error: Exception) -> bool:
+    """Whether a write failed as nobody reads our stdout (`| head`).
+
+    Then nothing goes there any more. Windows says EINVAL of a closed pipe.
+    """
+    closed = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+    if not isinstance(error, OSError) or error.errno not in closed:
+        return False
+    # Python flushes stdout at its end, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
+
+
+def complain(what: str) -> None:
+    """One line on stderr, where there is one."""
+    try:
+        print(f"chat_server: {what}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def _load_web(console: Console, server: ChatServer) -> Any:
@@ -3177,11 +3386,15 @@ def _load_web(console: Console, server: ChatServer) -> Any:
         if error.name != "chat_web":
             raise
         return None
+    ask, room = server.ask, server.room
+    desk = chat_web.Desk(
+        people=lambda: ask(room.people), boot=lambda name, reason: ask(room.boot, name, reason),
+        say=lambda text: ask(room.say, text), motd=lambda: console.current_motd,
+        set_motd=console.change_motd)
     try:
-        return chat_web.Web(chat_web.Desk(
-            people=lambda: server.ask(server.room.people), boot=lambda name, reason: server.ask(server.room.boot, name, reason),
-            say=lambda text: server.ask(server.room.say, text), motd=lambda: console.current_motd, set_motd=console.change_motd))
-    except (OSError, ValueError) as error:              # no page, or one that is none of ours
+        return chat_web.Web(desk)
+    except (OSError, ValueError) as error:
+        # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
         return None
 
@@ -3190,25 +3403,50 @@ def _announce(server: ChatServer, host: str) -> None:
     """The first lines on stdout."""
     shown = host or "0.0.0.0"
     reached = shown if host else lan_address()
-    lines = [f"Listening on {_in_url(shown)}:{server.port}", f"Others join with: python chat_client.py {reached} {server.port}"]
+    lines = [f"Listening on {_in_url(shown)}:{server.port}",
+             f"Others join with: python chat_client.py {reached} {server.port}"]
     if server.web is not None:
         lines.append(f"or in a browser: http://{_in_url(reached)}:{server.port}/")
-        own = "127.0.0.1" if host in ("", "0.0.0.0", "::") else str(server.server_address[0])
-        if _is_loopback(own):                           # else nothing here can be reached from this machine alone
-            lines.append(f"Host's page: http://{_in_url(own)}:{server.port}/#host={server.web.secret}")
+        own = str(server.server_address[0])
+        own = "127.0.0.1" if host in ("", "0.0.0.0", "::") else own
+        # Only a connection from loopback is known to come from this machine.
+        if _is_loopback(own):
+            secret = server.web.secret
+            lines.append(f"Host's page: http://{_in_url(own)}:{server.port}/#host={secret}")
     try:
         for line in lines:
             print(line, flush=True)
-    except OSError:                                     # nobody reads it: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        if not _nobody_reads(error):
+            raise
+
+
+def lan_address() -> str:
+    """The address by which others on the LAN reach this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # A documentation address (RFC 5737). connect() of a UDP socket sends nothing: it only
+            # looks the route up.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
 
 
 def _in_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _next_order(orders: "queue.SimpleQueue[str]") -> str:
-    """Wait for an order, a second at a time: on Windows no signal ends a wait, elsewhere one may come just before it begins."""
+# What the main thread is told. Signal handlers may interrupt one another and the main thread
+# anywhere: only a SimpleQueue may be put into there, an Event would lock itself up.
+Orders = queue.SimpleQueue
+
+
+def _next_order(orders: "Orders[str]") -> str:
+    """Wait for an order, a second at a time.
+
+    On Windows no signal ends a wait; elsewhere one may come just before it begins.
+    """
     while True:
         try:
             return orders.get(timeout=1)
@@ -3216,45 +3454,22 @@ def _next_order(orders: "queue.SimpleQueue[str]") -> str:
             continue
 
 
-def _order(orders: "queue.SimpleQueue[str]", order: str, number: int, frame: Any) -> None:
-    """The handler of every signal."""
-    orders.put(order)
-
-
-def _catch_signals(orders: "queue.SimpleQueue[str]") -> None:
-    meanings = {"SIGINT": STOP, "SIGTERM": STOP, "SIGBREAK": STOP, "SIGHUP": RELOAD, "SIGCONT": RESUME}
+def _catch_signals(orders: "Orders[str]") -> None:
+    meanings = {"SIGINT": STOP, "SIGTERM": STOP, "SIGBREAK": STOP, "SIGHUP": RELOAD,
+                "SIGCONT": RESUME}
     for name, order in meanings.items():
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), functools.partial(_order, orders, order))
-    if hasattr(signal, "SIGTTIN"):
-        signal.signal(signal.SIGTTIN, signal.SIG_IGN)   # started with &: reading the terminal would stop the whole server
+            signal.signal(getattr(signal, name), lambda *_, order=order: orders.put(order))
+    if sys.platform != "win32":
+        # Started with &, a read of the terminal would stop the whole server.
+        signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
-def _build(arguments: argparse.Namespace, line: OperatorLine, stop: Callable[[], None]) -> "tuple[ChatServer, Console]":
-    """Everything but the threads. Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a
-    message of the day that is too long, HistoryError."""
-    settings = Settings(arguments.grace, arguments.rate, arguments.max_members, arguments.max_per_address)
-    chat_log = ChatLog(arguments.log, line)
-    history = _open_history(arguments)
-    try:
-        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history)
-        console = Console(server, line, arguments.motd, chat_log, stop)
-        server.room.set_motd(console.read_motd())       # the sequencer does not run yet
-        server.web = None if arguments.no_web else _load_web(console, server)
-    except BaseException:
-        if history is not None:
-            history.close()
-        raise
-    return server, console
-
-
-def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "queue.SimpleQueue[str]") -> None:
+def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
     """Until the order to stop."""
     try:
-        order = _next_order(orders)
-        while order != STOP:
-            (line.reopen if order == RESUME else console.reload)()
-            order = _next_order(orders)
+        for order in iter(lambda: _next_order(orders), STOP):
+            (line.reopen if order == RESUME else console.reload_by_signal)()
         logger.info("closing")
         server.say_goodbye("the server is closing")
         server.server_close()
@@ -3262,45 +3477,117 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "que
         line.close()
 
 
+def _raise_file_limit() -> None:
+    """A member takes a descriptor: ask for all that the system allows."""
+    if sys.platform == "win32":
+        # It has no such limit.
+        return
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    # macOS allows "infinity" and refuses what is above its kern.maxfilesperproc, which only a try
+    # tells.
+    while soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
+        except (OSError, ValueError):
+            wanted = wanted * 3 // 4
+    if soft < 1024:
+        logger.warning("no more than about %d connections: the limit of open files", soft)
+
+
+def _set_up_logging(verbose: bool) -> "logging.StreamHandler[Any]":
+    """The log goes to stderr. Whoever joins is a line, so a line has to be cheap."""
+    handler: "logging.StreamHandler[Any]" = logging.StreamHandler()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S",
+                        handlers=[handler], level=logging.DEBUG if verbose else logging.INFO)
+    # As the logging HOWTO says, under "Optimization": a third of the time of a line.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # A closed stderr is no reason for a traceback.
+    logging.raiseExceptions = False
+    return handler
+
+
+def _tune_interpreter() -> None:
+    """Two settings of Python's, and what they bought."""
+    # With 700, the default, a third of the time of a thousand who join is spent on looking for
+    # garbage.
+    gc.set_threshold(50_000, 20)
+    # A thread that waits for the interpreter asks for it once in each interval, and while 10,000
+    # ACKs come at once all these threads search among all that wait (futex_wake): with the default
+    # of 5 ms that took both cores for seconds each time, with 1 s it still did sometimes. Instead
+    # each thread has to let go by itself: none computes for long without waiting for a socket or a
+    # lock.
+    sys.setswitchinterval(10)
+
+
+def _build(arguments: argparse.Namespace, line: OperatorLine,
+           stop: Callable[[], None]) -> "tuple[ChatServer, Console, ChatLog]":
+    """Everything but the threads of the server.
+
+    Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
+    the day that is too long, HistoryError.
+    """
+    settings = Settings(arguments.grace, arguments.rate, arguments.max_members,
+                        arguments.max_per_address)
+    chat_log = ChatLog(arguments.log, line)
+    history = _open_history(arguments)
+    try:
+        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history)
+        console = Console(server, line, arguments.motd, chat_log, stop)
+        # Directly: the sequencer does not run yet.
+        server.room.set_motd(console.read_motd())
+        server.web = None if arguments.no_web else _load_web(console, server)
+    except BaseException:
+        if history is not None:
+            history.close()
+        raise
+    return server, console, chat_log
+
+
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the server until it is told to stop; return the exit code."""
     arguments = _arguments(argv)
+    _use_utf8()
     if arguments.export is not None:
         return _export(*arguments.export)
-    log = logging.StreamHandler()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=[log],
-                        level=logging.DEBUG if arguments.verbose else logging.INFO)
-    logging._srcfile = None                             # type: ignore[attr-defined]  # as its HOWTO says: a third of the time of a
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # line, and everybody who joins is one
-    logging.raiseExceptions = False                     # a closed stderr is no reason for a traceback
+    log = _set_up_logging(arguments.verbose)
     _raise_file_limit()
-    gc.set_threshold(50_000, 20)                        # 700, the default, costs a third of the time of a thousand who join
-    # Whoever waits for the interpreter wakes up this often to ask for it. When 10,000 ACKs come at once that can take both
-    # cores for seconds, with 5 ms, the default, always, with 1 s still sometimes: each who wakes has to search among all who
-    # wait (futex_wake). Nothing here computes for long without waiting for a socket or a lock.
-    sys.setswitchinterval(10)
-    # What the main thread is told. Signal handlers may interrupt one another and the main thread anywhere: only a
-    # SimpleQueue may be put into there, an Event would lock itself up.
-    orders: "queue.SimpleQueue[str]" = queue.SimpleQueue()
+    _tune_interpreter()
+    orders: "Orders[str]" = Orders()
     line = OperatorLine()
     try:
-        server, console = _build(arguments, line, lambda: orders.put(STOP))
+        server, console, chat_log = _build(arguments, line, lambda: orders.put(STOP))
     except (OSError, UnicodeError, ProtocolError) as error:
-        what = f"cannot listen on port {arguments.port}: " if getattr(error, "filename", None) is None else ""
-        print(f"chat_server: {what}{error}", file=sys.stderr)
+        named = getattr(error, "filename", None) is not None
+        complain(str(error) if named else f"cannot listen on port {arguments.port}: {error}")
         return 1
     except HistoryError as error:
-        print(f"chat_server: cannot keep the history in {error}", file=sys.stderr)
+        complain(f"cannot keep the history in {error}")
         return 1
     _catch_signals(orders)
     server.start()
     _announce(server, arguments.bind)
     if sys.stdin is not None and sys.stdin.isatty():
         if line.open() and sys.stderr.isatty():
-            log.setStream(line)                         # type: ignore[arg-type]
+            log.setStream(line)
         threading.Thread(target=console.run, name="console", daemon=True).start()
     _obey(server, console, line, orders)
+    chat_log.close()
     return 0
+
+
+def _use_utf8() -> None:
+    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
+
+    A terminal keeps its encoding, and shows a letter that it does not have as its code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -733,8 +733,8 @@ def test_console_commands(console, peer):
                    "a text has 1 to 8192 characters", "/motd shows it.*", "there is no message of the day"):
         window.expect(answer)
     window.type("/help")
-    assert [window.line().split()[0].rstrip(":") for _ in range(9)] == [
-        "/users", "/boot", "/ban", "/unban", "/banned", "/say", "/motd", "/help", "/quit"]
+    assert [window.line().split()[0].rstrip(":") for _ in range(10)] == [
+        "/users", "/boot", "/ban", "/unban", "/banned", "/say", "/motd", "/reload", "/help", "/quit"]
     window.type("/quit")
     assert ann.recv_until("chat")["text"] == "the server is closing" and ann.eof()
     assert window.end() == 0 and "Traceback" not in window.printed and "bug " not in window.printed
@@ -792,6 +792,7 @@ def test_chat_log(serve, peer, tmp_path):
     bob.send({"type": "rename", "id": 4, "name": "rob"})
     bob.send({"type": "leave", "id": 5})
     ann.recv_until("left")
+    wait_until(lambda: path.read_text(encoding="utf-8").endswith("(quit)\n"))
     before, *lines = path.read_text(encoding="utf-8").splitlines()
     assert before == "before"
     stamps, events = zip(*((line[:len(A_STAMP)], line[len(A_STAMP):]) for line in lines))
@@ -812,7 +813,8 @@ def test_chat_log_is_opened_again_after_it_was_rotated(serve, peer, tmp_path):
     wait_until(lambda: "reloaded" in server.stderr_text())
     ann.say("after")
     ann.recv_until("chat")
-    assert path.read_text().endswith("<ann> after\n") and (tmp_path / "chat.log.1").read_text().endswith("* ann joined\n")
+    wait_until(lambda: path.read_text().endswith("<ann> after\n"))
+    assert (tmp_path / "chat.log.1").read_text().endswith("* ann joined\n")
 
 
 def test_log_on_stdout(serve, peer):
@@ -854,5 +856,6 @@ def test_pipe_of_long_lines_loses_none(serve, tmp_path):
     assert sum(map(len, lines)) > QUEUE_BYTES
     done = run(server.port, input="\n".join(lines).encode())
     assert done.returncode == 0 and done.stderr == b""
+    wait_until(lambda: "* pipe left" in log.read_text(encoding="utf-8"))
     said = [line.partition("> ")[2] for line in log.read_text(encoding="utf-8").splitlines() if "<pipe>" in line]
     assert said == lines
