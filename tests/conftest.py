@@ -80,14 +80,16 @@ def peer():
 def impatient(monkeypatch):
     """The clients of this process come back after hundredths of a second, and notice a silent
     connection after one. (A server is a process of its own, and keeps its times.)"""
-    monkeypatch.setattr(chat_client, "random", types.SimpleNamespace(uniform=lambda low, high: 0.01))
+    monkeypatch.setattr(chat_client, "random",
+                        types.SimpleNamespace(uniform=lambda low, high: 0.01))
     monkeypatch.setattr(chatproto, "RETRY_DELAY", 0.2)
     monkeypatch.setattr(chatproto, "PING_AFTER", 0.5)
 
 
 @pytest.fixture
 def popen():
-    """Start clients in pipes that are talked to while they run; what is left at the end is killed."""
+    """Start clients in pipes that are talked to while they run; what is left at the end is
+    killed."""
     processes = []
 
     def start(port, *arguments, name="pipe", **options):

@@ -115,7 +115,8 @@ class ServerProcess:
         first.put("")
 
     def _wait_for_port(self):
-        """Take the port from the first line; AssertionError with what it says when there is none."""
+        """Take the port from the first line; AssertionError with what it says when there is
+        none."""
         line = self._first.get(timeout=TIMEOUT)
         found = re.search(r":(\d+)\s*$", line)
         if found is None:
@@ -224,7 +225,8 @@ def run_server(*args, program=("chat_server.py",)):
 def run_python(*args, **options):
     """Run this Python with these arguments in ROOT, from its start to its end, on texts."""
     return subprocess.run([sys.executable, *map(str, args)], **{
-        "cwd": ROOT, "stdin": None if "input" in options else subprocess.DEVNULL, "env": ENVIRONMENT,
+        "cwd": ROOT, "stdin": None if "input" in options else subprocess.DEVNULL,
+        "env": ENVIRONMENT,
         "capture_output": True, "encoding": "utf-8", "timeout": TIMEOUT, **options})
 
 
@@ -260,7 +262,8 @@ def run_client(port, *arguments, input=b"", name="pipe"):
 # --- The client, by the byte ---
 
 def encode(fields):
-    """A frame in UTF-8; one with lone surrogates, which UTF-8 cannot hold, in ASCII with escapes."""
+    """A frame in UTF-8; one with lone surrogates, which UTF-8 cannot hold, in ASCII with
+    escapes."""
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:

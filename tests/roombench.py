@@ -127,7 +127,8 @@ class Bench:
 
 
 class Wire:
-    """A socket to nowhere. `script` is what the connection's run() reads: bytes, or an exception."""
+    """A socket to nowhere. `script` is what the connection's run() reads: bytes, or an
+    exception."""
 
     def __init__(self, member):
         self._member = member

@@ -1,4 +1,5 @@
-"""The log, its window and its ACKs without a room: what is in flight, what waits, what is confirmed.
+"""The log, its window and its ACKs without a room: what is in flight, what waits, what is
+confirmed.
 
 Everything here is about MessageQueue, MessageManager and PendingMessage themselves.
 """
@@ -27,7 +28,8 @@ def ids_in(written):
 
 
 def test_teardown_keeps_what_was_in_flight_amqtt_401():
-    """amqtt#401, tearing a connection down deletes what was in flight: it goes out again, in order, before what waited."""
+    """amqtt#401, tearing a connection down deletes what was in flight: it goes out again, in order,
+    before what waited."""
     out = manager(Bench())
     first, second = [], []
     out.attach(first.append)
@@ -43,7 +45,8 @@ def test_teardown_keeps_what_was_in_flight_amqtt_401():
 
 
 def test_window_has_all_its_places_after_many_reconnects_mosquitto_898():
-    """mosquitto#898, in-flight places leak until nothing is delivered: after 200 reconnects the window is as large as ever."""
+    """mosquitto#898, in-flight places leak until nothing is delivered: after 200 reconnects the
+    window is as large as ever."""
     out, chance = manager(Bench()), random.Random(SEED)
     newest = confirmed = 0
     for _ in range(200):
@@ -65,7 +68,8 @@ def test_window_has_all_its_places_after_many_reconnects_mosquitto_898():
 
 
 def test_window_in_bytes_does_not_leak_mosquitto_898():
-    """mosquitto#898 for bytes: frames of every size go round through rewinds and splits, and the byte count is exact after it."""
+    """mosquitto#898 for bytes: frames of every size go round through rewinds and splits, and the
+    byte count is exact after it."""
     window, chance, id = MessageQueue(), random.Random(SEED), 0
     for _ in range(150):
         ids = list(range(id + 1, id + chance.randint(2, 9)))
@@ -79,7 +83,8 @@ def test_window_in_bytes_does_not_leak_mosquitto_898():
     while not window.empty:
         window.acknowledge(window.newest_sent)
         window.take()
-    assert (window.frames_in_flight, window._bytes_in_flight, window.frames_waiting, window._bytes_waiting) == (0, 0, 0, 0)
+    assert (window.frames_in_flight, window._bytes_in_flight, window.frames_waiting,
+            window._bytes_waiting) == (0, 0, 0, 0)
 
 
 def test_full_queue_raises_mosquitto_1793(monkeypatch):
@@ -113,7 +118,8 @@ def test_broadcast_is_encoded_once_for_all_websockets():
                 for _ in range(50)]
     for one in managers:
         one.attach(written.append)
-    frames = [b"%d\n" % id for id in range(1, 101)]             # more than a window
+    # More than a window.
+    frames = [b"%d\n" % id for id in range(1, 101)]
     all_of_them = PendingMessage(list(range(1, 101)), frames)
     for one in managers:
         one.send(all_of_them)

@@ -192,18 +192,21 @@ def test_full_room_lets_the_longest_absent_go():
 
 
 def test_joins_go_out_together():
-    """Joins and leaves alone go out at most every 0.1 s, in one write; with something that is said, and in their order, at once."""
+    """Joins and leaves alone go out at most every 0.1 s, in one write; with something that is said,
+    and in their order, at once."""
     bench = Bench()
     ann = bench.member("ann")
     bench.advance(1)
-    others = [bench.member(f"m{number}") for number in range(4)]        # the first finds a quiet room
+    # The first finds a quiet room.
+    others = [bench.member(f"m{number}") for number in range(4)]
     assert [got["name"] for got in ann.take()] == ["m0"]
     bench.advance(0.2)
     assert len(ann.written) == 1 and [got["name"] for got in ann.take()] == ["m1", "m2", "m3"]
     bench.advance(1)
     bench.member("late"), bench.member("later")
     others[0].say("hi")
-    assert [(got["type"], got.get("name", got.get("text"))) for got in ann.take()] == [("joined", "late"), ("joined", "later"), ("chat", "hi")]
+    assert [(got["type"], got.get("name", got.get("text")))
+            for got in ann.take()] == [("joined", "late"), ("joined", "later"), ("chat", "hi")]
     bench.member("last")
     ann.say("hello")
     assert [got["type"] for got in others[0].take()][-2:] == ["joined", "chat"]
@@ -212,7 +215,8 @@ def test_joins_go_out_together():
 
 
 def test_room_with_more_members_than_are_listed(monkeypatch):
-    """Who comes when the list is full is told to nobody until there is room in it, and is a member like all others."""
+    """Who comes when the list is full is told to nobody until there is room in it, and is a member
+    like all others."""
     monkeypatch.setattr(chat_server, "LISTED", 2)
     bench = Bench()
     ann, bob, eve, joe = (bench.member(name) for name in ("ann", "bob", "eve", "joe"))
@@ -224,15 +228,19 @@ def test_room_with_more_members_than_are_listed(monkeypatch):
     assert eve.take() == joe.take() == []
     eve.say("hi")
     joe.say("psst", to="eve")
-    assert [one.texts() for one in (ann, bob, eve, joe)] == [["hi"], ["hi"], ["hi", "psst"], ["hi", "psst"]]
+    assert [one.texts()
+            for one in (ann, bob, eve, joe)] == [["hi"], ["hi"], ["hi", "psst"], ["hi", "psst"]]
     joe.send(frame("rename", id=2, name="jim"))
     bench.advance(1)
-    assert [got["to"] for got in joe.take() if got["type"] == "renamed"] == ["jim"] and ann.take() == []
+    assert [got["to"] for got in joe.take() if got["type"] == "renamed"] == ["jim"]
+    assert ann.take() == []
     eve.send(frame("leave", id=2))
     bench.advance(1)
-    assert ann.take() == []                                             # nobody had been told of her
+    # Nobody had been told of her.
+    assert ann.take() == []
     bob.send(frame("leave", id=1))
     bench.advance(1)
-    assert [(got["type"], got["name"]) for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
+    assert [(got["type"], got["name"])
+            for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
     assert bench.member("kim").welcome["users"] == ["ann", "jim", "kim"]
     assert sorted(bench.names()) == ["ann", "jim", "kim"]

@@ -1,5 +1,5 @@
-"""Storms against the real server: crowds, vanishing connections, a lack of descriptors, slow members,
-signals, and a room of sockets and WebSockets whose connections are cut.
+"""Storms against the real server: crowds, vanishing connections, a lack of descriptors, slow
+members, signals, and a room of sockets and WebSockets whose connections are cut.
 
 The clients are raw sockets, all served by the test's own thread (crowd.py). Nothing waits a fixed
 time for something to happen. ROGER_LONG=1 lets the storm of vanishing connections go on for ten
@@ -37,8 +37,8 @@ def crowd():
 
 @needs_proc
 def test_thousand_members_join_talk_and_leave(serve, crowd):
-    """1,000 members join at once, hear a message exactly once each, and leave nothing behind when they are gone; nor do
-    those who come after them."""
+    """1,000 members join at once, hear a message exactly once each, and leave nothing behind when
+    they are gone; nor do those who come after them."""
     allow_files(2_500)
     server = serve("--grace", "0.1", rate=None)
     descriptors = server.descriptors()
@@ -50,8 +50,10 @@ def test_thousand_members_join_talk_and_leave(serve, crowd):
         crowd.run(lambda: all(member.joined for member in members), seconds=60)
         members[0].say(f"hello {round}")
         crowd.run(lambda: members[0].acked == 1, seconds=60)
-        members[-1].say(f"bye {round}")                 # whoever has heard this would have heard the first one twice
-        crowd.run(lambda: all(member.chats[-1:] == [f"bye {round}"] for member in members), seconds=60)
+        # Whoever has heard this would have heard the first one twice.
+        members[-1].say(f"bye {round}")
+        crowd.run(lambda: all(member.chats[-1:] == [f"bye {round}"] for member in members),
+                  seconds=60)
         for member in members:
             assert member.chats[-2:] == [f"hello {round}", f"bye {round}"]
             assert len(set(member.chats)) == len(member.chats)
@@ -65,7 +67,8 @@ def vanish(port, number):
     """Connect and be gone at once, in the way that `number` says."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=20)
     join = frame("join", name=f"v{number}")
-    sock.sendall([b"", join[:10], join, join, join + b'{"type":"chat","id":1,', b"GET / HTTP/1.1\r\n\r\n"][number % 6])
+    sock.sendall([b"", join[:10], join, join, join + b'{"type":"chat","id":1,',
+                  b"GET / HTTP/1.1\r\n\r\n"][number % 6])
     if number % 4 == 0 or number % 6 == 3:
         reset(sock)
     else:
@@ -74,7 +77,8 @@ def vanish(port, number):
 
 @needs_proc
 def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
-    """200 connections a second come and vanish, in every way: two members chat on, and nothing stays behind."""
+    """200 connections a second come and vanish, in every way: two members chat on, and nothing
+    stays behind."""
     server = serve("--grace", "0.1")
     descriptors = server.descriptors()
     ann, bob = crowd.join(server.port, "ann", "bob")
@@ -90,10 +94,12 @@ def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
     said.append("after the storm")
     ann.say(said[-1])
     for talker in ann, bob:
-        crowd.run(lambda: said[-1] in talker.chats)                     # and all who joined before that
+        # And all who joined before that.
+        crowd.run(lambda: said[-1] in talker.chats)
         visitors = [name for name in talker.names("joined") if name.startswith("v")]
         assert visitors, "the storm did not get in"
-        crowd.run(lambda: len(talker.names("left")) >= len(visitors) and len(talker.chats) >= len(said))
+        crowd.run(lambda: len(talker.names("left")) >= len(visitors)
+                  and len(talker.chats) >= len(said))
         assert sorted(talker.names("left")) == sorted(visitors)
         assert sorted(talker.chats) == sorted(said)
         for name in "ann", "bob":
@@ -106,7 +112,8 @@ def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
 
 @needs_proc
 def test_no_descriptors_left_is_said_once_and_recovers(serve, crowd):
-    """Out of descriptors the server says so once, does not spin, and serves those who wait when others leave."""
+    """Out of descriptors the server says so once, does not spin, and serves those who wait when
+    others leave."""
     server = serve("--grace", "0", files=64, rate=None)
     members = crowd.connect(server.port, *(f"m{number}" for number in range(100)))
     for member in members:
@@ -121,7 +128,8 @@ def test_no_descriptors_left_is_said_once_and_recovers(serve, crowd):
     assert len(inside) < 64 and outside
     inside[0].say("those inside do not notice")
     crowd.run(lambda: all("those inside do not notice" in member.chats for member in inside))
-    while outside:                                      # as many come in as have left
+    # As many come in as have left.
+    while outside:
         crowd.hang_up(*inside[:10])
         del inside[:10]
         crowd.run(lambda: sum(member.joined for member in outside) >= min(10, len(outside)))
@@ -133,9 +141,12 @@ def test_no_descriptors_left_is_said_once_and_recovers(serve, crowd):
 # --- Slow members ---
 
 @needs_proc
-@pytest.mark.parametrize("length, count", [(10, QUEUE_FRAMES + 5 * WINDOW), (8_000, QUEUE_BYTES // 8_000 + 5 * WINDOW)])
+@pytest.mark.parametrize("length, count",
+                         [(10, QUEUE_FRAMES + 5 * WINDOW),
+                          (8_000, QUEUE_BYTES // 8_000 + 5 * WINDOW)])
 def test_member_that_stops_reading_is_dropped_and_resumes(serve, crowd, length, count):
-    """Nobody waits for a member that stops reading; too much queued, it is dropped, and a resume brings it all once."""
+    """Nobody waits for a member that stops reading; too much queued, it is dropped, and a resume
+    brings it all once."""
     server = serve()
     talker, listener, slow = crowd.join(server.port, "talker", "listener", "slow")
     talker.say("before")
@@ -144,10 +155,12 @@ def test_member_that_stops_reading_is_dropped_and_resumes(serve, crowd, length, 
     memory = server.memory()
     texts = [f"{number}".ljust(length, ".") for number in range(count)]
     talker.say(*texts)
-    crowd.run(lambda: "too slow: slow " in server.stderr_text() and len(listener.chats) == count + 1, seconds=60)
+    crowd.run(lambda: "too slow: slow " in server.stderr_text()
+              and len(listener.chats) == count + 1, seconds=60)
     assert server.memory() - memory < 64 * MIB
     crowd.wake(slow)
-    crowd.run(lambda: slow.ended)                       # it reads what was on its way
+    # It reads what was on its way.
+    crowd.run(lambda: slow.ended)
     assert len(slow.chats) < count
     crowd.resume(slow)
     talker.say("after")
@@ -162,21 +175,26 @@ def test_member_that_stops_reading_is_dropped_and_resumes(serve, crowd, length, 
 
 
 def test_member_that_never_acknowledges_is_dropped_and_resumes(serve, crowd):
-    """After all retries a member that confirms nothing is dropped: as too slow when more waited for it, and only then."""
-    server = serve(program=("-c", "import chatproto, chat_server, sys\n"     # 8 s are long for a test
-                                           "chatproto.RETRY_DELAY = 0.3\nsys.exit(chat_server.main())"))
+    """After all retries a member that confirms nothing is dropped: as too slow when more waited for
+    it, and only then."""
+    # 8 s are long for a test.
+    server = serve(program=("-c", "import chatproto, chat_server, sys\n"
+                                  "chatproto.RETRY_DELAY = 0.3\n"
+                                  "sys.exit(chat_server.main())"))
     talker, slow, mute = crowd.join(server.port, "talker", "slow", "mute")
     slow.acks = mute.acks = False
     talker.say(*(f"to slow {number}" for number in range(2 * WINDOW)), to="slow")
     talker.say("to all")
     crowd.run(lambda: slow.ended and mute.ended and "to all" in talker.chats)
-    assert WINDOW - 2 <= len(slow.chats) <= WINDOW and mute.chats == ["to all"]     # the news of who joined counts as well
+    # The news of who joined counts as well.
+    assert WINDOW - 2 <= len(slow.chats) <= WINDOW and mute.chats == ["to all"]
     for member in slow, mute:
         member.acks = True
         crowd.resume(member)
     talker.say("after")
     crowd.run(lambda: slow.chats[-1] == mute.chats[-1] == talker.chats[-1] == "after")
-    assert slow.chats == talker.chats == [f"to slow {number}" for number in range(2 * WINDOW)] + ["to all", "after"]
+    assert slow.chats == talker.chats == [f"to slow {number}"
+                                          for number in range(2 * WINDOW)] + ["to all", "after"]
     assert mute.chats == ["to all", "after"]
     assert [frame["code"] for frame in slow.heard if frame["type"] == "error"] == ["too-slow"]
     assert not [frame for frame in mute.heard if frame["type"] == "error"]
@@ -185,7 +203,8 @@ def test_member_that_never_acknowledges_is_dropped_and_resumes(serve, crowd):
 # --- Limits ---
 
 def test_max_members_refuses_and_closes(serve, crowd):
-    """Whoever comes when the room is full gets `full` and the end, and may come in once there is room."""
+    """Whoever comes when the room is full gets `full` and the end, and may come in once there is
+    room."""
     server = serve("--max-members", "3", "--grace", "0", rate=None)
     members = crowd.join(server.port, "a", "b", "c")
     late, = crowd.connect(server.port, "late")
@@ -205,7 +224,8 @@ def test_max_per_address_exempts_loopback(serve, crowd):
 # --- The end of the server ---
 
 def test_server_close_ends_every_thread(crowd):
-    """server_close() with 50 people connected returns soon, leaves no thread, and may be called again."""
+    """server_close() with 50 people connected returns soon, leaves no thread, and may be called
+    again."""
     before = set(threading.enumerate())
     server = chat_server.ChatServer("127.0.0.1", 0)
     server.start()
@@ -226,7 +246,8 @@ def test_server_close_ends_every_thread(crowd):
 @posix_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_tells_everybody_and_frees_the_port(serve, crowd, number):
-    """On a signal everybody hears of it, what was on its way is acknowledged, and the port can be used again at once."""
+    """On a signal everybody hears of it, what was on its way is acknowledged, and the port can be
+    used again at once."""
     server = serve(rate=None)
     members = crowd.join(server.port, "ann", "bob", "eve")
     for member in members:
@@ -237,7 +258,8 @@ def test_signal_tells_everybody_and_frees_the_port(serve, crowd, number):
     for member in members:
         assert member.acked == 10
         assert len(member.chats) == len(set(member.chats)) == 31
-        assert [frame["text"] for frame in member.heard if frame.get("from") == "Server"] == ["the server is closing"]
+        assert [frame["text"] for frame in member.heard
+                if frame.get("from") == "Server"] == ["the server is closing"]
     again = serve(port=server.port, rate=None)
     assert again.port == server.port
     crowd.join(again.port, "ann")
@@ -245,7 +267,8 @@ def test_signal_tells_everybody_and_frees_the_port(serve, crowd, number):
 
 @posix_only
 def test_signal_within_a_signal_still_ends_the_server(serve):
-    """A second signal that comes while the first is being handled (Ctrl-C twice, TERM and INT) does not hang the server."""
+    """A second signal that comes while the first is being handled (Ctrl-C twice, TERM and INT) does
+    not hang the server."""
     server = serve(rate=None, program=("-c", """if True:
         import os, signal, sys, threading
         import chat_server
@@ -265,7 +288,8 @@ def test_signal_within_a_signal_still_ends_the_server(serve):
 
 @posix_only
 def test_killed_client_harms_nobody(serve, crowd):
-    """kill -9 of a client in the middle of a frame: the others hear that it left, and nothing else happens."""
+    """kill -9 of a client in the middle of a frame: the others hear that it left, and nothing else
+    happens."""
     server = serve("--grace", "0", rate=None)
     ann, bob = crowd.join(server.port, "ann", "bob")
     client = subprocess.Popen([sys.executable, "-c", f"""if True:
@@ -284,7 +308,8 @@ def test_killed_client_harms_nobody(serve, crowd):
 
 
 def test_reset_in_the_middle_of_a_frame_harms_nobody(serve, crowd):
-    """A RST after half a frame: the half is never heard, and the member comes back to what it missed."""
+    """A RST after half a frame: the half is never heard, and the member comes back to what it
+    missed."""
     server = serve(rate=None)
     ann, bob, eve = crowd.join(server.port, "ann", "bob", "eve")
     eve.say("whole")
@@ -297,7 +322,8 @@ def test_reset_in_the_middle_of_a_frame_harms_nobody(serve, crowd):
     crowd.resume(eve)
     assert eve.welcome["got"] == 1
     eve.say("again")
-    crowd.run(lambda: all(member.chats == ["whole", "missed", "again"] for member in (ann, bob, eve)))
+    crowd.run(lambda: all(member.chats == ["whole", "missed", "again"]
+                          for member in (ann, bob, eve)))
 
 
 # --- Sockets and WebSockets ---
@@ -325,8 +351,8 @@ def test_mixed_room_while_connections_are_cut(serve, crowd):
         if place in cuts:
             crowd.come_back(chance.choice(members), resets=chance.random() < 0.5)
         serve_all(0)
-    wait_until(lambda: serve_all(0.02) or all(len(member.chats) >= len(to_say) and not member.open
-                                              for member in members))
+    wait_until(lambda: serve_all(0.02) or all(
+        len(member.chats) >= len(to_say) and not member.open for member in members))
     hears = {member: [(one["id"], one["from"], one["text"]) for one in member.heard
                       if one["type"] == "chat"] for member in members}
     order = hears[members[0]]
