@@ -5,32 +5,44 @@
 
 The protocol and its promises are in chatproto's docstring. The way of a message through this file:
 
-    client ──▶ Connection.run (one thread a member)        Sequencer (one thread)                    members
-               read, decode, slow down floods ───────────▶ inbox: queue.Queue ──▶ all that waits:
-                                                           Room gives ids and places, then flush():
-                                                           one commit to the HistoryFile, then
-                                                           encoded once, to every member, ─────────▶ MessageManager.send:
-                                                           then the ACKs of the speakers             now, or when its
-               ACK of the member: opens its window ◀─────────────────────────────────────────────── window opens
+    Connection (a thread for each)    Sequencer (one thread)
+      bytes arrive                      Room       events become messages
+      charge the flood limit            Journal    a message gets its id and its place in the log
+      decode                            Delivery   commit to the HistoryFile
+      post ──▶ Inbox ──▶ all that waits            publish: the end of the log moves
+                                                   wake every MessageManager ─┐  then the ACKs
+    MessageManager (one a member)                                             │
+      reads the log from `sent` as far as the window allows, writes  ◀────────┘
+      ACK of the member: moves `acked`, and what the window has room for goes out
 
-Room is the whole state (members, names, sessions, log) and runs on the sequencer's thread alone: so it needs no lock and has
-one order by construction. It touches no socket, starts no thread and reads no clock but the ones it is given. Everything that
-changes it is one of its methods, put into the inbox with its arguments: a frame, a lost connection, the end of a grace time,
-a boot from the console.
+There is one log (chatproto.MessageQueue), and a member is two places in it. Nothing is queued for a
+member and nothing copied: a slow reader costs nothing, and a resume begins at the member's place.
 
-With --history FILE the log, the sessions and the newest id are in an SQLite file as well. What a batch of events decided is
-committed in one transaction before anything of it goes out, so whatever anybody was told, ACKs included, is on disk; after
-kill -9 the Room goes on where the file ends, and everybody resumes. A commit that fails holds the room: nothing more is
-decided, sent or acknowledged, what members send waits with them, in their sockets and in at most HELD frames here, and the
-same commit is tried again. Members who were away for long are fed from the file, a piece each time their window opens; the
-log in memory is the newest part of it. One thing does not go on after a restart: receipts for what was said before it.
+On the sequencer's thread alone, so that they need no lock and have one order by construction:
+    Journal     ids, the log in memory, the history file: what is said and where
+    Members     names, sessions, the list of users: who is here
+    Bans, Receipts, Notes
+    Entrance    joins, resumes, take-overs, the grace time, ends of connections
+    Delivery    what goes out after a batch of events, and in which order
+    Room        the events themselves: frames, and what the host does
+They touch no socket, start no thread and read no clock but the ones they are given. Everything that
+changes them is an event, a method with its arguments, posted to the inbox.
 
-Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a connection's first bytes, and what a
-browser upgrades to a WebSocket is a Connection like any other.
+With --history FILE the log, the sessions and the newest id are in an SQLite file as well. What a
+batch of events decided is committed in one transaction before anything of it goes out, so whatever
+anybody was told, ACKs included, is on disk; after kill -9 all goes on where the file ends, and
+everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent or
+acknowledged, what members send waits with them, and the same commit is tried again. Whoever reads
+below the log in memory is fed from the file, a piece each time its window opens. One thing does not
+go on after a restart: receipts for what was said before it.
 
-Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm" (chatproto.Alarm's timer),
-"console" (when stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for its set of
-connections; a leaf. Left out on purpose: rooms, accounts, encryption.
+Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a
+connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
+
+Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
+(chatproto.Alarm's timer), "chat log", "console" (when stdin is a terminal) and the main thread,
+which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
+purpose: rooms, accounts, encryption.
 """
 
 from __future__ import annotations
@@ -40,6 +52,7 @@ import bisect
 import codecs
 import collections
 import contextlib
+import dataclasses
 import errno
 import functools
 import gc
@@ -63,61 +76,95 @@ import threading
 import time
 import zlib
 from collections import deque
-from typing import Any, Callable, Collection, Iterable, Iterator, NamedTuple, Optional
+from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
+                    Optional)
 
 try:
     import sqlite3
-except ImportError:             # a Python that was built without it: everything but --history works
-    sqlite3 = None              # type: ignore[assignment]
+except ImportError:
+    # A Python that was built without it: everything but --history works.
+    sqlite3 = None  # type: ignore[assignment]
 
 import chatproto
-from chatproto import (FROM_CLIENT, LONE_ACK, PORT, WINDOW, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
-                       FrameError, Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket,
-                       PendingMessage, Ping, ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, escape,
-                       name_key)
+from chatproto import (FROM_CLIENT, LONE_ACK, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack, Alarm,
+                       Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError, Heard,
+                       Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
+                       MessageQueue, MessageSocket, News, Ping, ProtocolError, Recall, Recalled,
+                       Rename, Renamed, Say, Unknown, Welcome, escape, name_key)
 
-JOIN_TIMEOUT = 10.0             # seconds a connection may take to join
-LAST_WORDS = 2.0                # seconds a connection that we end has to read why, before it is cut
-HISTORY = 20                    # messages that a newcomer gets
-LOG_FRAMES = 50_000             # frames kept for those who come back: far more than may wait for one slow member
-LOG_BYTES = 64 * 1024 * 1024    # bytes of them; the oldest tenth goes when either is reached, and `missed` counts it
-STRANGER_FRAMES = 10_000        # of those, for one who says that it was here before a restart
-SESSIONS = 20_000               # sessions remembered after their member left, so that what it sends again is not said twice
-RECEIPT_EVERY = 0.5             # seconds between two `heard` about one message
-RECEIPT_UNTIL = 60.0            # seconds after which nobody is told any more
-RECEIPTS = 1_000                # messages watched at once; the oldest is dropped first
-INBOX = 10_000                  # events that may wait for the sequencer; then the threads of the members wait
-HELD = 2 * WINDOW               # frames of one member held back by the flood limit; then its socket is not read
-LISTED = 1_000                  # members in the list of users. 10,000 who come and are told of each other would be 50 million
-                                # frames, minutes of work: so whoever comes later is in the list when there is room in it
-USERS_BYTES = 24 * 1024         # bytes of names in a welcome: with a message of the day it still fits on a line.
-                                # Where either is exceeded `here` tells how many there are
-REASON = 200                    # characters of the reason of a boot
-REFUSALS = 1_000                # refused frames that a member may leave unconfirmed; then it is too slow
-BOOTED = 1_000                  # sessions whose owners were put out and may not have heard it yet
-NEWS_EVERY = 0.1                # seconds between two pieces of joins and leaves alone: a class that comes in is a few pieces
-BATCH_BYTES = 1024 * 1024       # bytes of one flush: a fraction of what may wait for a member
-ACCEPT_POLL = 60.0 if sys.platform == "linux" else 0.5      # seconds until an acceptor that nothing wakes sees that it has to end
-PACE = 0.0007                   # seconds between two newcomers, while everybody is told of each: so those who talk do not wait
-                                # for a thousand who join at once (their p99 doubles at most; without, it is 10 times as long)
-BUSY = 8                        # events in the inbox that keep newcomers waiting in the listening socket's queue,
-ADMIT_WAIT = 0.02               # seconds at most, each,
-ADMIT_POLL = 0.0002             # looked at so often
-UNJOINED = 2_000                # connections that have not joined yet
-SAY_AGAIN = 60.0                # seconds before a complaint is repeated: to a member that floods, or in the log
+# Seconds a connection may take to join, and one that we end has to read why, before it is cut.
+JOIN_TIMEOUT = 10.0
+LAST_WORDS = 2.0
+# Messages that a newcomer gets.
+HISTORY = 20
+# Frames, and bytes of them, that the log in memory keeps for those who come back. When either is
+# reached the oldest tenth goes, and whoever reads there is fed from the history file or dropped.
+LOG_FRAMES = 50_000
+LOG_BYTES = 64 * 1024 * 1024
+# Sessions remembered after their member left, so that what it sends again is not said twice; then
+# those that left first are forgotten.
+SESSIONS = 20_000
+# Seconds between two `heard` about one message, seconds after which nobody is told any more, and
+# messages watched at once: the oldest is dropped first.
+RECEIPT_EVERY = 0.5
+RECEIPT_UNTIL = 60.0
+RECEIPTS = 1_000
+# Events that may wait for the sequencer; then the threads of the members wait.
+INBOX = 10_000
+# Lines of one member held back by the flood limit, or bytes of them: a window, which is all that a
+# client sends without an ACK. Then its socket is not read.
+HELD = WINDOW
+HELD_BYTES = WINDOW_BYTES
+# Bytes of a line that cost as much of the flood limit as the line itself.
+COST_BYTES = 2_048
+# Members in the list of users. 10,000 who come and are told of each other would be 50 million
+# frames, minutes of work: so whoever comes later is in the list when there is room in it.
+LISTED = 1_000
+# Bytes of names in a welcome: with a message of the day it still fits on a line. Where either is
+# exceeded `here` tells how many there are.
+USERS_BYTES = 24 * 1024
+# Characters of the reason of a boot.
+REASON = 200
+# Refused frames that a member may leave unacknowledged; then it is too slow.
+REFUSALS = 1_000
+# Seconds between two pieces of joins and leaves alone: a class that comes in is a few pieces.
+NEWS_EVERY = 0.1
+# Bytes of one flush.
+BATCH_BYTES = 1024 * 1024
+# Seconds until an acceptor that nothing wakes sees that it has to end.
+ACCEPT_POLL = 60.0 if sys.platform == "linux" else 0.5
+# Seconds between two newcomers, while everybody is told of each: so those who talk do not wait for a
+# thousand who join at once (their p99 doubles at most; without, it is 10 times as long).
+PACE = 0.0007
+# Events in the inbox that keep newcomers waiting in the listening socket's queue, for how many
+# seconds each at most, and how often that is looked at.
+BUSY = 8
+ADMIT_WAIT = 0.02
+ADMIT_POLL = 0.0002
+# Connections that have not joined yet.
+UNJOINED = 2_000
+# Seconds before a complaint is repeated: to a member that floods, or in the log.
+SAY_AGAIN = 60.0
 
-APPLICATION_ID = 0x526F6772     # "Rogr": marks a history file as ours
-LOCK_WAIT = 0.5                 # seconds to wait for a history file that another process has locked
-HOLD_PAUSE = 0.5                # seconds until a commit that failed is tried again
-SLOW_COMMIT = 0.25              # seconds of a commit that are worth a line in the log
-SCAN = 10_000                   # ids looked at in one step: the room waits for it, a few milliseconds
-RECALL_MOST = 100               # messages in the answer to one request for older ones
-RECALL_BYTES = 60_000           # bytes of them: the answer is one line
-TRIM_EVERY = 1.0                # seconds from one step to the next while there is something to delete,
-TRIM_LATER = 30.0               # and while there is not
-UNSYNCED_IDS = 1 << 20          # more ids than a power cut can take along with --history-sync normal: they are skipped
+# "Rogr": marks a history file as ours.
+APPLICATION_ID = 0x526F6772
+# Seconds to wait for a history file that another process has locked.
+LOCK_WAIT = 0.5
+# Seconds until a commit that failed is tried again.
+HOLD_PAUSE = 0.5
+# Seconds of a commit that are worth a line in the log.
+SLOW_COMMIT = 0.25
+# Messages in the answer to one request for older ones, and bytes of them: the answer is one line.
+RECALL_MOST = 100
+RECALL_BYTES = 60_000
+# Seconds from one step to the next while there is something to delete, and while there is not.
+TRIM_EVERY = 1.0
+TRIM_LATER = 30.0
+# More ids than a power cut can take along with --history-sync normal: they are skipped.
+UNSYNCED_IDS = 1 << 20
 
-STOP, RELOAD, RESUME = "stop", "reload", "resume"       # orders for the main thread
+# Orders for the main thread.
+STOP, RELOAD, RESUME = "stop", "reload", "resume"
 
 logger = logging.getLogger("roger")
 
@@ -125,10 +172,13 @@ logger = logging.getLogger("roger")
 class Settings(NamedTuple):
     """The limits that the command line sets."""
 
-    grace: float = 30.0             # seconds that a lost member stays in the room
-    rate: float = 20.0              # messages a second and member; 0 is no limit. The burst is five seconds' worth
+    # Seconds that a lost member stays in the room.
+    grace: float = 30.0
+    # Messages a second and member; 0 is no limit. The burst is five seconds' worth.
+    rate: float = 20.0
     max_members: int = 10_000
-    max_per_address: int = 200      # connections; this machine itself is exempt
+    # Connections; this machine itself is exempt.
+    max_per_address: int = 200
 
 
 # --- The history file ---
