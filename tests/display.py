@@ -9,7 +9,8 @@ import time
 import types
 
 import chat_client
-from chat_client import Columns, Editor, Entry, Formatter, Key, Keys, Said, Screen, Theme, clusters
+from chat_client import ClientSession, Columns, Editor, Entry, Formatter, Key, Keys, Said, Screen
+from chat_client import Theme, clusters
 from chatproto import Chat
 from terminal import Terminal
 
@@ -75,8 +76,10 @@ def random_text(random_, pieces=PIECES, most=12):
 
 def client_of(name="ann", **options):
     """What a Formatter wants to know of a client."""
-    return types.SimpleNamespace(**{"name": name, "history_until": 0, "list_as_of": 0, "here": 3,
-                                    "said_of": lambda id: None, **options})
+    client = types.SimpleNamespace(**{"name": name, "history_until": 0, "list_as_of": 0,
+                                      "here": 3, "said_of": lambda id: None, **options})
+    client.is_own = types.MethodType(ClientSession.is_own, client)
+    return client
 
 
 def formatter_of(name="ann", colours=256, **options):

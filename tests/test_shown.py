@@ -192,7 +192,8 @@ def test_formatter_mentions_of_the_name_of_now():
     assert formatter.chat(chat("ann")).lines
     formatter._client.name = "c.d"
     assert not formatter.is_mention(chat("ann cxd")) and formatter.is_mention(chat("hi C.D"))
-    assert formatter.is_own(chat("c.d", "C.d")) and not formatter.is_own(chat("c.d"))
+    assert formatter._client.is_own(chat("c.d", "C.d"))
+    assert not formatter._client.is_own(chat("c.d"))
     assert formatter.is_mention(chat("hello", to="c.d"))
     assert not any(spans_of(line, Theme.mention)
                    for line in formatter.chat(chat("c.d", "c.d"), own=True).lines)
