@@ -2,20 +2,23 @@
 """chat_client: the client role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_client.py host 8087                         in a terminal
-    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, exits 0 when all were acknowledged
+    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, and
+                                                            it exits 0 when all were acknowledged
 
 The protocol and its promises are in chatproto's docstring. The parts, bottom up:
 
-    Said            something this client said, and what became of it: sending, there, heard by n of m, failed, unknown
+    Said            something this client said, and what became of it: sending, there, heard by n of
+                    m, failed, unknown
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Formatter       what is heard -> Entries, lines of spans that are safe to show
     Columns         how wide a text is on this terminal
     Keys, Editor    bytes from a terminal -> keys -> the line that is typed
-    Screen          what is on the terminal, row by row: what was said, one status line, the line that is typed
+    Screen          what is on the terminal, row by row: what was said, one status line, the line
+                    that is typed
     Terminal        the only one that touches the terminal: raw mode and back, whatever happens
-    Plain           lines in, lines out: the interface in a pipe, on a dumb terminal, for a screen reader
-    Window          the interface in a terminal: nothing that comes in touches the line that is typed
+    Plain           lines in, lines out: in a pipe, on a dumb terminal, for a screen reader
+    Window          in a terminal: nothing that comes in touches the line that is typed
     Commands        what both do on a line that begins with a slash
 
 A bot:
@@ -24,9 +27,10 @@ A bot:
     client.say("hello")
     client.close()
 
-Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's timer), "stdin" or "keys"
-(reads for main) and the main thread, which alone writes to the terminal while there is a Window.
-Locks: ClientSession has one, described there; a leaf but for MessageManager's lock.
+Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
+timer), "close" (a close() that a callback asked for), "stdin" or "keys" (reads for main) and the
+main thread, which alone writes to the terminal while there is a Window.
+Locks: ClientSession has one, described there.
 """
 
 from __future__ import annotations
@@ -52,19 +56,30 @@ import zlib
 from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import chatproto
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
-                       Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket, PendingMessage, Ping,
-                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, clean_text, escape, name_key)
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
+                       ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
+                       Left, Message, MessageManager, MessageQueue, MessageSocket, News, Ping,
+                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome,
+                       clean_text, escape, name_key)
 
-SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"     # the states of what was said
+# The states of what was said.
+SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
 
-CONNECT_TIMEOUT = 10.0          # seconds for a connection, and then for its welcome
-LONGEST_DELAY = 30.0            # seconds between two tries to connect
-LEAVE_TIMEOUT = 1.0             # seconds for the ACK of `leave`
-HOPELESS = ("banned", "bad-version", "bad-name")    # answers to a join that will not change by trying again
-UNSENT = 10_000                 # messages that may wait for their ACK; then say() raises queue.Full
-UNSENT_PIPE = 1_000             # in a pipe reading stops at so many, until some are acknowledged
-PLACES = 1_000                  # own messages whose `heard` is still looked at
+# Seconds for a connection, and then for its welcome.
+CONNECT_TIMEOUT = 10.0
+# Seconds between two tries to connect, at most.
+LONGEST_DELAY = 30.0
+# Seconds for the ACK of `leave`.
+LEAVE_TIMEOUT = 1.0
+# Answers to a join that will not change by trying again.
+HOPELESS = ("banned", "bad-version", "bad-name")
+# Messages, or bytes of them, that may wait for their ACK; then say() raises queue.Full.
+UNSENT = 10_000
+UNSENT_BYTES = 8 * 1024 * 1024
+# In a pipe reading stops at so many, until some are acknowledged.
+UNSENT_PIPE = 1_000
+# Own messages whose `heard` is still looked at; then the oldest is forgotten.
+PLACES = 1_000
 
 
 class JoinRefused(Exception):
@@ -85,75 +100,101 @@ def bug(error: Optional[BaseException]) -> str:
 # --- One person's side of the chat ---
 
 class Said:
-    """Something this client said. Its state only goes forward: from sending to there or failed; unknown when one gave up."""
+    """Something this client said. Its state only goes forward: from sending to there or failed;
+    unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "state", "reason", "heard", "of")
+    __slots__ = ("id", "text", "to", "state", "reason", "place", "heard", "of")
 
     def __init__(self, id: int, text: str, to: Optional[str]) -> None:
-        self.id = id                    # ours: the `cid` of its chat
+        # Ours: the `cid` of its chat.
+        self.id = id
         self.text = text
-        self.to = to                    # the recipient of a private message
+        # The recipient of a private message.
+        self.to = to
         self.state = SENDING
-        self.reason = ""                # why it failed
-        self.heard = 0                  # how many members have confirmed it,
-        self.of = 0                     # of so many
+        # Why it failed.
+        self.reason = ""
+        # The server's id, once its chat has come back in its place in the order.
+        self.place = 0
+        # How many members have acknowledged it, of so many.
+        self.heard = 0
+        self.of = 0
+
+
+class Callbacks(NamedTuple):
+    """What a ClientSession calls, on the thread that reads."""
+
+    on_welcome: Callable[[Welcome], None] = lambda welcome: None
+    on_message: Callable[[Message], None] = lambda message: None
+    on_state: Callable[[Said], None] = lambda said: None
+    on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None
 
 
 class ClientSession:
     """Name, users, what was said and what became of it, over any number of connections.
 
-    say() and the like may be called from any thread and do not block. opened(), received() and closed() are for the one
-    thread that reads; it runs the callbacks: on_welcome(welcome), on_message(message) for what the server sends,
-    on_state(said), on_recalled(answer) for older messages that recall() asked for, None where the server keeps none.
+    What is said has one home: the log, read by the one connection of now, and beside it what
+    became of each message, by its id. say() and the like may be called from any thread and do not block.
+    opened(), received() and closed() are for the one thread that reads; it runs the callbacks:
+    on_welcome(welcome), on_message(message) for what the server sends, on_state(said),
+    on_recalled(answer) for older messages that recall() asked for, None where the server keeps
+    none. An exception in one is told to threading.excepthook, and the next message comes all the same.
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
                  on_dead: Callable[[], None] = lambda: None,
-                 on_welcome: Callable[[Welcome], None] = lambda welcome: None,
-                 on_message: Callable[[Message], None] = lambda message: None,
-                 on_state: Callable[[Said], None] = lambda said: None,
-                 on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None) -> None:
+                 **callbacks: Callable[..., None]) -> None:
         self.name = name
-        self.users: "dict[str, str]" = {}       # name_key -> name, in the order of coming
-        self.here = 0                           # how many there are: more than `users` in a very large room
-        self.joined = False                     # welcomed on the connection of now
-        self.history_until = 0                  # a message with an id up to this was said before we came
-        self.last_frame = b""                   # the line of the message that a callback is called for
+        # What we ask for: another one may be all that is free for now.
+        self.wanted = name
+        # Those in the room by name_key, in the order of coming; how many there are, which is more
+        # in a very large room; and the newest id that the welcome's list takes into account.
+        self.users: "dict[str, str]" = {}
+        self.here = 0
+        self.list_as_of = 0
+        # Welcomed on the connection of now.
+        self.joined = False
+        # A message with an id up to this was said before we came.
+        self.history_until = 0
+        # The oldest message that was heard or recalled is not before this id.
+        self.oldest: Optional[int] = None
+        self._alarm = alarm
         self._receipts = receipts
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_state = on_state
-        self._on_recalled = on_recalled
-        self.oldest: Optional[int] = None       # the oldest message that was heard or recalled is not before this id
+        self._on_dead = on_dead
+        self._callbacks = Callbacks(**callbacks)
+        # Our credential, and which run of ids it is of.
         self._session: Optional[str] = None
         self._epoch: Optional[str] = None
-        self.wanted = name                     # what we ask for: another one may be all that is free for now
-        self._names = {name}                    # those we have had in this session: our own messages come from one of them
+        # Those we have had in this session: our own messages come from one of them.
+        self._names = {name}
         self._decoder = FrameDecoder(FROM_SERVER)
-        self._write: Callable[[bytes], None] = lambda data: None
-        self.list_as_of = 0                    # the newest id that the list of users in the welcome takes into account
-        self._places: "dict[int, Said]" = {}    # id of a chat of ours -> what was said
-        # Protects the four below, and keeps frames in the order of their ids: so the manager's lock is taken
-        # inside it. Waiters for fewer unsettled ones are notified through it.
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._last_id = 0                       # the newest id that we gave
-        self.unsettled: "dict[int, Said]" = {}  # what was said and is neither there nor failed, in order
-        self._unplaced: "dict[int, Said]" = {}  # what was said and has not come back in its place, by our id
-        self._recalls: "dict[int, Recall]" = {}     # requests for older messages without an answer
-        self.manager = MessageManager(alarm, on_dead=on_dead, on_idle=self._ping)
+        # Protects the six below; inside it the log's lock is taken. Waiters for fewer unsettled
+        # messages are notified through it.
+        self._changed = threading.Condition(threading.Lock())
+        # What we say and the server has not acknowledged, and the newest id that we gave.
+        self._log = MessageQueue()
+        self._last_id = 0
+        # What was said by its id, in order, while it is unsettled or has not come back in its
+        # place; and then, of the newest PLACES, by that place.
+        self._said: "dict[int, Said]" = {}
+        self._places: "dict[int, Said]" = {}
+        # Requests for older messages without an answer.
+        self._recalls: "dict[int, Recall]" = {}
+        # Why nothing can be said any more.
+        self._over = ""
+        self.manager = MessageManager(alarm, self._log, self, lambda data: None)
 
     # Speaking
 
-    def say(self, text: str, to: Optional[str] = None) -> Said:
-        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when UNSENT wait already."""
+    def say(self, text: str, to: Optional[str] = None, seen: Optional[int] = None) -> Said:
+        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
+        UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
         chatproto.check_text(text)
-        with self._lock:
-            if len(self.unsettled) >= UNSENT:
-                raise queue.Full
+        with self._changed:
             said = Said(self._last_id + 1, text, to)
-            self._number(Say(said.id, text, to))
-            self.unsettled[said.id] = self._unplaced[said.id] = said
+            news = self._number(Say(said.id, text, to, seen))
+            self._said[said.id] = said
+        self._wake(news)
         return said
 
     def whisper(self, name: str, text: str) -> Said:
@@ -161,130 +202,185 @@ class ClientSession:
         return self.say(text, name)
 
     def rename(self, name: str) -> None:
-        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad name."""
-        with self._lock:
-            self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
+        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad
+        name."""
+        with self._changed:
+            news = self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
+        self._wake(news)
 
-    def recall(self, count: int = 20, before: Optional[int] = None) -> None:
-        """Ask for `count` messages before the id `before`, or before the oldest that is known. One request at a time."""
-        self._recall(count, self.oldest if before is None else before)
+    def recall(self, count: int = 20, before: Optional[int] = None,
+               find: Optional[str] = None) -> None:
+        """Ask for `count` messages before the id `before`, or before the oldest that is known, with
+        `find` for those that hold all its words. One request at a time."""
+        self._recall(count, self.oldest if before is None and find is None else before, find)
 
     def leave(self) -> None:
         """Say that we go on purpose."""
-        with self._lock:
-            self._number(Leave(self._last_id + 1))
+        with self._changed:
+            news = self._number(Leave(self._last_id + 1), exempt=True)
+        self._wake(news)
 
-    def _ping(self) -> None:
-        """On the alarm's thread."""
-        with self._lock:
-            self._number(Ping(self._last_id + 1))
-
-    def _recall(self, count: int, before: Optional[int], again: bool = False) -> None:
-        with self._lock:
-            request = Recall(self._last_id + 1, before, count)
-            self._number(request, again)        # one that is asked again may not fail because the queue is full
+    def _recall(self, count: int, before: Optional[int], find: Optional[str],
+                again: bool = False) -> None:
+        with self._changed:
+            request = Recall(self._last_id + 1, before, count, find)
+            # One that is asked again may not fail because too much waits.
+            news = self._number(request, exempt=again)
             self._recalls[request.id] = request
+        self._wake(news)
 
-    def _number(self, message: Message, exempt: bool = False) -> None:
-        """Send a numbered message. Needs the lock."""
-        assert self._lock.locked()
-        self.manager.send(PendingMessage([message.id], [message.encode()]), exempt)
+    def _number(self, message: Message, exempt: bool = False) -> Optional[News]:
+        """Put a numbered message into the log. Needs the lock."""
+        assert self._changed._is_owned()  # type: ignore[attr-defined]
+        if not exempt:
+            if self._over:
+                raise ConnectionError(self._over)
+            if len(self._log) >= UNSENT or self._log.size >= UNSENT_BYTES:
+                raise queue.Full
         self._last_id = message.id
+        self._log.append(message.id, message.encode())
+        return self._log.publish(message.id, self._alarm.clock())
+
+    def _wake(self, news: Optional[News]) -> None:
+        if news is not None:
+            self.manager.wake(news)
+
+    # For the MessageManager: chatproto.Peer
+
+    def dead(self) -> None:
+        """On the alarm's thread: the server acknowledges nothing any more."""
+        self._on_dead()
+
+    def idle(self) -> None:
+        """On the alarm's thread: it is time for a ping."""
+        with self._changed:
+            self._last_id += 1
+            id = self._last_id
+        self.manager.ping(id, Ping(id).encode())
+
+    def behind(self, retry: bool) -> None:
+        """Never: the log begins with what the server has not acknowledged."""
+        raise AssertionError("the server is behind the start of the log")
 
     # One connection after the other
 
     def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
-        """There is a connection: ask to come in, or back; under `name` where the server suggested one."""
+        """There is a connection: ask to come in, or back ("reconnect"); under `name` where the
+        server suggested one."""
+        seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
-        self._write = write
-        write(Join(name or self.wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
+        self.manager = MessageManager(self._alarm, self._log, self, write)
+        self.manager.seen = seen
+        write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
                    receipts=self._receipts).encode())
 
     def received(self, data: bytes) -> None:
-        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused, and ConnectionClosed
-        when we were booted."""
+        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused,
+        and ConnectionClosed when we were booted."""
         for message in self._decoder.feed(data):
-            self.last_frame = self._decoder.line
             if message.id and self.joined:
-                if self.manager.is_duplicate(message.id):
-                    self.manager.received(message.id)
-                    continue
-                self._numbered(message)
-                self.manager.received(message.id, len(self.last_frame))     # after its work is done: then it is confirmed
-                if isinstance(message, Booted):
-                    raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason else "you were booted")
-            elif isinstance(message, Ack):
-                self.manager.acknowledged(message.upto)
-                self._settle(message.upto)
-                for request in self._answered(message.upto):        # the answer comes before the ACK, if one comes
-                    self._on_recalled(None)
+                self._take(message)
             elif isinstance(message, Welcome):
                 self._welcomed(message)
             elif self.joined:
-                self._bare(message)
+                self._take_bare(message)
             elif isinstance(message, Error) and message.code != "flooding":
                 raise JoinRefused(message)
 
     def closed(self) -> None:
-        """The connection is gone; what is not confirmed is kept for the next one."""
+        """The connection is gone; what is not acknowledged is kept for the next one."""
         self.joined = False
-        self.manager.detach()
+        self.manager.close()
+
+    @property
+    def last_frame(self) -> bytes:
+        """The line of the message that a callback is called for."""
+        return self._decoder.line
+
+    # What became of what was said
+
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What was said and is neither there nor failed, in order."""
+        with self._changed:
+            return [said for said in self._said.values() if said.state in (SENDING, UNKNOWN)]
+
+    def said_of(self, id: int) -> Optional[Said]:
+        """What we said that has the place `id` in the order; None where it is another's, or long
+        ago."""
+        return self._places.get(id)
 
     def is_own(self, message: Message) -> bool:
         """True for what we said, even under a name that we had before."""
-        return isinstance(message, Chat) and (self.said_of(message.id) is not None
-                                              or name_key(message.sender) == name_key(self.name))
+        return isinstance(message, Chat) and (
+            name_key(message.sender) == name_key(self.name)
+            or self.said_of(message.id) is not None)
 
     def forgotten(self, welcome: Welcome) -> "list[Said]":
-        """For on_welcome: what the server has said to have, and may not send back at its place after this welcome."""
+        """For on_welcome: what the server has said to have, and may not send back at its place
+        after this welcome."""
         if welcome.resumed and not welcome.missed:
             return []
-        with self._lock:
-            there = [said for said in self._unplaced.values() if said.state == THERE]
-            if not welcome.resumed:                     # if it comes, then as anybody's
+        with self._changed:
+            there = [said for said in self._said.values()
+                     if said.state == THERE and not said.place]
+            if not welcome.resumed:
+                # If it comes, then as anybody's.
                 for said in there:
-                    del self._unplaced[said.id]
+                    del self._said[said.id]
         return there
 
-    def said_of(self, id: int) -> Optional[Said]:
-        """What we said that has the place `id` in the order; None where it is another's, or long ago."""
-        return self._places.get(id)
-
-    def give_up(self) -> None:
-        """Nothing is waited for any more: what is not confirmed stays unknown."""
-        with self._lock:
-            unknown = [said for said in self.unsettled.values() if said.state == SENDING]
+    def give_up(self, why: str = "the client was closed") -> None:
+        """Nothing is waited for any more, and nothing can be said: what is not acknowledged stays
+        unknown."""
+        with self._changed:
+            self._over = self._over or why
+            unknown = [said for said in self._said.values() if said.state == SENDING]
             for said in unknown:
                 said.state = UNKNOWN
             self._changed.notify_all()
         for said in unknown:
-            self._on_state(said)
+            self._call(self._callbacks.on_state, said)
 
     def wait_settled(self, at_most: int, seconds: float) -> bool:
-        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or one gave up."""
-        with self._lock:
-            while len(self.unsettled) > at_most:
-                before = len(self.unsettled)
-                if not self._changed.wait_for(lambda: len(self.unsettled) != before or self._gave_up(), seconds):
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        with self._changed:
+            waiting = self._count_unsettled()
+            while waiting > at_most:
+                self._changed.wait(seconds)
+                before, waiting = waiting, self._count_unsettled()
+                if waiting in (before, -1):
                     return False
-                if self._gave_up():
-                    return False
-        return True
+        return waiting >= 0
 
-    def _gave_up(self) -> bool:
-        """Needs the lock."""
-        return any(said.state == UNKNOWN for said in self.unsettled.values())
+    def _count_unsettled(self) -> int:
+        """How many are unsettled; -1 after one gave up. Needs the lock."""
+        states = [said.state for said in self._said.values()]
+        return -1 if UNKNOWN in states else states.count(SENDING)
 
     # What the server sends, on the reading thread
+
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Run a callback. What it raises is told, and costs no other message."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            threading.excepthook(threading.ExceptHookArgs(
+                (type(error), error, error.__traceback__, threading.current_thread())))
 
     def _welcomed(self, welcome: Welcome) -> None:
         seen = self.manager.seen
         if not welcome.resumed:
             self._names.clear()
             if welcome.epoch != self._epoch or welcome.last < seen:
-                seen = 0                        # another run of ids
-                self._places.clear()
+                # Another run of ids.
+                seen = 0
                 self.oldest = None
+                with self._changed:
+                    self._places.clear()
+                    for said in self._said.values():
+                        said.place = 0
         self._session, self._epoch = welcome.session, welcome.epoch
         self.name = welcome.name
         self._names.add(welcome.name)
@@ -293,57 +389,84 @@ class ClientSession:
         self.history_until = 0 if welcome.resumed else welcome.last
         self.list_as_of = welcome.last
         self.joined = True
-        got = min(welcome.got, self._last_id)
-        self._settle(got)
-        self._on_welcome(welcome)
-        self.manager.attach(self._write, got, seen)
-        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no proof for the old one.
+        self._settle(min(welcome.got, self._last_id))
+        self._call(self._callbacks.on_welcome, welcome)
+        self.manager.open(self._log.start, seen=seen)
+        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no
+        # proof for the old one.
         for request in self._answered(self._last_id):
-            self._recall(request.count, request.before, again=True)
+            self._recall(request.count, request.before, request.find, again=True)
 
-    def _bare(self, message: Message) -> None:
-        if isinstance(message, Recalled):
+    def _take(self, message: Message) -> None:
+        """A numbered message: drop a duplicate, else do its work, and then confirm it."""
+        if message.id > self.manager.seen:
+            self._numbered(message)
+            self.manager.processed(message.id, len(self.last_frame))
+        else:
+            self.manager.processed(message.id)
+        if isinstance(message, Booted):
+            raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason
+                                   else "you were booted")
+
+    def _take_bare(self, message: Message) -> None:
+        if isinstance(message, Ack):
+            self.manager.take_ack(message.upto)
+            self._settle(message.upto)
+            # The answer comes before the ACK, if one comes.
+            for _ in self._answered(message.upto):
+                self._call(self._callbacks.on_recalled, None)
+        elif isinstance(message, Recalled):
             self._recalled(message)
-        elif isinstance(message, Heard) and message.about in self._places:
-            said = self._places[message.about]
-            said.heard, said.of = message.count, message.of
-            self._on_state(said)
+        elif isinstance(message, Heard):
+            said = self.said_of(message.about)
+            if said is not None:
+                said.heard, said.of = message.count, message.of
+                self._call(self._callbacks.on_state, said)
 
     def _recalled(self, answer: Recalled) -> None:
-        with self._lock:
+        with self._changed:
             request = self._recalls.pop(answer.about, None)
         if request is None:
-            return                              # it came before, or is nobody's
-        self.oldest = answer.older or 1
+            # It came before, or is nobody's.
+            return
+        if request.find is None:
+            self.oldest = answer.older or 1
         if answer.older is not None and not answer.entries:
-            self._recall(request.count, answer.older, again=True)
+            self._recall(request.count, answer.older, request.find, again=True)
         else:
-            self._on_recalled(answer)
+            self._call(self._callbacks.on_recalled, answer)
 
     def _answered(self, upto: int) -> "list[Recall]":
         """Take the requests up to `upto` away."""
-        with self._lock:
+        with self._changed:
             return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
 
     def _numbered(self, message: Message) -> None:
-        if isinstance(message, Chat):           # first: most are
+        # First: most are chats.
+        if isinstance(message, Chat):
             if self.oldest is None:
                 self.oldest = message.id
             if message.cid and message.sender in self._names and message.id > self.history_until:
-                self._own(message, message.cid)
-            self._on_message(message)
+                self._came_back(message, message.cid)
+            self._call(self._callbacks.on_message, message)
             return
         if isinstance(message, Error) and message.about:
             self._fail(message.about, message.text or message.code)
-        elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
-            self.name = self.wanted = message.to
-            self._names.add(message.to)
-        elif isinstance(message, Renamed) and message.name in self._names and message.to == self.name:
-            self.wanted = message.to            # ours, replayed: the welcome was under the new name already
-        if message.id > self.list_as_of:       # the welcome's list has the others already
+        elif isinstance(message, Renamed):
+            self._renamed(message)
+        # The welcome's list has the others already.
+        if message.id > self.list_as_of:
             self._update_users(message)
         if not isinstance(message, (Ping, Unknown, Invalid)):
-            self._on_message(message)
+            self._call(self._callbacks.on_message, message)
+
+    def _renamed(self, renamed: Renamed) -> None:
+        if renamed.name == self.name and renamed.id > self.list_as_of:
+            self.name = self.wanted = renamed.to
+            self._names.add(renamed.to)
+        elif renamed.name in self._names and renamed.to == self.name:
+            # Ours, replayed: the welcome was under the new name already.
+            self.wanted = renamed.to
 
     def _update_users(self, message: Message) -> None:
         if isinstance(message, Joined):
@@ -356,41 +479,48 @@ class ClientSession:
             self.users.pop(name_key(message.name), None)
             self.users[name_key(message.to)] = message.to
 
-    def _own(self, chat: Chat, cid: int) -> None:
+    def _came_back(self, chat: Chat, cid: int) -> None:
         """Our own message has come at its place in the order."""
-        with self._lock:
-            said = self._unplaced.pop(cid, None)
-        if said is not None:
+        with self._changed:
+            said = self._said.get(cid)
+            if said is None or said.place:
+                return
+            said.place = chat.id
             self._places[chat.id] = said
+            if said.state == THERE:
+                del self._said[cid]
             if len(self._places) > PLACES:
                 del self._places[next(iter(self._places))]
 
     def _settle(self, upto: int) -> None:
         """Everything up to `upto` is there, but what was refused."""
-        with self._lock:
+        with self._changed:
+            if upto <= self._log.start:
+                return
             there = []
-            while self.unsettled:
-                id, said = next(iter(self.unsettled.items()))
-                if id > upto:
-                    break
-                del self.unsettled[id]
-                said.state = THERE
-                there.append(said)
+            for id in range(self._log.start + 1, upto + 1):
+                said = self._said.get(id)
+                if said is not None and said.state == SENDING:
+                    said.state = THERE
+                    there.append(said)
+                    if said.place:
+                        del self._said[id]
+            self._log.forget(upto)
             if there:
                 self._changed.notify_all()
         for said in there:
-            self._on_state(said)
+            self._call(self._callbacks.on_state, said)
 
     def _fail(self, id: int, reason: str) -> None:
         """The server refuses what we sent under `id`."""
-        with self._lock:
-            said = self.unsettled.pop(id, None)
-            self._unplaced.pop(id, None)
-            if said is not None:
-                said.state, said.reason = FAILED, reason
-                self._changed.notify_all()
-        if said is not None:
-            self._on_state(said)
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.state != SENDING:
+                return
+            del self._said[id]
+            said.state, said.reason = FAILED, reason
+            self._changed.notify_all()
+        self._call(self._callbacks.on_state, said)
 
 
 # --- The client ---
@@ -398,8 +528,9 @@ class ClientSession:
 class ChatClient(ClientSession):
     """A ClientSession with a connection that heals by itself.
 
-    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the connection ended, the
-    next try is in so many seconds; on_end(why): it will not be tried again (booted, banned, or the first try failed).
+    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the
+    connection ended, the next try is in so many seconds; on_end(why): it will not be tried again
+    (booted, banned, or the first try failed).
     """
 
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *,
@@ -410,34 +541,56 @@ class ChatClient(ClientSession):
         self._host, self._port = host, port
         self._on_lost = on_lost
         self._on_end = on_end
-        self._wire: Optional[MessageSocket] = None      # of now; only the client thread changes it
-        self._leaving = False                           # the server ends the connection because we asked it to
-        self._closing = threading.Event()               # no further try; ends the wait before one
-        self._first = threading.Event()                 # the first welcome came, or will not come
-        self._was_joined = False                        # the connection of now, or the last one, came as far as a welcome
-        self.ended = ""                                 # why there will be no further try
-        self._thread = threading.Thread(target=self._run, name="client", daemon=True)   # waits in a socket: close() ends it
+        # Of now; only the client's thread changes it.
+        self._wire: Optional[MessageSocket] = None
+        # Why the connection of now was cut by ourselves.
+        self._cut_because = ""
+        # The server ends the connection because we asked it to.
+        self._leaving = False
+        # No further try; ends the wait before one.
+        self._closing = threading.Event()
+        # The first welcome came, or will not come.
+        self._first = threading.Event()
+        # The connection of now, or the last one, came as far as a welcome.
+        self._was_joined = False
+        # Why there will be no further try.
+        self.ended = ""
+        # A daemon, as it waits in a socket: close() ends it.
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
+        # Until when nobody who listens is no reason to give up.
+        self._patient_until = 0.0
 
-    def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
-        """Connect and join; from then on the connection heals by itself. Raises ConnectionError when the first try fails."""
+    def connect(self, seconds: float = 2 * CONNECT_TIMEOUT, patience: float = 0.0) -> None:
+        """Connect and join; from then on the connection heals by itself. Where nobody listens it is
+        tried for `patience` seconds. Raises ConnectionError when that fails, or after close()."""
+        if self._closing.is_set():
+            raise ConnectionError("the client was closed")
+        self._patient_until = time.monotonic() + patience
         self._thread.start()
-        if not self._first.wait(seconds):
+        if not self._first.wait(seconds + patience):
             self.ended = f"{self.where} does not answer"
             self.close(0)
         if self.ended:
             raise ConnectionError(self.ended)
 
     def close(self, seconds: float = 0) -> None:
-        """Wait up to `seconds` without progress for what was said, leave, and end. What is not confirmed then is unknown."""
+        """Wait up to `seconds` without progress for what was said, leave, and end. What is not
+        acknowledged then is unknown. In a callback it returns at once, and does so afterwards."""
+        with self._changed:
+            self._over = self._over or "the client was closed"
+        if threading.current_thread() is self._thread:
+            # A daemon, as all it does is to wait for this thread.
+            threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
+            return
         if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
             self._leaving = True
             self.leave()
             until = time.monotonic() + LEAVE_TIMEOUT
-            while not self.manager.empty and self.joined and time.monotonic() < until:
+            while not self.manager.is_empty and self.joined and time.monotonic() < until:
                 self._closing.wait(0.01)
         self._closing.set()
-        self._cut()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        self._cut("closing")
+        if self._thread.is_alive():
             # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
             self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
@@ -448,10 +601,11 @@ class ChatClient(ClientSession):
         """The server, for a reader."""
         return f"{self._host}:{self._port}"
 
-    def _cut(self) -> None:
+    def _cut(self, why: str = "no answer") -> None:
         """Any thread: end the connection of now."""
         wire = self._wire
         if wire is not None:
+            self._cut_because = why
             wire.cut()
 
     # On the client's thread
@@ -461,6 +615,7 @@ class ChatClient(ClientSession):
             self._stay_connected()
         except Exception as error:
             self.ended = bug(error)
+            self.give_up(self.ended)
             raise
         finally:
             self._first.set()
@@ -478,25 +633,32 @@ class ChatClient(ClientSession):
             if self._first.is_set() and self._was_joined:
                 delay = 1.0
             elif not self._first.is_set():
+                if not self.ended and time.monotonic() < self._patient_until:
+                    self._closing.wait(0.2)
+                    continue
                 self.ended = self.ended or why
             if self.ended or self._leaving or self._closing.is_set():
                 break
-            wait = delay * random.uniform(0.75, 1.0)    # jitter: a whole class does not come back in the same instant
-            self._on_lost(why, wait)
+            # Jitter: a whole class does not come back in the same instant.
+            wait = delay * random.uniform(0.75, 1.0)
+            self._call(self._on_lost, why, wait)
             self._closing.wait(wait)
             delay = min(2 * delay, LONGEST_DELAY)
         if self._first.is_set() and not self._leaving and not self._closing.is_set():
-            self.give_up()
-            self._on_end(self.ended)
+            self.give_up(self.ended)
+            self._call(self._on_end, self.ended)
 
     def _converse(self) -> str:
         """One connection from its start to its end; return why it ended. Raises JoinRefused."""
         self._was_joined = False
         try:
             sock = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
-        except (OSError, UnicodeError) as error:        # UnicodeError: a host name that cannot be one
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a host name that cannot be one.
             return f"cannot connect to {self.where}: {getattr(error, 'strerror', None) or error}"
+        self._patient_until = 0.0
         sock.settimeout(None)
+        self._cut_because = ""
         wire = self._wire = MessageSocket(sock)
         try:
             if self._closing.is_set():
@@ -512,7 +674,7 @@ class ChatClient(ClientSession):
                     self._was_joined = True
                     self._first.set()
         except (ConnectionClosed, ProtocolError) as end:
-            return str(end)
+            return self._cut_because or str(end)
         finally:
             self.closed()
             self._wire = None

@@ -31,8 +31,8 @@ changes them is an event, a method with its arguments, posted to the inbox.
 With --history FILE the log, the sessions and the newest id are in an SQLite file as well. What a
 batch of events decided is committed in one transaction before anything of it goes out, so whatever
 anybody was told, ACKs included, is on disk; after kill -9 all goes on where the file ends, and
-everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent or
-acknowledged, what members send waits with them, and the same commit is tried again. Whoever reads
+everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent
+or acknowledged, what members send waits with them, and the same commit is tried again. Whoever reads
 below the log in memory is fed from the file, a piece each time its window opens. One thing does not
 go on after a restart: receipts for what was said before it.
 
@@ -133,8 +133,8 @@ NEWS_EVERY = 0.1
 BATCH_BYTES = 1024 * 1024
 # Seconds until an acceptor that nothing wakes sees that it has to end.
 ACCEPT_POLL = 60.0 if sys.platform == "linux" else 0.5
-# Seconds between two newcomers, while everybody is told of each: so those who talk do not wait for a
-# thousand who join at once (their p99 doubles at most; without, it is 10 times as long).
+# Seconds between two newcomers, while everybody is told of each: so those who talk do not wait for
+# a thousand who join at once (their p99 doubles at most; without, it is 10 times as long).
 PACE = 0.0007
 # Events in the inbox that keep newcomers waiting in the listening socket's queue, for how many
 # seconds each at most, and how often that is looked at.
@@ -179,6 +179,9 @@ class Settings(NamedTuple):
     max_members: int = 10_000
     # Connections; this machine itself is exempt.
     max_per_address: int = 200
+
+
+DEFAULT = Settings()
 
 
 # --- The history file ---
@@ -1739,7 +1742,7 @@ class Entrance:
                 self._await(session)
             else:
                 self._members.remember(session)
-        for number, about, id, frame in history.refusals():
+        for number, _, _, frame in history.refusals():
             error = chatproto.decode(frame[:-1], chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
             if number in numbers and isinstance(error, Error):
                 numbers[number].refusals.append(error)
@@ -1970,7 +1973,7 @@ class Room:
     all of it delivered.
     """
 
-    def __init__(self, alarm: Alarm, post: Callable[..., None], settings: Settings = Settings(),
+    def __init__(self, alarm: Alarm, post: Callable[..., None], settings: Settings = DEFAULT,
                  wall_clock: Callable[[], float] = time.time,
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None) -> None:
@@ -2279,8 +2282,8 @@ def share_core(give_way: bool = False) -> None:
     can (Linux).
 
     Only one of them runs at a time, and to hand the interpreter to another core takes longer than
-    that core would save: 1.2 times the deliveries, 1.7 times when each is acknowledged at once. With
-    `give_way` a thread that an ACK wakes waits for the end of the sequencer's turn instead of
+    that core would save: 1.2 times the deliveries, 1.7 times when each is acknowledged at once.
+    With `give_way` a thread that an ACK wakes waits for the end of the sequencer's turn instead of
     interrupting it: another 1.05 to 1.5 times, and a third off the slowest.
     """
     if sys.platform == "linux" and _CORE is not None:
@@ -2619,7 +2622,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     # 5, its default, refuses most of a class that joins at once.
     request_queue_size = 1024
 
-    def __init__(self, host: str = "", port: int = PORT, settings: Settings = Settings(),
+    def __init__(self, host: str = "", port: int = PORT, settings: Settings = DEFAULT,
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None) -> None:
         self.settings = settings
@@ -2628,8 +2631,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.web: Any = None
         # Protects the three below; a leaf.
         self._lock = threading.Lock()
-        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket while
-        # its first bytes are awaited.
+        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket
+        # while its first bytes are awaited.
         self._connections: "dict[threading.Thread, Any]" = {}
         # Connections of each address.
         self._addresses: "collections.Counter[str]" = collections.Counter()
@@ -2817,10 +2820,14 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
 
 def _bind_address(host: str, port: int) -> "tuple[tuple[Any, ...], int]":
-    """Where to listen, and the address family: every address of both kinds for "" where the platform can do that."""
+    """Where to listen, and the address family: every address of both kinds for "" where the
+    platform can do that."""
+    if not host and socket.has_dualstack_ipv6():
+        return ("::", port), socket.AF_INET6
     if not host:
-        return (("::", port), socket.AF_INET6) if socket.has_dualstack_ipv6() else (("", port), socket.AF_INET)
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return ("", port), socket.AF_INET
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                  flags=socket.AI_PASSIVE)[0]
     return address, family
 
 
@@ -3334,9 +3341,8 @@ def _parser() -> argparse.ArgumentParser:
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
-        a name {chatproto.MAX_NAME}; {chatproto.QUEUE_FRAMES} frames or
-        {chatproto.QUEUE_BYTES >> 20} MiB may wait for one slow member before it is dropped; the
-        last {LOG_FRAMES} frames or {LOG_BYTES >> 20} MiB are kept for those who come back.""")
+        a name {chatproto.MAX_NAME}; the last {LOG_FRAMES} frames or {LOG_BYTES >> 20} MiB are kept
+        for those who come back: who reads so slowly that it falls behind them is dropped.""")
     add = parser.add_argument
     add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
         help=f"default {PORT}; 0 takes a free one")

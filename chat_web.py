@@ -61,7 +61,7 @@ import time
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
 
 import chatproto
-from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_readable
+from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_for
 
 HTTP_TIMEOUT = 10.0             # seconds for a whole request, and again for its answer
 MAX_HTTP_LINE = 8 * 1024        # bytes of a request line or a header; a browser's are below 1 KiB
@@ -234,15 +234,6 @@ def close_status(payload: bytes) -> int:
 
 # --- Sockets ---
 
-def wait_writable(sock: socket.socket, seconds: float) -> bool:
-    """Whether `sock` takes bytes within `seconds`; chatproto.wait_readable says why not settimeout()."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        poller.register(sock, select.POLLOUT)
-        return bool(poller.poll(seconds * 1000))
-    return bool(select.select([], [sock], [], seconds)[1])
-
-
 class HttpSocket(MessageSocket):
     """A MessageSocket with what HTTP needs besides, all of it for the reading thread."""
 
@@ -256,7 +247,7 @@ class HttpSocket(MessageSocket):
                 with contextlib.suppress(BlockingIOError):
                     data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
             if data is None:
-                if not wait_readable(self._sock, seconds):
+                if not wait_for(self._sock, seconds):
                     return b""
                 data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK)
         except (OSError, ValueError) as error:
@@ -270,7 +261,7 @@ class HttpSocket(MessageSocket):
         rest = memoryview(data)
         try:
             while rest:
-                if not wait_writable(self._sock, max(0.0, until - time.monotonic())):
+                if not wait_for(self._sock, until - time.monotonic(), writable=True):
                     raise ConnectionClosed("the other side does not read")
                 try:
                     rest = rest[self._sock.send(rest, DONT_WAIT):]
@@ -299,6 +290,7 @@ class WebSocket:
     """
 
     wrap = staticmethod(text_message)
+    overhead = 0
 
     def __init__(self, wire: HttpSocket, rest: bytes = b"", max_message: int = MAX_LINE, binary: bool = False) -> None:
         self._wire = wire
