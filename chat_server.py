@@ -2415,7 +2415,7 @@ class Connection:
                 raise ConnectionClosed("cut")
             return b""
         self.manager.patient = False
-        if self._decoder is not None and self._decoder.has_more:
+        if self.has_more:
             return b""
         data: bytes = self._wire.read(wait)
         return data
@@ -2427,6 +2427,11 @@ class Connection:
         self._wire.overhead = 0
         self.allowance.take(frames)
         return self.allowance.wait()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether received(b"") may take some more of what was read."""
+        return self._decoder is not None and self._decoder.has_more
 
     @property
     def is_full(self) -> bool:
@@ -2441,9 +2446,9 @@ class Connection:
         if self._decoder is None:
             return
         try:
-            if self.session is not None and self._decoder.is_empty:
-                # Most of what comes.
-                ack = LONE_ACK.fullmatch(data)
+            if self.session is not None and self._decoder.is_empty and data.endswith(b"\n"):
+                # One ACK and nothing else: most of what comes.
+                ack = LONE_ACK.fullmatch(data[:-1])
                 if ack is not None and self.manager.take_ack(int(ack[1])):
                     return
             for line in self._decoder.lines(data, HELD):
