@@ -1118,12 +1118,15 @@ class Alarm:
 
 Wrap = Callable[[bytes], bytes]
 
+# The place of who does not read the log.
+NOWHERE = -1
+
 
 class News:
     """Frames that were published together, for whoever has read up to `after` and not past
     `first`: to all of them goes one and the same bytes object. Those in `concerned` have frames of
-    their own since `after`, and read the log. So do all where it is more than a window takes: then
-    `data` is empty."""
+    their own since `after`, and read the log. So do all where nothing is public, or more than a
+    window takes."""
 
     __slots__ = ("after", "first", "end", "at", "concerned", "count", "size", "data", "_frames",
                  "_envelopes")
@@ -1138,8 +1141,12 @@ class News:
         self.concerned = concerned
         self.count = len(frames)
         self.size = sum(map(len, frames))
-        fits = self.count <= WINDOW and self.size <= WINDOW_BYTES
-        self.data = frames[0] if self.count == 1 else b"".join(frames) if fits else b""
+        self.data = b""
+        if 0 < self.count <= WINDOW and self.size <= WINDOW_BYTES:
+            self.data = frames[0] if self.count == 1 else b"".join(frames)
+        else:
+            # Nobody stands there.
+            self.first = NOWHERE
         self._frames = frames
         self._envelopes: "dict[Wrap, bytes]" = {}
 
@@ -1390,7 +1397,8 @@ class Peer(Protocol):
         or with `retry` a resend() of the first frame that it has not acknowledged."""
 
 
-NOWHERE = -1
+def _nowhere(data: bytes) -> None:
+    """What a closed MessageManager writes with."""
 
 
 class MessageManager:
@@ -1418,8 +1426,8 @@ class MessageManager:
         # block, are made under it. The log's lock may be taken inside, and the socket's. Neither
         # the owner nor the alarm is called while it is held.
         self._lock = threading.Lock()
-        # None once closed.
-        self._write: Optional[Callable[[bytes], None]] = write
+        # Once closed this does nothing, and `_ring_at` is -inf.
+        self._write = write
         # Which of the log's readers this is. It hears the log behind `_begin`; what comes before is
         # fed to it.
         self._reader: Optional[int] = None
@@ -1469,16 +1477,15 @@ class MessageManager:
         opens. This runs once for every delivery, so the usual case comes first."""
         is_behind = False
         with self._lock:
-            write = self._write
             if (news.after <= self.sent < news.first and self._begin <= self.sent
-                    and write is not None and self._flying + news.count <= WINDOW
+                    and self._flying + news.count <= WINDOW
                     and self._flying_bytes + news.size <= WINDOW_BYTES
-                    and news.data and self._reader not in news.concerned):
+                    and self._reader not in news.concerned):
                 was_idle = self.acked == self.sent
                 self.sent = news.end
                 self._flying += news.count
                 self._flying_bytes += news.size
-                write(news.data if self._wrap is None else news.wrapped(self._wrap))
+                self._write(news.data if self._wrap is None else news.wrapped(self._wrap))
                 if not was_idle:
                     if self._refused:
                         self._release_ack()
@@ -1497,7 +1504,7 @@ class MessageManager:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
         window of frames. Only while nothing is in flight (see behind())."""
         with self._lock:
-            if self._write is None or self._flying or place < self.sent:
+            if self._flying or place < self.sent:
                 return
             was_idle = self.acked == self.sent
             self.sent = place
@@ -1542,8 +1549,7 @@ class MessageManager:
                 self._send(upto)
             if last_words:
                 self._put(last_words)
-            self._write = None
-            self._ring_at = math.inf
+            self._end()
 
     # What comes in
 
@@ -1611,7 +1617,8 @@ class MessageManager:
     def is_empty(self) -> bool:
         """Whether the peer has acknowledged everything that was published."""
         with self._lock:
-            return self._write is None or self.sent == self.acked and self.sent >= self._log.end
+            return (self._ring_at == -math.inf
+                    or self.sent == self.acked and self.sent >= self._log.end)
 
     # Under the lock
 
@@ -1632,7 +1639,7 @@ class MessageManager:
         assert self._lock.locked()
         log = self._log
         end = log.end if upto is None else min(upto, log.end)
-        while self._write is not None and NOWHERE < self.sent < end and self._flying < WINDOW:
+        while NOWHERE < self.sent < end and self._flying < WINDOW:
             piece = None
             if self.sent >= self._begin:
                 piece = log.piece(self.sent, end, self._reader, WINDOW - self._flying,
@@ -1661,7 +1668,7 @@ class MessageManager:
             if was_idle:
                 self._since = self._alarm.clock()
             wrap = None if is_wrapped else self._wrap
-            self._put_raw(b"".join(frames if wrap is None else map(wrap, frames)))
+            self._write(b"".join(frames if wrap is None else map(wrap, frames)))
         if self._refused:
             self._release_ack()
 
@@ -1674,15 +1681,16 @@ class MessageManager:
         if last and last <= self.seen:
             self._put_ack()
 
-    def _put_raw(self, data: bytes) -> None:
-        """Write bytes, when not closed. Needs the lock."""
+    def _end(self) -> None:
+        """Write and ring no more. Needs the lock."""
         assert self._lock.locked()
-        if self._write is not None:
-            self._write(data)
+        self._write = _nowhere
+        self._ring_at = -math.inf
 
     def _put(self, frame: bytes) -> None:
         """Write a frame. Needs the lock."""
-        self._put_raw(frame if self._wrap is None else self._wrap(frame))
+        assert self._lock.locked()
+        self._write(frame if self._wrap is None else self._wrap(frame))
 
     def _put_bare(self, frame: bytes) -> None:
         """Write a bare frame: the peer hears from us, so no ping is due. Needs the lock."""
@@ -1703,7 +1711,7 @@ class MessageManager:
         """When the alarm has to be asked for a ring; inf when it rings early enough anyway. Needs
         the lock."""
         assert self._lock.locked()
-        if self._write is None or self.sent == NOWHERE:
+        if self.sent == NOWHERE:
             return math.inf
         # Whole seconds for pings, so that a thousand idle members wake the process once a second,
         # not a thousand times.
@@ -1727,7 +1735,7 @@ class MessageManager:
         """On the alarm's thread: do what is due, and ask for the next ring."""
         call: Optional[Callable[[], None]] = None
         with self._lock:
-            if when != self._ring_at or self._write is None:
+            if when != self._ring_at:
                 # Stale: the connection went, or an earlier ring did the work.
                 return
             self._ring_at = math.inf
@@ -1752,7 +1760,7 @@ class MessageManager:
         """Send the first frame in flight again, alone; return whom else to call. Needs the lock."""
         assert self._lock.locked()
         if self._retries >= MAX_RETRIES:
-            self._write = None
+            self._end()
             return self._owner.dead
         self._retries += 1
         self._since = now
