@@ -318,12 +318,6 @@ class _Database:
         # Device and inode of the file and of its -wal, once it is open.
         self._identity: "list[tuple[int, int]]" = []
         self._connection = self._connect(path)
-        try:
-            with self._in_words():
-                self._open()
-        except HistoryError:
-            self._connection.close()
-            raise
 
     def _connect(self, path: str) -> Any:
         if sqlite3 is None:
@@ -357,8 +351,8 @@ class _Database:
         execute("PRAGMA checkpoint_fullfsync = ON")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA secure_delete = ON")
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables and _pragma(self._connection, "application_id") == 0:
+        is_new = execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        if is_new and _pragma(self._connection, "application_id") == 0:
             self._create()
         version = _check_ours(self._connection, self.path)
         self._check_whole()
@@ -536,18 +530,19 @@ class HistoryFile(_Database):
         self.commits = 0
         self.seconds = 0.0
         self.slowest = 0.0
-        # Which run of ids this is, the newest id that was given, and the newest one that --keep or
-        # --keep-messages deleted.
-        self.epoch: str
-        self.last: int
-        self.forgotten: int
         self._keep_messages = keep_messages
-        # How many chats there are; counted for --keep-messages alone.
-        self._messages: int
-        self._clock: KeepClock
         try:
             with self._in_words():
-                self._load(sync, keep_seconds)
+                self._open()
+                # Which run of ids this is, the newest id that was given, and the newest one that
+                # --keep or --keep-messages deleted.
+                self.epoch, self.last, self.forgotten = self._read_state()
+                self._begin(sync)
+                # How many chats there are; --keep-messages alone asks.
+                self._messages: int = 0 if keep_messages == math.inf else self._first(
+                    "SELECT count(*) FROM entries WHERE kind = 'chat'")
+                self._clock = KeepClock(keep_seconds, self._first(
+                    "SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1"))
         except HistoryError:
             self._connection.close()
             raise
@@ -717,38 +712,37 @@ class HistoryFile(_Database):
 
     # Inside
 
-    def _load(self, sync: str, keep_seconds: float) -> None:
-        """Read the state and go on from there; forget sessions that are damaged."""
-        execute = self._connection.execute
-        states = execute("SELECT * FROM state").fetchall()
+    def _read_state(self) -> "tuple[str, int, int]":
+        """The epoch, the newest id and the newest one that was deleted."""
+        states = self._connection.execute("SELECT * FROM state").fetchall()
         if len(states) != 1 or states[0][-1] != _checksum(states[0][:-1]):
             raise HistoryError(f"{self.path}: it is damaged (its state): {_DAMAGED}")
-        epoch, self.last, self.forgotten, unsynced, _ = states[0]
-        self.epoch = epoch.decode(errors="replace")
-        if unsynced:
-            # What the power cut took had ids: they do not come again.
-            self.last += UNSYNCED_IDS
+        epoch, last, forgotten, unsynced, _ = states[0]
+        # What a power cut took had ids: they do not come again.
+        return epoch.decode(errors="replace"), last + UNSYNCED_IDS * unsynced, forgotten
+
+    def _begin(self, sync: str) -> None:
+        """Forget sessions that are damaged, and finish what a killed server began."""
+        execute = self._connection.execute
         execute("PRAGMA synchronous = " + sync)
-        forgotten = [(row[0],) for row in execute("SELECT * FROM sessions")
-                     if row[-1] != _checksum(row[:-1])]
-        if forgotten:
+        damaged = [(row[0],) for row in execute("SELECT * FROM sessions")
+                   if row[-1] != _checksum(row[:-1])]
+        if damaged:
             logger.warning("%s: damaged: %d sessions are forgotten, whose members come as new ones",
-                           self.path, len(forgotten))
+                           self.path, len(damaged))
         with self._transaction():
             self._set_state(self.last, self.forgotten)
-            self._connection.executemany("DELETE FROM sessions WHERE number = ?", forgotten)
+            self._connection.executemany("DELETE FROM sessions WHERE number = ?", damaged)
             # Refusals that outlived what was deleted around them.
             self._delete(0, self.forgotten)
-        # A server may have been killed between an erasure and its checkpoint.
+        # What was erased may be in the WAL still.
         self._checkpoint()
-        self._messages = 0
-        if self._keep_messages < math.inf:
-            chats = execute("SELECT count(*) FROM entries WHERE kind = 'chat'")
-            self._messages = chats.fetchone()[0]
-        newest = execute("SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-        self._clock = KeepClock(keep_seconds, newest and newest[0])
         if self.path != ":memory:":
             self._identity = self._place()
+
+    def _first(self, query: str) -> Any:
+        """The first column of the first row that a query finds; None: there is none."""
+        return (self._connection.execute(query).fetchone() or (None,))[0]
 
     def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
                 count: int = 0) -> "contextlib.closing[Any]":
