@@ -134,10 +134,10 @@ class Settings(NamedTuple):
 
 # Of the history file's format. Version 1 had no checksums, and no `speaker`.
 SCHEMA_VERSION = 2
-# Entries, or bytes of them, read from the file at once for a member that catches up: what such a
-# member costs in memory, twice.
-FEED_FRAMES = 500
-FEED_BYTES = 256 * 1024
+# Entries, or bytes of them, read from the file at once for a member that catches up: what its
+# window takes.
+FEED_FRAMES = chatproto.WINDOW
+FEED_BYTES = chatproto.WINDOW_BYTES
 # Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
 # worst of texts, in which the room waits. It goes on where the step ended.
 LOOK_ROWS = 500

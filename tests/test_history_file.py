@@ -644,18 +644,28 @@ def test_version_1_leaves_behind_what_is_no_frame(path, tmp_path):
     file.close()
 
 
-@pytest.mark.parametrize("at", [1, 150, 300])
+@pytest.mark.parametrize("at", [
+    "CREATE TABLE sessions", "INSERT INTO state", "INSERT INTO entries", 1, 150, 300,
+    "DROP TABLE old_state", "DROP TABLE old_sessions", "COMMIT"])
 def test_version_1_killed_in_the_middle(path, at):
     """What a kill leaves of a migration is a whole version 1; the next start migrates it."""
     rows = make_version_1(path)
     seen = []
 
+    def look(what):
+        if "migrated" not in seen and (what == at or f"{what} ".startswith(f"{at} ")):
+            for end in "", "-wal":
+                shutil.copy(path + end, path + ".killed" + end)
+
     class Kill(HistoryFile):
+        def _migrate(self):
+            self._connection.set_trace_callback(look)
+            super()._migrate()
+            seen.append("migrated")
+
         def _keep_sound(self, id, is_sound):
             seen.append(id)
-            if len(seen) == at:
-                for end in "", "-wal":
-                    shutil.copy(path + end, path + ".killed" + end)
+            look(len(seen))
             return super()._keep_sound(id, is_sound)
 
     file = Kill(path)
