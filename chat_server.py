@@ -834,27 +834,45 @@ def export_history(path: str, output: str) -> int:
         raise HistoryError(f"{path}: there is no such file")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
-    count = damaged = 0
-    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
     try:
-        with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
-            file.text_factory = bytes
-            columns = "id, kind, body" if _check_ours(file, path) == 1 else _COLUMNS
-            rows = file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id")
-            with (contextlib.nullcontext(sys.stdout) if output == "-"
-                  else open(output, "w", encoding="utf-8")) as lines:
-                for row in rows:
-                    if not (_is_frame(*row) if len(row) == 3 else _Row._make(row).is_sound):
-                        damaged += 1
-                        continue
-                    body = row[2].decode()
-                    lines.write((_exported(body) if output.endswith(".txt") else body) + "\n")
-                    count += 1
+        # What is refused makes no output.
+        with contextlib.closing(_open_to_read(path)) as file, (
+                contextlib.nullcontext(sys.stdout) if output == "-"
+                else open(output, "w", encoding="utf-8")) as lines:
+            count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise HistoryError(f"{path}: {_in_our_words(error)}") from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
+
+
+def _open_to_read(path: str) -> Any:
+    """A connection to a history file that writes nothing."""
+    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+    file = sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)
+    try:
+        file.text_factory = bytes
+        _check_ours(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
+    """Write a line for each public entry; return how many there are, and how many are damaged."""
+    count = damaged = 0
+    is_unchecked = _pragma(file, "user_version") == 1
+    columns = "id, kind, body" if is_unchecked else _COLUMNS
+    for row in file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id"):
+        if not (_is_frame(*row) if is_unchecked else _Row._make(row).is_sound):
+            damaged += 1
+            continue
+        body = row[2].decode()
+        lines.write((_exported(body) if as_text else body) + "\n")
+        count += 1
+    return count, damaged
 
 
 def _exported(body: str) -> str:
