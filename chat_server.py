@@ -188,10 +188,10 @@ DEFAULT = Settings()
 
 # Of the history file's format. Version 1 had no checksums, and no `speaker`.
 SCHEMA_VERSION = 2
-# Entries, or bytes of them, read from the file at once for a member that catches up: what such a
-# member costs in memory, twice.
-FEED_FRAMES = 500
-FEED_BYTES = 256 * 1024
+# Entries, or bytes of them, read from the file at once for a member that catches up: what its
+# window takes.
+FEED_FRAMES = chatproto.WINDOW
+FEED_BYTES = chatproto.WINDOW_BYTES
 # Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
 # worst of texts, in which the room waits. It goes on where the step ended.
 LOOK_ROWS = 500
@@ -372,12 +372,6 @@ class _Database:
         # Device and inode of the file and of its -wal, once it is open.
         self._identity: "list[tuple[int, int]]" = []
         self._connection = self._connect(path)
-        try:
-            with self._in_words():
-                self._open()
-        except HistoryError:
-            self._connection.close()
-            raise
 
     def _connect(self, path: str) -> Any:
         if sqlite3 is None:
@@ -411,8 +405,8 @@ class _Database:
         execute("PRAGMA checkpoint_fullfsync = ON")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA secure_delete = ON")
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables and _pragma(self._connection, "application_id") == 0:
+        is_new = execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        if is_new and _pragma(self._connection, "application_id") == 0:
             self._create()
         version = _check_ours(self._connection, self.path)
         self._check_whole()
@@ -590,18 +584,19 @@ class HistoryFile(_Database):
         self.commits = 0
         self.seconds = 0.0
         self.slowest = 0.0
-        # Which run of ids this is, the newest id that was given, and the newest one that --keep or
-        # --keep-messages deleted.
-        self.epoch: str
-        self.last: int
-        self.forgotten: int
         self._keep_messages = keep_messages
-        # How many chats there are; counted for --keep-messages alone.
-        self._messages: int
-        self._clock: KeepClock
         try:
             with self._in_words():
-                self._load(sync, keep_seconds)
+                self._open()
+                # Which run of ids this is, the newest id that was given, and the newest one that
+                # --keep or --keep-messages deleted.
+                self.epoch, self.last, self.forgotten = self._read_state()
+                self._begin(sync)
+                # How many chats there are; --keep-messages alone asks.
+                self._messages: int = 0 if keep_messages == math.inf else self._first(
+                    "SELECT count(*) FROM entries WHERE kind = 'chat'")
+                self._clock = KeepClock(keep_seconds, self._first(
+                    "SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1"))
         except HistoryError:
             self._connection.close()
             raise
@@ -771,38 +766,37 @@ class HistoryFile(_Database):
 
     # Inside
 
-    def _load(self, sync: str, keep_seconds: float) -> None:
-        """Read the state and go on from there; forget sessions that are damaged."""
-        execute = self._connection.execute
-        states = execute("SELECT * FROM state").fetchall()
+    def _read_state(self) -> "tuple[str, int, int]":
+        """The epoch, the newest id and the newest one that was deleted."""
+        states = self._connection.execute("SELECT * FROM state").fetchall()
         if len(states) != 1 or states[0][-1] != _checksum(states[0][:-1]):
             raise HistoryError(f"{self.path}: it is damaged (its state): {_DAMAGED}")
-        epoch, self.last, self.forgotten, unsynced, _ = states[0]
-        self.epoch = epoch.decode(errors="replace")
-        if unsynced:
-            # What the power cut took had ids: they do not come again.
-            self.last += UNSYNCED_IDS
+        epoch, last, forgotten, unsynced, _ = states[0]
+        # What a power cut took had ids: they do not come again.
+        return epoch.decode(errors="replace"), last + UNSYNCED_IDS * unsynced, forgotten
+
+    def _begin(self, sync: str) -> None:
+        """Forget sessions that are damaged, and finish what a killed server began."""
+        execute = self._connection.execute
         execute("PRAGMA synchronous = " + sync)
-        forgotten = [(row[0],) for row in execute("SELECT * FROM sessions")
-                     if row[-1] != _checksum(row[:-1])]
-        if forgotten:
+        damaged = [(row[0],) for row in execute("SELECT * FROM sessions")
+                   if row[-1] != _checksum(row[:-1])]
+        if damaged:
             logger.warning("%s: damaged: %d sessions are forgotten, whose members come as new ones",
-                           self.path, len(forgotten))
+                           self.path, len(damaged))
         with self._transaction():
             self._set_state(self.last, self.forgotten)
-            self._connection.executemany("DELETE FROM sessions WHERE number = ?", forgotten)
+            self._connection.executemany("DELETE FROM sessions WHERE number = ?", damaged)
             # Refusals that outlived what was deleted around them.
             self._delete(0, self.forgotten)
-        # A server may have been killed between an erasure and its checkpoint.
+        # What was erased may be in the WAL still.
         self._checkpoint()
-        self._messages = 0
-        if self._keep_messages < math.inf:
-            chats = execute("SELECT count(*) FROM entries WHERE kind = 'chat'")
-            self._messages = chats.fetchone()[0]
-        newest = execute("SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-        self._clock = KeepClock(keep_seconds, newest and newest[0])
         if self.path != ":memory:":
             self._identity = self._place()
+
+    def _first(self, query: str) -> Any:
+        """The first column of the first row that a query finds; None: there is none."""
+        return (self._connection.execute(query).fetchone() or (None,))[0]
 
     def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
                 count: int = 0) -> "contextlib.closing[Any]":
@@ -894,27 +888,45 @@ def export_history(path: str, output: str) -> int:
         raise HistoryError(f"{path}: there is no such file")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
-    count = damaged = 0
-    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
     try:
-        with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
-            file.text_factory = bytes
-            columns = "id, kind, body" if _check_ours(file, path) == 1 else _COLUMNS
-            rows = file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id")
-            with (contextlib.nullcontext(sys.stdout) if output == "-"
-                  else open(output, "w", encoding="utf-8")) as lines:
-                for row in rows:
-                    if not (_is_frame(*row) if len(row) == 3 else _Row._make(row).is_sound):
-                        damaged += 1
-                        continue
-                    body = row[2].decode()
-                    lines.write((_exported(body) if output.endswith(".txt") else body) + "\n")
-                    count += 1
+        # What is refused makes no output.
+        with contextlib.closing(_open_to_read(path)) as file, (
+                contextlib.nullcontext(sys.stdout) if output == "-"
+                else open(output, "w", encoding="utf-8")) as lines:
+            count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise HistoryError(f"{path}: {_in_our_words(error)}") from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
+
+
+def _open_to_read(path: str) -> Any:
+    """A connection to a history file that writes nothing."""
+    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+    file = sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)
+    try:
+        file.text_factory = bytes
+        _check_ours(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
+    """Write a line for each public entry; return how many there are, and how many are damaged."""
+    count = damaged = 0
+    is_unchecked = _pragma(file, "user_version") == 1
+    columns = "id, kind, body" if is_unchecked else _COLUMNS
+    for row in file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id"):
+        if not (_is_frame(*row) if is_unchecked else _Row._make(row).is_sound):
+            damaged += 1
+            continue
+        body = row[2].decode()
+        lines.write((_exported(body) if as_text else body) + "\n")
+        count += 1
+    return count, damaged
 
 
 def _exported(body: str) -> str:
