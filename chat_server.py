@@ -32,9 +32,9 @@ With --history FILE the log, the sessions and the newest id are in an SQLite fil
 batch of events decided is committed in one transaction before anything of it goes out, so whatever
 anybody was told, ACKs included, is on disk; after kill -9 all goes on where the file ends, and
 everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent
-or acknowledged, what members send waits with them, and the same commit is tried again. Whoever reads
-below the log in memory is fed from the file, a piece each time its window opens. One thing does not
-go on after a restart: receipts for what was said before it.
+or acknowledged, what members send waits with them, and the same commit is tried again. Whoever
+reads below the log in memory is fed from the file, a piece each time its window opens. One thing
+does not go on after a restart: receipts for what was said before it.
 
 Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
@@ -86,9 +86,9 @@ except ImportError:
     sqlite3 = None  # type: ignore[assignment]
 
 import chatproto
-from chatproto import (FROM_CLIENT, LONE_ACK, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack, Alarm,
-                       Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError, Heard,
-                       Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
+from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack,
+                       Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError,
+                       Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
                        MessageQueue, MessageSocket, News, Ping, ProtocolError, Recall, Recalled,
                        Rename, Renamed, Say, Unknown, Welcome, escape, name_key)
 
@@ -115,8 +115,10 @@ INBOX = 10_000
 # client sends without an ACK. Then its socket is not read.
 HELD = WINDOW
 HELD_BYTES = WINDOW_BYTES
-# Bytes of a line that cost as much of the flood limit as the line itself.
+# Bytes of a line that cost as much of the flood limit as the line itself, and what a request for
+# older messages costs besides.
 COST_BYTES = 2_048
+RECALL_COST = 4
 # Members in the list of users. 10,000 who come and are told of each other would be 50 million
 # frames, minutes of work: so whoever comes later is in the list when there is room in it.
 LISTED = 1_000
@@ -982,8 +984,9 @@ class Journal:
         self.removed: "list[int]" = []
         # Bytes that were added since the last commit.
         self.added = 0
-        # The file could not be read up to this id.
+        # The file could not be read up to this id; how many damaged entries the log was told of.
         self._unreadable = 0
+        self._damaged = 0
         # Why the last commit failed, and when the first one did; when one worked again.
         self.held: Optional[str] = None
         self._held_since = -math.inf
@@ -1001,6 +1004,7 @@ class Journal:
             if is_public_chat or frame.startswith(_CHAT_START):
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
+        self._note_damage()
         self.log.publish(self.last, self._clock())
 
     # The order
@@ -1014,8 +1018,10 @@ class Journal:
         """The wall clock, for `at`."""
         return round(self._wall_clock(), 3)
 
-    def add(self, message: Message, audience: "Optional[FrozenSet[int]]" = None) -> None:
-        """Give a message its place in the log: for everybody, or for sessions by their numbers."""
+    def add(self, message: Message, audience: "Optional[FrozenSet[int]]" = None,
+            speaker: Optional[int] = None) -> None:
+        """Give a message its place in the log: for everybody, or for sessions by their numbers.
+        `speaker` is that of the session which said it."""
         frame = message.encode()
         self.log.append(message.id, frame, audience)
         self.added += len(frame)
@@ -1024,7 +1030,8 @@ class Journal:
             if audience is None:
                 self._recent.append((message.id, frame))
         if self._history is not None:
-            self._rows.append(entry_row(message, frame, tuple(sorted(audience or ())), self.now()))
+            numbers = tuple(sorted(audience or ()))
+            self._rows.append(entry_row(message, frame, numbers, self.now(), speaker))
 
     def _index(self, id: int, audience: "Optional[FrozenSet[int]]") -> None:
         for number in (None,) if audience is None else audience:
@@ -1098,7 +1105,7 @@ class Journal:
         return whether there were any."""
         assert self._history is not None
         try:
-            more = self._history.trim(self.now())
+            more = self._history.trim(self.now(), self._clock())
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
@@ -1142,6 +1149,7 @@ class Journal:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
+            self._note_damage()
             found = [(id, frame) for id, frame, is_public_chat in rows
                      if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
@@ -1161,20 +1169,22 @@ class Journal:
 
     def older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
         """The frames that `recall` asks for, oldest first, and before which id there may be more.
-        Found by an index, in memory as in the file: what it costs is what it returns."""
+
+        Found by an index, in memory as in the file: what it costs is what it returns, or with
+        `find` a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
+        """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
-        found = self._older_here(session, before, count)
-        older: Optional[int] = None
-        if len(found) == count:
-            older = found[-1][0] if self._has_older(session, found[-1][0]) else None
-        elif self._history is not None:
+        words = [search_key(word) for word in (recall.find or "")[:MAX_FIND].split()]
+        found, older = self._older_here(session, before, count, words)
+        if older is None and self._history is not None and len(found) < count:
             try:
                 more, older = self._history.before(min(before, self.log.start + 1),
-                                                   count - len(found), session.number)
+                                                   count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
+            self._note_damage()
         frames: "list[bytes]" = []
         room = RECALL_BYTES
         for id, frame in found:
@@ -1184,23 +1194,41 @@ class Journal:
             frames.append(frame)
         return frames[::-1], older
 
-    def _older_here(self, session: Session, before: int,
-                    count: int) -> "list[tuple[int, bytes]]":
-        """The newest chats before an id that `session` may hear, of those in memory; newest
-        first."""
+    def _older_here(self, session: Session, before: int, count: int,
+                    words: "list[str]") -> "tuple[list[tuple[int, bytes]], Optional[int]]":
+        """The newest chats before an id that `session` may hear, of those in memory, newest first,
+        and where to go on; None when none is left here."""
+        looked = LOOK_ROWS if words else count
         ids: "list[int]" = []
         for number in (None, session.number):
             said = self._chats.get(number, [])
             end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - count):end]
-        return [(id, self.log.frame(id)) for id in sorted(ids, reverse=True)[:count]]
+            ids += said[max(0, end - looked - 1):end]
+        found: "list[tuple[int, bytes]]" = []
+        size = 0
+        for seen, id in enumerate(sorted(ids, reverse=True)):
+            if len(found) == count or seen == looked or size >= LOOK_BYTES:
+                return found, id + 1
+            frame = self.log.frame(id)
+            text = search_text(frame) if words else ""
+            size += len(frame) + len(text) if words else 0
+            if all(word in text for word in words):
+                found.append((id, frame))
+        more_in_file = self._history is not None and self._history.forgotten < self.log.start
+        return found, self.log.start + 1 if more_in_file and len(found) == count else None
 
-    def _has_older(self, session: Session, before: int) -> bool:
-        """Whether there may be a chat for `session` before an id."""
-        if self._history is not None and self._history.forgotten < self.log.start:
-            return True
-        both = (self._chats.get(number) for number in (None, session.number))
-        return any(said and said[0] < before for said in both)
+    def _note_damage(self) -> None:
+        """Say once of each damaged entry that it is left out."""
+        damaged = len(self._history.damaged) if self._history is not None else 0
+        if damaged > self._damaged:
+            logger.error("damaged: %d more entries of the history are left out",
+                         damaged - self._damaged)
+            self._damaged = damaged
+
+    def missing(self, after: int) -> int:
+        """How many of the entries behind a place are known to be lost to damage."""
+        damaged = self._history.damaged if self._history is not None else ()
+        return sum(id > after for id in damaged)
 
     def close(self) -> None:
         """Give the history file back. Not on the sequencer's thread, but after it."""
@@ -1584,14 +1612,13 @@ class Delivery:
         # Events that the alarm will post.
         self._asked: "set[Callable[[], None]]" = set()
 
-    def add(self, message: Message, audience: "tuple[Session, ...]" = ()) -> None:
+    def add(self, message: Message, audience: "tuple[Session, ...]" = (),
+            speaker: Optional[Session] = None) -> None:
         """Add what is not only a join or a leave: for everybody, or for a few. It is published at
         once."""
         self._is_urgent = True
-        if not audience:
-            self._journal.add(message)
-            return
-        self._journal.add(message, frozenset(session.number for session in audience))
+        numbers = frozenset(session.number for session in audience) or None
+        self._journal.add(message, numbers, speaker.number if speaker else None)
         self._concerned.update(dict.fromkeys(audience))
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
@@ -1841,6 +1868,7 @@ class Entrance:
             if journal.feeds or seen >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
+            missed += journal.missing(place)
         if session.present:
             self._take_over(session)
             self._delivery.notes.add("back", f"{session.name} from {link.address}")
@@ -1998,6 +2026,8 @@ class Room:
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings)
+        # Somebody has searched since the last flush().
+        self._has_searched = False
         if history is not None:
             self._entrance.restore(history)
             alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
@@ -2161,6 +2191,7 @@ class Room:
         Where it cannot be committed nothing of it goes out, and `is_held` is true: no event may be
         run before a flush() works.
         """
+        self._has_searched = False
         for link in self._delivery.shorten():
             self._entrance.too_slow(link)
         self._delivery.flush()
@@ -2223,13 +2254,22 @@ class Room:
             self._entrance.close(session, link)
             self._entrance.leave(session, "quit")
         elif isinstance(message, Recall):
-            frames, older = self.journal.older(session, message)
-            self._delivery.answer(link, Recalled.encode_frames(message.id, frames, older))
+            self._recall(link, session, message)
         elif isinstance(message, Invalid):
             self._delivery.refuse(link, message.error, message.id)
         else:
             # They ask for nothing but their ACK.
             assert isinstance(message, (Ping, Unknown)), message
+
+    def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
+        """Answer with older messages. Of searches only one step is made in a batch, so that many
+        who search slow down one another and nobody else: the others are told to ask again."""
+        frames: "list[bytes]" = []
+        older: Optional[int] = recall.before or self.journal.last + 1
+        if recall.find is None or not self._has_searched:
+            self._has_searched = self._has_searched or recall.find is not None
+            frames, older = self.journal.older(session, recall)
+        self._delivery.answer(link, Recalled.encode_frames(recall.id, frames, older, recall.find))
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
         journal, recipient = self.journal, None
@@ -2243,11 +2283,12 @@ class Room:
         to = recipient.name if recipient else None
         chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to)
         if recipient is None:
-            self._delivery.add(chat)
+            self._delivery.add(chat, speaker=session)
             self._delivery.records.append(f"<{session.name}> {say.text}")
             listeners = len(self._members) - 1
         else:
-            self._delivery.add(chat, (session,) if recipient is session else (session, recipient))
+            both = (session,) if recipient is session else (session, recipient)
+            self._delivery.add(chat, both, speaker=session)
             listeners = int(recipient is not session)
         if session.receipts and listeners:
             now = self._alarm.clock()
@@ -2345,9 +2386,9 @@ class Allowance:
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
 
-    def give_back(self, cost: float) -> None:
-        """It did not cost anything after all."""
-        self._left += cost
+    def change(self, cost: float) -> None:
+        """It cost more, or less, than was taken."""
+        self._left -= cost
 
 
 class Connection:
@@ -2502,10 +2543,13 @@ class Connection:
         """The message in a line; none when it was an ACK, or no frame."""
         try:
             message = chatproto.decode(line, chatproto.INSTRUCTIONS[FROM_CLIENT])
+            if isinstance(message, Recall):
+                # What it makes the room do; this may be owed.
+                self.allowance.change(RECALL_COST)
             if isinstance(message, Ack) and self.session is not None:
                 if self.manager.take_ack(message.upto):
                     # So that listeners in a fast room are not slowed.
-                    self.allowance.give_back(cost_of(line))
+                    self.allowance.change(-cost_of(line))
                 return []
             return [message]
         except FrameError as error:
@@ -3173,7 +3217,7 @@ class _Output:
 # --- The console ---
 
 class Console:
-    """What the operator can do, from stdin or from code: command() takes a line, returns the answer.
+    """What the operator can do, from stdin or from code: command() takes a line and answers.
 
     Each command is a method, and /help is written from their docstrings.
     """
