@@ -11,7 +11,8 @@ The process ends with that pipe; until then it goes on acknowledging.
 What makes it cheap: everybody in the room is sent the same bytes. So the frames are kept once, in
 `log`, decoded and checked when they come first; what any other member receives is compared with the
 log, a whole read at a time, whatever it holds. Only what differs (an ACK, a ping, a frame that is
-missing) is taken apart. A frame's place in the log is its number. One thread, no locks. """
+missing) is taken apart. A frame's place in the log is its number. One thread, no locks.
+"""
 
 import bisect
 import contextlib

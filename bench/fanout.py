@@ -10,12 +10,13 @@ Starts each server on a free port of this machine, fills it with members from an
 (driver.py), and lets them speak: at most `window` messages are under way until every member has
 heard them. A window of 1 shows latency and what a single message costs, 64 shows throughput.
 Compared with a bare send loop and an asyncio chat (peers.py), with ngIRCd and mosquitto where they
-are installed, and with fanout_limit.c where --tools names its folder. report.py makes the table,
-page and plot.
+are installed, and with a send loop in C (fanout_limit.c, no part of this repository) where --tools
+names its folder. report.py makes the table, page and plot.
 
 The exit code is 1 when a message was lost, doubled or out of order, or a server failed: each is in
 the table. CPU, memory and wake-ups of a server are known on Linux only; elsewhere they are "-". One
-thread here, but for the one that feeds a client. """
+thread here, but for the one that feeds a client.
+"""
 
 import argparse
 import contextlib

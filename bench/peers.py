@@ -8,7 +8,8 @@ asyncio  what one writes first: asyncio streams and JSON, without ACKs, and with
 waits for a slow member.
 
 Both speak enough of Roger's frames for bench/driver.py: a join is answered by a welcome, a chat
-goes to everybody. One thread, no locks; served until killed. """
+goes to everybody. One thread, no locks; served until killed.
+"""
 
 import asyncio
 import json

@@ -11,7 +11,8 @@ Chrome's DevTools Protocol.
     browser.close()
 
 Nothing sleeps: wait() is a promise in the page, which looks whenever the page changes, and every 20
-ms for what is no element. """
+ms for what is no element.
+"""
 
 import base64
 import itertools

@@ -10,7 +10,8 @@ messages that were acknowledged, then a random moment more), and is started agai
 its file. In the end everybody says a last word, and HistoryChecker judges what each has said and
 heard; check_file() judges the file: nothing that was acknowledged is lost, nothing is there twice,
 one order, for everybody and in the file. And nobody's session is forgotten: every welcome but the
-first is a resume. """
+first is a resume.
+"""
 
 import argparse
 import logging

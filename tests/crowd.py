@@ -20,7 +20,8 @@ from webclient import masked, upgrade_request
 class Member:
     """A raw client: drops duplicates, acknowledges at once, keeps to the window, remembers what it
     heard. It can connect again, and goes on with its session: it sends again what was not
-    confirmed. """
+    confirmed.
+    """
 
     # As of chatproto, and no more: so many of its frames may be unconfirmed.
     WINDOW = 64

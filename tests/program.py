@@ -39,7 +39,8 @@ class Program:
     `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at
     `terminal` in wait_until(), in snapshot(), or after wait_exit(): in between, the reader feeds
     it. `process` is the Popen, `chunks` has (seconds since the start, bytes) for each read,
-    `first_settings` what settings() was before the command ran. """
+    `first_settings` what settings() was before the command ran.
+    """
 
     def __init__(self, command, rows=24, columns=80, env=None, cwd=None, **options):
         self.terminal = Terminal(rows, columns, **options)
@@ -103,7 +104,8 @@ class Program:
         ends or takes too long.
 
         It is asked now, and when something has arrived: a state that lasts for one chunk only may
-        pass between. The lock is held, so it must not call this object. """
+        pass between. The lock is held, so it must not call this object.
+        """
         deadline = time.monotonic() + TIMEOUT
         with self._changed:
             while not (result := predicate(self.terminal)):

@@ -82,7 +82,8 @@ class Terminal:
     to `on_reply`) and `scrollback` (lines that have left the main screen at its top) only grow.
     `modes` is the set of private modes that are on. `painted` (cells printed), `rows_touched`
     (printed or erased), `scrolls` and `bells` start anew with reset_counters(). `alternate`: the
-    alternate screen is shown. """
+    alternate screen is shown.
+    """
 
     def __init__(self, rows=24, columns=80, joins_emoji=True, widens=True, on_reply=None):
         self.rows, self.columns = rows, columns

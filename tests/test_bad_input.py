@@ -3,7 +3,8 @@
 Every test with `connect` has a bystander pair of members: they chat before the bad input and after
 it, and then the server has to be alive, with no bug of its own on its stderr. The malformed lines
 are those of test_chatproto. (test_room_doors.py has what a real server would take seconds or luck
-to show.) """
+to show.)
+"""
 
 import itertools
 

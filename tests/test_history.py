@@ -4,7 +4,8 @@ fails.
 The faults are real ones: a file size limit set on the running server (full disk), a file that is
 moved away, pages that are overwritten, a lock that another process holds, a file without write
 permission. campaign.py kills the server under load, simulation.py kills it at every write; here are
-the single cases. """
+the single cases.
+"""
 
 import contextlib
 import json

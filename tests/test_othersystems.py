@@ -57,8 +57,9 @@ filler.join(0.3)
 if filler.is_alive():
     print("full: waits")
 """
-PLAIN = {"platform": "linux", "names": "MSG_DONTWAIT poll POLLRDHUP epoll", "woken": "True", "its peer reads": "b''",
-         "read again": "b''", "listener": "None", "full": "BlockingIOError 11"}
+PLAIN = {"platform": "linux", "names": "MSG_DONTWAIT poll POLLRDHUP epoll", "woken": "True",
+         "its peer reads": "b''", "read again": "b''", "listener": "None",
+         "full": "BlockingIOError 11"}
 
 
 @pytest.mark.parametrize("system, differences", [
@@ -69,8 +70,8 @@ PLAIN = {"platform": "linux", "names": "MSG_DONTWAIT poll POLLRDHUP epoll", "wok
     ("macos", {"platform": "other", "names": "MSG_DONTWAIT poll", "listener": "OSError 107",
                "full": "waits"})])
 def test_sockets_of_another_system(system, differences):
-    """No MSG_DONTWAIT, no poll, a shutdown that wakes nobody: in the process that was asked for, and
-    not elsewhere."""
+    """No MSG_DONTWAIT, no poll, a shutdown that wakes nobody: in the process that was asked for,
+    and not elsewhere."""
     done = run_python("-c", LOOK, env=sockets_of(system))
     assert done.stderr == ""
     found = dict(line.split(":", 1) for line in done.stdout.splitlines())

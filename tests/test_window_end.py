@@ -1,6 +1,7 @@
 """How the client in a terminal ends, however it ends, and that the terminal is as it was; that it
 can be stopped and continued; and what it does on terminals that can less. (test_window.py: what is
-shown while it runs.) """
+shown while it runs.)
+"""
 
 import os
 import re

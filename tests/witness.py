@@ -125,7 +125,8 @@ class HistoryChecker:
 
     `epoch` is the run of ids to judge (the only one where there was no restart). Losses are looked
     for among the messages whose ACK came in that run: in a crash without history what was
-    acknowledged before it may be gone. """
+    acknowledged before it may be gone.
+    """
 
     def __init__(self, histories, epoch):
         self._histories = histories

@@ -1,5 +1,6 @@
-"""Makes the sockets of a Python process on Linux behave as those of another system do. Python imports
-this file at its start when its folder is on PYTHONPATH (harness.sockets_of() is that environment).
+"""Makes the sockets of a Python process on Linux behave as those of another system do. Python
+imports this file at its start when its folder is on PYTHONPATH (harness.sockets_of() is that
+environment).
 
 ROGER_SOCKETS names the system:
 
@@ -9,9 +10,9 @@ ROGER_SOCKETS names the system:
     macos     MSG_DONTWAIT means nothing to send(), which waits for room. poll() does not know
               POLLRDHUP, and there is no epoll(). A listening socket cannot be shut down.
 
-With both, sys.platform is "other" (or what ROGER_PLATFORM says), so that a program takes the way that
-it takes wherever it is not on Linux, and none that needs more of Windows than its sockets. All else
-stays as it is on Linux: os.name, errno, files, signals.
+With both, sys.platform is "other" (or what ROGER_PLATFORM says), so that a program takes the way
+that it takes wherever it is not on Linux, and none that needs more of Windows than its sockets. All
+else stays as it is on Linux: os.name, errno, files, signals.
 """
 
 import errno
