@@ -20,7 +20,7 @@ import sys
 
 def bare(port):
     """The bare loop."""
-    # Partial: socket -> a line without its end.
+    # `partial` has for each socket its line without an end.
     selector, members, partial = selectors.DefaultSelector(), [], {}
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     selector.register(listener, selectors.EVENT_READ)

@@ -100,7 +100,7 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
             target = acknowledged(talkers) + chance.randint(least, most)
             wait_until(lambda: acknowledged(talkers) >= target or any(t.ended for t in talkers),
                        what=lambda: f"no progress: {server.stderr_text()[-2000:]}")
-            # Anywhere between two commits, or within one.
+            # It dies anywhere between two commits, or within one.
             stop.wait(chance.uniform(0, 0.01))
             server.kill()
             down = time.monotonic()

@@ -95,7 +95,7 @@ class ServerProcess:
         self.lines = []
         # The first line, or "" for the end of stdout.
         self._first = queue.Queue()
-        # Ends with the process.
+        # It ends with the process.
         self._reader = threading.Thread(target=self._read, args=(self.process, self.lines),
                                         name="server stdout", daemon=True)
         self._reader.start()

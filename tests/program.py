@@ -28,7 +28,7 @@ try:
     import pty
     import termios
 except ImportError:
-    # Windows: neither of them runs there.
+    # This is Windows, and neither of them runs there.
     pty = None
 
 
@@ -46,7 +46,7 @@ class Program:
         self.terminal = Terminal(rows, columns, **options)
         self.chunks = []
         self._output = bytearray()
-        # Typed, but the command does not read.
+        # What was typed while the command does not read.
         self._unsent = bytearray()
         # All that it printed has been read.
         self._ended = False
@@ -54,7 +54,7 @@ class Program:
         # Protects the terminal and all of the above; a leaf.
         self._changed = threading.Condition(threading.Lock())
         self._master, self._slave = pty.openpty()
-        # Wakes the reader when there is something unsent.
+        # To write to it wakes the reader when there is something unsent.
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._master, False)
         self.first_settings = self._last_settings = termios.tcgetattr(self._slave)
@@ -67,9 +67,9 @@ class Program:
             start_new_session=True,
             env={name: value for name, value in variables.items() if value is not None},
             preexec_fn=take_terminal)
-        # Ends after the waiter.
+        # It ends after the waiter.
         self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)
-        # Ends with the process.
+        # It ends with the process.
         self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)
         self._reader.start()
         self._waiter.start()
@@ -188,7 +188,7 @@ class Program:
             except BlockingIOError:
                 data = None
             except OSError:
-                # EIO: how Linux says that the other side is closed.
+                # It is EIO, by which Linux says that the other side is closed.
                 data = b""
             if data == b"" or data is None and self._closed:
                 break
@@ -211,7 +211,7 @@ class Program:
 
     def _await(self):
         self.process.wait()
-        # Open until now: some systems forget the settings with the last close.
+        # It was open until now: some systems forget the settings with the last close.
         with self._changed:
             self._last_settings = termios.tcgetattr(self._slave)
             os.close(self._slave)
@@ -222,7 +222,7 @@ def take_terminal():
     """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in
     the background."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # Nohup ignores the last.
+    # (nohup ignores the last one.)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

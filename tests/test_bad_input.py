@@ -105,7 +105,7 @@ def assert_works(client):
     text = f"still here {next(_numbers)}"
     id = client.say(text)
     heard = acknowledged = None
-    # In either order: the message may wait behind a replay.
+    # They come in either order: the message may wait behind a replay.
     while heard is None or acknowledged is None:
         frame = client.recv()
         if frame["type"] == "ack" and frame["id"] >= id:

@@ -94,7 +94,7 @@ def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
     said.append("after the storm")
     ann.say(said[-1])
     for talker in ann, bob:
-        # And all who joined before that.
+        # By then they have heard of all who joined before, too.
         crowd.run(lambda: said[-1] in talker.chats)
         visitors = [name for name in talker.names("joined") if name.startswith("v")]
         assert visitors, "the storm did not get in"
@@ -328,7 +328,7 @@ def test_reset_in_the_middle_of_a_frame_harms_nobody(serve, crowd):
 
 # --- Sockets and WebSockets ---
 
-# Members of each kind, messages of each member, connections that are cut on the way.
+# Members of each kind, messages of each member, and connections that are cut on the way.
 EACH, SAYS, CUTS = 100, 3, 120
 
 
