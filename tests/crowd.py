@@ -178,6 +178,8 @@ class Crowd:
     def __init__(self):
         self._selector = selectors.DefaultSelector()
         self._members = []
+        # Whether those whose connection has ended come back at once.
+        self.comes_back = False
 
     def connect(self, port, *names, kind=Member):
         """Members that have not joined."""
@@ -215,13 +217,14 @@ class Crowd:
             self.serve(0.02)
 
     def serve(self, seconds):
-        """Serve those of whom something comes within `seconds`; return those who have ended."""
-        members = [key.data for key, _ in self._selector.select(max(0, seconds))]
-        for member in members:
+        """Serve those of whom something comes within `seconds`."""
+        for key, _ in self._selector.select(max(0, seconds)):
+            member = key.data
             member.readable()
-            if member.ended:
+            if member.ended and self.comes_back:
+                self.come_back(member)
+            elif member.ended:
                 self.stop_reading(member)
-        return [member for member in members if member.ended]
 
     def serve_until(self, when):
         """Serve everybody until the clock shows `when`: the pace of a storm, not a wait for
