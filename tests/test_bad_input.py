@@ -58,16 +58,22 @@ class Others:
         "renamed") and name in (f["name"], f.get("to"))]
 
 
-@pytest.fixture
-def others(server):
-    """The bystander pair; they chat before and after."""
+@pytest.fixture(scope="module")
+def bystanders(server):
+    """The same two for all tests: who is not disturbed by any of them is disturbed by none."""
     others = Others(server.port)
-    others.chat()
     yield others
-    others.chat()
-    server.assert_healthy()
     for client in others.pair:
         client.close()
+
+
+@pytest.fixture
+def others(server, bystanders):
+    """The bystander pair; they chat before and after."""
+    bystanders.chat()
+    yield bystanders
+    bystanders.chat()
+    server.assert_healthy()
 
 
 @pytest.fixture
