@@ -6,7 +6,6 @@ import json
 import pytest
 
 import browser as driver
-import harness
 from chat_client import ChatClient
 from harness import wait_until
 from proxy import CuttingProxy
@@ -516,10 +515,10 @@ def test_contrast(server, enter, friend, dark):
 
 # --- The host's view ---
 
-def test_host_view(enter, friend):
+def test_host_view(serve, enter, friend):
     """Who is there, since when; a boot with its reason, a word as Server, another message of the
     day; only with the secret."""
-    server = harness.start_server()
+    server = serve(rate=None)
     wait_until(lambda: len(server.lines) == 4)
     link = server.lines[3].partition("Host's page: ")[2]
     mallory, bob = friend(server.port, "mallory"), friend(server.port, "bob")
@@ -551,6 +550,3 @@ def test_host_view(enter, friend):
     host.js("hosting = 'wrong'; host()")
     host.wait("/does not take this link/.test(document.getElementById('host-note').textContent)")
     assert bob.joined
-    server.assert_healthy()
-    server.kill()
-    server.stop()

@@ -118,7 +118,7 @@ def test_broadcast_is_encoded_once_for_all_websockets():
                 for _ in range(50)]
     for one in managers:
         one.attach(written.append)
-    # More than a window.
+    # These are more than a window.
     frames = [b"%d\n" % id for id in range(1, 101)]
     all_of_them = PendingMessage(list(range(1, 101)), frames)
     for one in managers:
