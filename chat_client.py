@@ -9,6 +9,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
 
     Said            something this client said, and what became of it: sending, there, heard by n of
                     m, failed, unknown
+    Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Formatter       what is heard -> Entries, lines of spans that are safe to show
@@ -30,7 +31,7 @@ A bot:
 Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
 timer), "close" (a close() that a callback asked for), "stdin" or "keys" (reads for main) and the
 main thread, which alone writes to the terminal while there is a Window.
-Locks: ClientSession has one, described there.
+Locks: Sayings has one, described there.
 """
 
 from __future__ import annotations
@@ -130,15 +131,185 @@ class Callbacks(NamedTuple):
     on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None
 
 
-class ClientSession:
-    """Name, users, what was said and what became of it, over any number of connections.
+class Sayings:
+    """What this client says and what became of it: the log that the connection of now reads, and
+    beside it each message by its id. Any thread may call, and but for wait_settled() none blocks.
+    """
 
-    What is said has one home: the log, read by the one connection of now, and beside it what
-    became of each message, by its id. say() and the like may be called from any thread and do not block.
-    opened(), received() and closed() are for the one thread that reads; it runs the callbacks:
-    on_welcome(welcome), on_message(message) for what the server sends, on_state(said),
-    on_recalled(answer) for older messages that recall() asked for, None where the server keeps
-    none. An exception in one is told to threading.excepthook, and the next message comes all the same.
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # Protects all below; inside it the log's lock is taken. Waiters for fewer unsettled
+        # messages are notified through it.
+        self._changed = threading.Condition(threading.Lock())
+        # What the server has not acknowledged, and the newest id that was given.
+        self.log = MessageQueue()
+        self.last_id = 0
+        # What was said by its id, in order, while it is unsettled or has not come back in its
+        # place; and then, of the newest PLACES, by that place.
+        self._said: "dict[int, Said]" = {}
+        self._places: "dict[int, Said]" = {}
+        # Why nothing can be said any more.
+        self._over = ""
+
+    def add(self, make: Callable[[int], Message], said: Optional[Said] = None,
+            exempt: bool = False) -> Optional[News]:
+        """Put a message into the log, made with the next id, and remember what was `said` in it.
+        Raises queue.Full, and ConnectionError after the end, unless it is exempt."""
+        with self._changed:
+            if self._over and not exempt:
+                raise ConnectionError(self._over)
+            if not exempt and (len(self.log) >= UNSENT or self.log.size >= UNSENT_BYTES):
+                raise queue.Full
+            self.last_id += 1
+            message = make(self.last_id)
+            if said is not None:
+                said.id = message.id
+                self._said[message.id] = said
+            self.log.append(message.id, message.encode())
+            return self.log.publish(message.id, self._clock())
+
+    def next_id(self) -> int:
+        """An id for what is not in the log: a ping."""
+        with self._changed:
+            self.last_id += 1
+            return self.last_id
+
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What is neither there nor failed, in order."""
+        with self._changed:
+            return [said for said in self._said.values() if said.state in (SENDING, UNKNOWN)]
+
+    def at(self, place: int) -> Optional[Said]:
+        """What has that place in the order; None where it is another's, or long ago."""
+        return self._places.get(place)
+
+    def settle(self, upto: int) -> "list[Said]":
+        """The server acknowledges up to an id: return what is there now."""
+        there = []
+        with self._changed:
+            for id in range(self.log.start + 1, upto + 1):
+                said = self._said.get(id)
+                if said is not None and said.state == SENDING:
+                    said.state = THERE
+                    there.append(said)
+                    if said.place:
+                        del self._said[id]
+            self.log.forget(upto)
+            self._changed.notify_all()
+        return there
+
+    def fail(self, id: int, reason: str) -> "list[Said]":
+        """The server refuses what was sent under `id`: return what it was."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.state != SENDING:
+                return []
+            del self._said[id]
+            said.state, said.reason = FAILED, reason
+            self._changed.notify_all()
+        return [said]
+
+    def came_back(self, place: int, id: int) -> None:
+        """Our own message has come at its place in the order."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.place:
+                return
+            said.place = place
+            self._places[place] = said
+            if said.state == THERE:
+                del self._said[id]
+            if len(self._places) > PLACES:
+                del self._places[next(iter(self._places))]
+
+    def forget_places(self) -> None:
+        """The ids of the server begin anew."""
+        with self._changed:
+            self._places.clear()
+            for said in self._said.values():
+                said.place = 0
+
+    def without_place(self, forget: bool) -> "list[Said]":
+        """What is there and has not come back; with `forget` it may come back as anybody's."""
+        with self._changed:
+            there = [said for said in self._said.values()
+                     if said.state == THERE and not said.place]
+            for said in there if forget else ():
+                del self._said[said.id]
+        return there
+
+    def end(self, why: str) -> None:
+        """Nothing more can be said."""
+        with self._changed:
+            self._over = self._over or why
+
+    def give_up(self) -> "list[Said]":
+        """Nothing is waited for any more: return what stays unknown."""
+        with self._changed:
+            unknown = [said for said in self._said.values() if said.state == SENDING]
+            for said in unknown:
+                said.state = UNKNOWN
+            self._changed.notify_all()
+        return unknown
+
+    def wait_settled(self, at_most: int, seconds: float) -> bool:
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        with self._changed:
+            waiting = self._count_unsettled()
+            while waiting > at_most:
+                self._changed.wait(seconds)
+                before, waiting = waiting, self._count_unsettled()
+                if waiting in (before, -1):
+                    return False
+        return waiting >= 0
+
+    def _count_unsettled(self) -> int:
+        """How many are unsettled; -1 after one gave up. Needs the lock."""
+        states = [said.state for said in self._said.values()]
+        return -1 if UNKNOWN in states else states.count(SENDING)
+
+
+class People:
+    """Who is in the room, as far as the server tells: on the thread that reads alone."""
+
+    def __init__(self) -> None:
+        # By name_key, in the order of coming; and how many there are: more in a very large room.
+        self.users: "dict[str, str]" = {}
+        self.here = 0
+        # The newest id that this list takes into account from the start.
+        self.as_of = 0
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Begin with the list of a welcome."""
+        self.users = {name_key(name): name for name in welcome.users}
+        self.here = len(welcome.users) if welcome.here is None else welcome.here
+        self.as_of = welcome.last
+
+    def update(self, message: Message) -> None:
+        """Follow joins, leaves and renames. The welcome's list has older ones already."""
+        if message.id <= self.as_of:
+            return
+        if isinstance(message, Joined):
+            self.here += name_key(message.name) not in self.users
+            self.users[name_key(message.name)] = message.name
+        elif isinstance(message, Left):
+            self.here -= 1
+            self.users.pop(name_key(message.name), None)
+        elif isinstance(message, Renamed):
+            self.users.pop(name_key(message.name), None)
+            self.users[name_key(message.to)] = message.to
+
+
+class ClientSession:
+    """One person's side of the chat, over any number of connections.
+
+    say() and the like may be called from any thread and do not block. opened(), received() and
+    closed() are for the one thread that reads; it runs the callbacks: on_welcome(welcome),
+    on_message(message) for what the server sends, on_state(said), on_recalled(answer) for older
+    messages that recall() asked for, None where the server keeps none. An exception in one is told
+    to threading.excepthook, and the next message comes all the same.
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
@@ -147,11 +318,10 @@ class ClientSession:
         self.name = name
         # What we ask for: another one may be all that is free for now.
         self.wanted = name
-        # Those in the room by name_key, in the order of coming; how many there are, which is more
-        # in a very large room; and the newest id that the welcome's list takes into account.
-        self.users: "dict[str, str]" = {}
-        self.here = 0
-        self.list_as_of = 0
+        # Those we have had in this session: our own messages come from one of them.
+        self._names = {name}
+        self._people = People()
+        self._sayings = Sayings(alarm.clock)
         # Welcomed on the connection of now.
         self.joined = False
         # A message with an id up to this was said before we came.
@@ -165,24 +335,10 @@ class ClientSession:
         # Our credential, and which run of ids it is of.
         self._session: Optional[str] = None
         self._epoch: Optional[str] = None
-        # Those we have had in this session: our own messages come from one of them.
-        self._names = {name}
         self._decoder = FrameDecoder(FROM_SERVER)
-        # Protects the six below; inside it the log's lock is taken. Waiters for fewer unsettled
-        # messages are notified through it.
-        self._changed = threading.Condition(threading.Lock())
-        # What we say and the server has not acknowledged, and the newest id that we gave.
-        self._log = MessageQueue()
-        self._last_id = 0
-        # What was said by its id, in order, while it is unsettled or has not come back in its
-        # place; and then, of the newest PLACES, by that place.
-        self._said: "dict[int, Said]" = {}
-        self._places: "dict[int, Said]" = {}
-        # Requests for older messages without an answer.
+        # Requests for older messages without an answer. A dict's own methods are atomic.
         self._recalls: "dict[int, Recall]" = {}
-        # Why nothing can be said any more.
-        self._over = ""
-        self.manager = MessageManager(alarm, self._log, self, lambda data: None)
+        self.manager = MessageManager(alarm, self._sayings.log, self, lambda data: None)
 
     # Speaking
 
@@ -190,11 +346,8 @@ class ClientSession:
         """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
         UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
         chatproto.check_text(text)
-        with self._changed:
-            said = Said(self._last_id + 1, text, to)
-            news = self._number(Say(said.id, text, to, seen))
-            self._said[said.id] = said
-        self._wake(news)
+        said = Said(0, text, to)
+        self._send(lambda id: Say(id, text, to, seen), said)
         return said
 
     def whisper(self, name: str, text: str) -> Said:
@@ -204,9 +357,8 @@ class ClientSession:
     def rename(self, name: str) -> None:
         """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad
         name."""
-        with self._changed:
-            news = self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
-        self._wake(news)
+        chatproto.check_name(name)
+        self._send(lambda id: Rename(id, name))
 
     def recall(self, count: int = 20, before: Optional[int] = None,
                find: Optional[str] = None) -> None:
@@ -216,32 +368,19 @@ class ClientSession:
 
     def leave(self) -> None:
         """Say that we go on purpose."""
-        with self._changed:
-            news = self._number(Leave(self._last_id + 1), exempt=True)
-        self._wake(news)
+        self._send(Leave, exempt=True)
 
     def _recall(self, count: int, before: Optional[int], find: Optional[str],
                 again: bool = False) -> None:
-        with self._changed:
-            request = Recall(self._last_id + 1, before, count, find)
-            # One that is asked again may not fail because too much waits.
-            news = self._number(request, exempt=again)
-            self._recalls[request.id] = request
-        self._wake(news)
+        def request(id: int) -> Recall:
+            self._recalls[id] = Recall(id, before, count, find)
+            return self._recalls[id]
+        # One that is asked again may not fail because too much waits.
+        self._send(request, exempt=again)
 
-    def _number(self, message: Message, exempt: bool = False) -> Optional[News]:
-        """Put a numbered message into the log. Needs the lock."""
-        assert self._changed._is_owned()  # type: ignore[attr-defined]
-        if not exempt:
-            if self._over:
-                raise ConnectionError(self._over)
-            if len(self._log) >= UNSENT or self._log.size >= UNSENT_BYTES:
-                raise queue.Full
-        self._last_id = message.id
-        self._log.append(message.id, message.encode())
-        return self._log.publish(message.id, self._alarm.clock())
-
-    def _wake(self, news: Optional[News]) -> None:
+    def _send(self, make: Callable[[int], Message], said: Optional[Said] = None,
+              exempt: bool = False) -> None:
+        news = self._sayings.add(make, said, exempt)
         if news is not None:
             self.manager.wake(news)
 
@@ -253,9 +392,7 @@ class ClientSession:
 
     def idle(self) -> None:
         """On the alarm's thread: it is time for a ping."""
-        with self._changed:
-            self._last_id += 1
-            id = self._last_id
+        id = self._sayings.next_id()
         self.manager.ping(id, Ping(id).encode())
 
     def behind(self, retry: bool) -> None:
@@ -269,7 +406,7 @@ class ClientSession:
         server suggested one."""
         seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
-        self.manager = MessageManager(self._alarm, self._log, self, write)
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, write)
         self.manager.seen = seen
         write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
                    receipts=self._receipts).encode())
@@ -292,72 +429,60 @@ class ClientSession:
         self.joined = False
         self.manager.close()
 
+    # What is known
+
+    @property
+    def users(self) -> "dict[str, str]":
+        """Those in the room by name_key, in the order of coming."""
+        return self._people.users
+
+    @property
+    def here(self) -> int:
+        """How many there are: more than `users` in a very large room."""
+        return self._people.here
+
+    @property
+    def list_as_of(self) -> int:
+        """The newest id that the list of users in the welcome takes into account."""
+        return self._people.as_of
+
     @property
     def last_frame(self) -> bytes:
         """The line of the message that a callback is called for."""
         return self._decoder.line
 
-    # What became of what was said
-
     @property
     def unsettled(self) -> "list[Said]":
         """What was said and is neither there nor failed, in order."""
-        with self._changed:
-            return [said for said in self._said.values() if said.state in (SENDING, UNKNOWN)]
+        return self._sayings.unsettled
 
     def said_of(self, id: int) -> Optional[Said]:
         """What we said that has the place `id` in the order; None where it is another's, or long
         ago."""
-        return self._places.get(id)
+        return self._sayings.at(id)
 
     def is_own(self, message: Message) -> bool:
         """True for what we said, even under a name that we had before."""
-        return isinstance(message, Chat) and (
-            name_key(message.sender) == name_key(self.name)
-            or self.said_of(message.id) is not None)
+        return isinstance(message, Chat) and (name_key(message.sender) == name_key(self.name)
+                                              or self.said_of(message.id) is not None)
 
     def forgotten(self, welcome: Welcome) -> "list[Said]":
         """For on_welcome: what the server has said to have, and may not send back at its place
         after this welcome."""
         if welcome.resumed and not welcome.missed:
             return []
-        with self._changed:
-            there = [said for said in self._said.values()
-                     if said.state == THERE and not said.place]
-            if not welcome.resumed:
-                # If it comes, then as anybody's.
-                for said in there:
-                    del self._said[said.id]
-        return there
+        return self._sayings.without_place(forget=not welcome.resumed)
 
     def give_up(self, why: str = "the client was closed") -> None:
         """Nothing is waited for any more, and nothing can be said: what is not acknowledged stays
         unknown."""
-        with self._changed:
-            self._over = self._over or why
-            unknown = [said for said in self._said.values() if said.state == SENDING]
-            for said in unknown:
-                said.state = UNKNOWN
-            self._changed.notify_all()
-        for said in unknown:
-            self._call(self._callbacks.on_state, said)
+        self._sayings.end(why)
+        self._tell_states(self._sayings.give_up())
 
     def wait_settled(self, at_most: int, seconds: float) -> bool:
         """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
         one gave up."""
-        with self._changed:
-            waiting = self._count_unsettled()
-            while waiting > at_most:
-                self._changed.wait(seconds)
-                before, waiting = waiting, self._count_unsettled()
-                if waiting in (before, -1):
-                    return False
-        return waiting >= 0
-
-    def _count_unsettled(self) -> int:
-        """How many are unsettled; -1 after one gave up. Needs the lock."""
-        states = [said.state for said in self._said.values()]
-        return -1 if UNKNOWN in states else states.count(SENDING)
+        return self._sayings.wait_settled(at_most, seconds)
 
     # What the server sends, on the reading thread
 
@@ -369,6 +494,10 @@ class ClientSession:
             threading.excepthook(threading.ExceptHookArgs(
                 (type(error), error, error.__traceback__, threading.current_thread())))
 
+    def _tell_states(self, changed: "list[Said]") -> None:
+        for said in changed:
+            self._call(self._callbacks.on_state, said)
+
     def _welcomed(self, welcome: Welcome) -> None:
         seen = self.manager.seen
         if not welcome.resumed:
@@ -377,24 +506,19 @@ class ClientSession:
                 # Another run of ids.
                 seen = 0
                 self.oldest = None
-                with self._changed:
-                    self._places.clear()
-                    for said in self._said.values():
-                        said.place = 0
+                self._sayings.forget_places()
         self._session, self._epoch = welcome.session, welcome.epoch
         self.name = welcome.name
         self._names.add(welcome.name)
-        self.users = {name_key(name): name for name in welcome.users}
-        self.here = len(welcome.users) if welcome.here is None else welcome.here
+        self._people.welcome(welcome)
         self.history_until = 0 if welcome.resumed else welcome.last
-        self.list_as_of = welcome.last
         self.joined = True
-        self._settle(min(welcome.got, self._last_id))
+        self._tell_states(self._sayings.settle(min(welcome.got, self._sayings.last_id)))
         self._call(self._callbacks.on_welcome, welcome)
-        self.manager.open(self._log.start, seen=seen)
+        self.manager.open(self._sayings.log.start, seen=seen)
         # Asked again under a new id: the answer may be lost, and an ACK that comes first is no
         # proof for the old one.
-        for request in self._answered(self._last_id):
+        for request in self._answered(self._sayings.last_id):
             self._recall(request.count, request.before, request.find, again=True)
 
     def _take(self, message: Message) -> None:
@@ -411,7 +535,7 @@ class ClientSession:
     def _take_bare(self, message: Message) -> None:
         if isinstance(message, Ack):
             self.manager.take_ack(message.upto)
-            self._settle(message.upto)
+            self._tell_states(self._sayings.settle(message.upto))
             # The answer comes before the ACK, if one comes.
             for _ in self._answered(message.upto):
                 self._call(self._callbacks.on_recalled, None)
@@ -421,11 +545,10 @@ class ClientSession:
             said = self.said_of(message.about)
             if said is not None:
                 said.heard, said.of = message.count, message.of
-                self._call(self._callbacks.on_state, said)
+                self._tell_states([said])
 
     def _recalled(self, answer: Recalled) -> None:
-        with self._changed:
-            request = self._recalls.pop(answer.about, None)
+        request = self._recalls.pop(answer.about, None)
         if request is None:
             # It came before, or is nobody's.
             return
@@ -438,8 +561,7 @@ class ClientSession:
 
     def _answered(self, upto: int) -> "list[Recall]":
         """Take the requests up to `upto` away."""
-        with self._changed:
-            return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
+        return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
 
     def _numbered(self, message: Message) -> None:
         # First: most are chats.
@@ -447,16 +569,14 @@ class ClientSession:
             if self.oldest is None:
                 self.oldest = message.id
             if message.cid and message.sender in self._names and message.id > self.history_until:
-                self._came_back(message, message.cid)
+                self._sayings.came_back(message.id, message.cid)
             self._call(self._callbacks.on_message, message)
             return
         if isinstance(message, Error) and message.about:
-            self._fail(message.about, message.text or message.code)
+            self._tell_states(self._sayings.fail(message.about, message.text or message.code))
         elif isinstance(message, Renamed):
             self._renamed(message)
-        # The welcome's list has the others already.
-        if message.id > self.list_as_of:
-            self._update_users(message)
+        self._people.update(message)
         if not isinstance(message, (Ping, Unknown, Invalid)):
             self._call(self._callbacks.on_message, message)
 
@@ -467,60 +587,6 @@ class ClientSession:
         elif renamed.name in self._names and renamed.to == self.name:
             # Ours, replayed: the welcome was under the new name already.
             self.wanted = renamed.to
-
-    def _update_users(self, message: Message) -> None:
-        if isinstance(message, Joined):
-            self.here += name_key(message.name) not in self.users
-            self.users[name_key(message.name)] = message.name
-        elif isinstance(message, Left):
-            self.here -= 1
-            self.users.pop(name_key(message.name), None)
-        elif isinstance(message, Renamed):
-            self.users.pop(name_key(message.name), None)
-            self.users[name_key(message.to)] = message.to
-
-    def _came_back(self, chat: Chat, cid: int) -> None:
-        """Our own message has come at its place in the order."""
-        with self._changed:
-            said = self._said.get(cid)
-            if said is None or said.place:
-                return
-            said.place = chat.id
-            self._places[chat.id] = said
-            if said.state == THERE:
-                del self._said[cid]
-            if len(self._places) > PLACES:
-                del self._places[next(iter(self._places))]
-
-    def _settle(self, upto: int) -> None:
-        """Everything up to `upto` is there, but what was refused."""
-        with self._changed:
-            if upto <= self._log.start:
-                return
-            there = []
-            for id in range(self._log.start + 1, upto + 1):
-                said = self._said.get(id)
-                if said is not None and said.state == SENDING:
-                    said.state = THERE
-                    there.append(said)
-                    if said.place:
-                        del self._said[id]
-            self._log.forget(upto)
-            if there:
-                self._changed.notify_all()
-        for said in there:
-            self._call(self._callbacks.on_state, said)
-
-    def _fail(self, id: int, reason: str) -> None:
-        """The server refuses what we sent under `id`."""
-        with self._changed:
-            said = self._said.get(id)
-            if said is None or said.state != SENDING:
-                return
-            del self._said[id]
-            said.state, said.reason = FAILED, reason
-            self._changed.notify_all()
-        self._call(self._callbacks.on_state, said)
 
 
 # --- The client ---
@@ -576,8 +642,7 @@ class ChatClient(ClientSession):
     def close(self, seconds: float = 0) -> None:
         """Wait up to `seconds` without progress for what was said, leave, and end. What is not
         acknowledged then is unknown. In a callback it returns at once, and does so afterwards."""
-        with self._changed:
-            self._over = self._over or "the client was closed"
+        self._sayings.end("the client was closed")
         if threading.current_thread() is self._thread:
             # A daemon, as all it does is to wait for this thread.
             threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
