@@ -409,20 +409,6 @@ def _acked_id(value: Any) -> int:
 # --- Messages: the instruction list ---
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-# What the encoder makes of a string.
-_quoted = json.encoder.encode_basestring
-
-
-def _json(value: Any) -> str:
-    """A field's value as JSON: for what most fields are without an encoder, which json makes anew
-    for each value."""
-    if type(value) is str:
-        return _quoted(value)
-    if type(value) is int or type(value) is float and math.isfinite(value):
-        return repr(value)
-    if type(value) is bool:
-        return "true" if value else "false"
-    return _encode_json(value)
 
 
 def encode_strings(texts: "list[str]") -> bytes:
@@ -447,24 +433,18 @@ class Message:
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
-        message = cls.__new__(cls)
-        # Past __init__, which takes as long as all of this where nothing may be assigned.
-        values = message.__dict__
-        for name, key, _, check, required in _wire_fields(cls):  # type: ignore[arg-type]
-            value = fields.get(key)
-            # A required one that is missing fails its check, as None.
-            if value is not None or required:
-                values[name] = check(value)
-        return message
+        return cls(**_checked(cls, fields))
 
     def encode(self) -> bytes:
         """The frame, with its line end."""
-        frame = f'{{"type":"{self.type}"' + (f',"id":{self.id}' if self.id else "")
-        for name, _, prefix, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
+        fields: "dict[str, Any]" = {"type": self.type}
+        if self.id:
+            fields["id"] = self.id
+        for name, key, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if value is not None:
-                frame += prefix + _json(value)
-        return (frame + "}\n").encode("utf-8")
+                fields[key] = value
+        return (_encode_json(fields) + "\n").encode("utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,9 +458,7 @@ class Numbered(Message):
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """As Message's; raises FrameError without an id."""
         id = cls._id_of(fields)
-        message = super().from_fields(fields)
-        message.__dict__["id"] = id
-        return message
+        return cls(id=id, **_checked(cls, fields))
 
     @staticmethod
     def _id_of(fields: "dict[str, Any]") -> int:
@@ -488,12 +466,18 @@ class Numbered(Message):
 
 
 @functools.lru_cache(maxsize=None)
-def _wire_fields(cls: Any) -> "tuple[tuple[str, str, str, Callable[[Any], Any], bool], ...]":
-    """Of each field of a message class: attribute, key on the wire, what comes before it in a
-    frame, check, whether it is required."""
-    keys = [(f, f.metadata["key"] or f.name) for f in dataclasses.fields(cls) if f.metadata]
-    return tuple((f.name, key, f',"{key}":', f.metadata["check"],
-                  f.default is dataclasses.MISSING) for f, key in keys)
+def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
+    """Of each field of a message class: attribute, key on the wire, check, whether it is
+    required."""
+    return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"],
+                  f.default is dataclasses.MISSING) for f in dataclasses.fields(cls) if f.metadata)
+
+
+def _checked(cls: Any, fields: "dict[str, Any]") -> "dict[str, Any]":
+    """The values of a message's fields. One that is required and missing fails its check, as
+    None."""
+    return {name: check(fields.get(key)) for name, key, check, required in _wire_fields(cls)
+            if required or fields.get(key) is not None}
 
 
 def _frame_id(fields: "dict[str, Any]") -> int:
@@ -508,6 +492,10 @@ class Ack(Message):
     """Confirms every numbered frame up to and including `upto`."""
     type = "ack"
     upto: int = _field(_acked_id, key="id")
+
+    def encode(self) -> bytes:
+        """The frame, with its line end: by far the most common one."""
+        return b'{"type":"ack","id":%d}\n' % self.upto
 
 
 @dataclasses.dataclass(frozen=True)
@@ -662,7 +650,7 @@ class Recalled(Message):
         """The same from chats that are encoded already."""
         end = "]" if older is None else f'],"older":{older}'
         if find is not None:
-            end += ',"find":' + _json(find)
+            end += ',"find":' + _encode_json(find)
         return (b'{"type":"history","about":%d,"entries":[' % about
                 + b",".join(frame.rstrip() for frame in frames) + end.encode("utf-8") + b"}\n")
 
