@@ -1604,8 +1604,9 @@ class MessageManager:
 
     @property
     def is_behind(self) -> bool:
-        """Whether this reader waits to be fed."""
-        return not self._flying and NOWHERE < self.sent < max(self._begin, self._log.start)
+        """Whether this reader waits to be fed; one that was closed does not."""
+        return (self._write is not None and not self._flying
+                and NOWHERE < self.sent < max(self._begin, self._log.start))
 
     @property
     def is_empty(self) -> bool:
