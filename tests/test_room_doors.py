@@ -5,7 +5,7 @@ import pytest
 
 import chat_server
 from chat_server import JOIN_TIMEOUT, LAST_WORDS
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, QUEUE_FRAMES, WINDOW, ConnectionClosed,
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, WINDOW, ConnectionClosed,
                        FrameDecoder, name_key)
 from harness import frame
 from roombench import Bench
@@ -146,14 +146,14 @@ def test_gone_before_the_welcome(bench, together):
 
 
 def test_gone_before_a_long_replay(bench):
-    """Who comes back for a replay longer than a queue, and is gone between welcome and replay,
+    """Who comes back for a replay of many windows, and is gone between welcome and replay,
     costs nobody a frame."""
     bob, ann = bench.visitor(), bench.visitor()
     bob.auto_ack = True
     bob.join("bob")
     ann.join("ann")
     ann.lose()
-    for start in range(0, QUEUE_FRAMES + 100, 50):
+    for start in range(0, 10 * WINDOW, 50):
         for number in range(start, start + 50):
             bench.say(f"number {number}")
         bench.settle()
