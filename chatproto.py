@@ -746,6 +746,7 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
 _HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
 class FrameDecoder:
@@ -844,9 +845,10 @@ def _too_deep(line: bytes) -> bool:
     if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
         return False
     quoted = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-    brackets = b"".join(quoted[::2]).translate(None, _NO_BRACKETS)
+    # Of both kinds alike: where they do not match the parser stops.
+    brackets = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 
