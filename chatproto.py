@@ -1407,7 +1407,7 @@ class MessageManager:
     """
 
     __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
-                 "sent", "acked", "_flying", "_flying_bytes", "_since", "_retries", "seen",
+                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries", "seen",
                  "_refused", "_late", "_ack_by", "_ring_at", "patient", "__weakref__")
 
     def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
@@ -1429,6 +1429,9 @@ class MessageManager:
         # Two places in the log. What lies between is in flight.
         self.sent = NOWHERE
         self.acked = NOWHERE
+        # Of what was fed last the id of its last frame, and the place behind: between these nothing
+        # is this reader's, whatever the log has there.
+        self._fed = (NOWHERE, NOWHERE)
         # How many frames of this reader lie between them, and their bytes. (A ping is not counted:
         # it is in flight with none of both.)
         self._flying = 0
@@ -1495,14 +1498,16 @@ class MessageManager:
             ring_at = self._next_ring()
         self._call(is_behind, ring_at)
 
-    def feed(self, frames: "list[bytes]", place: int) -> None:
+    def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
-        window of frames. Only while nothing is in flight (see behind())."""
+        window of frames, `last` the id of the last (0: it is the place). Only while nothing is in
+        flight (see behind())."""
         with self._lock:
             if self._write is None or self._flying or place < self.sent:
                 return
             was_idle = self.acked == self.sent
             self.sent = place
+            self._fed = (last or place, place)
             self._put_flying(frames, len(frames), sum(map(len, frames)), was_idle)
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1557,8 +1562,13 @@ class MessageManager:
                 raise FrameError("bad-frame", f"an ack of {id}, which was never sent")
             if id <= self.acked:
                 return False
-            rest = (0, 0) if id == self.sent else self._log.count(id, self.sent, self._reader)
-            # Below the start of the log nobody can count: then only an ACK of all opens the window.
+            last, place = self._fed
+            if last <= id < place:
+                id = place
+            rest = ((0, 0) if id == self.sent else None if id < place
+                    else self._log.count(id, self.sent, self._reader))
+            # In what was fed, and below the start of the log, nobody can count: then only an ACK of
+            # all opens the window.
             if rest is not None:
                 self._flying, self._flying_bytes = rest
             # Over what was not this reader's as well.

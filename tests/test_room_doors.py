@@ -164,6 +164,30 @@ def test_gone_before_a_long_replay(bench):
     assert chat_texts(bob.read()) == ["after"]
 
 
+# --- Newcomers ---
+
+@pytest.mark.parametrize("between", [1, WINDOW + 10])
+def test_newcomer_behind_many_that_came_and_went(between):
+    """What lies between the last chat and its own join is not a newcomer's: it confirms the chat
+    and hears on, and is not given up for dead."""
+    bench = Bench(grace=0)
+    bob = bench.member("bob")
+    bob.say("hello")
+    bob.take()
+    for number in range(between):
+        bench.member(f"m{number}").send(frame("leave", id=1))
+        bench.advance(0.3)
+        bob.take()
+    ann = bench.visitor("ann")
+    ann.mute = False
+    ann.send(frame("join", name="ann"))
+    assert ann.texts() == ["hello"] and ann.in_flight == 0
+    bob.say("bye")
+    assert ann.texts() == ["bye"]
+    bench.advance(20)
+    assert not ann.is_over
+
+
 # --- Many ---
 
 def test_welcome_fits_its_line(bench):

@@ -194,7 +194,7 @@ def test_long_absence_is_fed_in_pieces(rooms, monkeypatch):
         bench.advance(0.05)
     assert heard == [f"{number}" for number in range(live)]
     # A piece each time the window opens, and none is kept.
-    assert most <= WINDOW >= max(len(frames) for frames, _ in pieces) and len(pieces) > 25
+    assert most <= WINDOW >= max(len(piece[0]) for piece in pieces) and len(pieces) > 25
 
 
 def test_refusal_of_one_that_catches_up_is_not_overtaken(rooms, monkeypatch):
