@@ -1134,10 +1134,11 @@ class Journal:
         """The last public chats with an id above `after`."""
         return [chat for chat in self._recent if chat[0] > after]
 
-    def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int]]":
+    def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int, int]]":
         """What `session` hears next behind a place before its `begin` or below the start of the
-        log: at most a window of frames, and the place behind them. None when it is there no more:
-        the reader is too slow, or comes back and is told what it missed."""
+        log: at most a window of frames, the place behind them, and the id of the last one. None
+        when it is there no more: the reader is too slow, or comes back and is told what it
+        missed."""
         upto = session.begin if after < session.begin else self.log.start
         found: "list[tuple[int, bytes]]" = []
         if self._history is not None and after < self.log.start:
@@ -1242,16 +1243,18 @@ class Journal:
 _CHAT_START = b'{"type":"chat"'
 
 
-def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int]":
-    """As many frames as a window takes, and the place behind them: `upto` with the last one."""
+def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int, int]":
+    """As many frames as a window takes, the place behind them (`upto` with the last one), and the
+    id of the last one (0: there is none)."""
     frames: "list[bytes]" = []
     room = chatproto.WINDOW_BYTES
     for id, frame in found:
         room -= len(frame)
         if len(frames) == chatproto.WINDOW or room < 0:
-            return frames, found[len(frames) - 1][0]
+            place = found[len(frames) - 1][0]
+            return frames, place, place
         frames.append(frame)
-    return frames, upto
+    return frames, upto, found[-1][0] if found else 0
 
 
 # --- Who is here ---

@@ -734,6 +734,7 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
 _HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
 class FrameDecoder:
@@ -832,9 +833,10 @@ def _too_deep(line: bytes) -> bool:
     if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
         return False
     quoted = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-    brackets = b"".join(quoted[::2]).translate(None, _NO_BRACKETS)
+    # Of both kinds alike: where they do not match the parser stops.
+    brackets = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 
@@ -1401,7 +1403,7 @@ class MessageManager:
     """
 
     __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
-                 "sent", "acked", "_flying", "_flying_bytes", "_since", "_retries", "seen",
+                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries", "seen",
                  "_refused", "_late", "_ack_by", "_ring_at", "patient", "__weakref__")
 
     def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
@@ -1423,6 +1425,9 @@ class MessageManager:
         # Two places in the log. What lies between is in flight.
         self.sent = NOWHERE
         self.acked = NOWHERE
+        # Of what was fed last the id of its last frame, and the place behind: between these nothing
+        # is this reader's, whatever the log has there.
+        self._fed = (NOWHERE, NOWHERE)
         # How many frames of this reader lie between them, and their bytes. (A ping is not counted:
         # it is in flight with none of both.)
         self._flying = 0
@@ -1488,14 +1493,16 @@ class MessageManager:
             ring_at = self._next_ring()
         self._call(is_behind, ring_at)
 
-    def feed(self, frames: "list[bytes]", place: int) -> None:
+    def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
-        window of frames. Only while nothing is in flight (see behind())."""
+        window of frames, `last` the id of the last (0: it is the place). Only while nothing is in
+        flight (see behind())."""
         with self._lock:
             if self._flying or place < self.sent:
                 return
             was_idle = self.acked == self.sent
             self.sent = place
+            self._fed = (last or place, place)
             self._put_flying(frames, len(frames), sum(map(len, frames)), was_idle)
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1549,8 +1556,13 @@ class MessageManager:
                 raise FrameError("bad-frame", f"an ack of {id}, which was never sent")
             if id <= self.acked:
                 return False
-            rest = (0, 0) if id == self.sent else self._log.count(id, self.sent, self._reader)
-            # Below the start of the log nobody can count: then only an ACK of all opens the window.
+            last, place = self._fed
+            if last <= id < place:
+                id = place
+            rest = ((0, 0) if id == self.sent else None if id < place
+                    else self._log.count(id, self.sent, self._reader))
+            # In what was fed, and below the start of the log, nobody can count: then only an ACK of
+            # all opens the window.
             if rest is not None:
                 self._flying, self._flying_bytes = rest
             # Over what was not this reader's as well.
@@ -1598,8 +1610,9 @@ class MessageManager:
 
     @property
     def is_behind(self) -> bool:
-        """Whether this reader waits to be fed."""
-        return not self._flying and NOWHERE < self.sent < max(self._begin, self._log.start)
+        """Whether this reader waits to be fed; one that was closed does not."""
+        return (self._write is not None and not self._flying
+                and NOWHERE < self.sent < max(self._begin, self._log.start))
 
     @property
     def is_empty(self) -> bool:
