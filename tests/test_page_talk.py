@@ -95,8 +95,8 @@ def test_private_over_another_server(alone):
     speak_to(tab, "bob")
     tab.js("fake.silent = true")
     say(tab, "waits")
-    tab.js("fake.silent = false; fake.epoch = 'e2'; fake.resumes = false; fake.id = 3; fake.sent = []")
-    tab.js("session.connect()")
+    tab.js("fake.silent = false; fake.epoch = 'e2'; fake.resumes = false; fake.id = 3; fake.sent = []; "
+           "session.connect()")
     tab.wait("session.joined && fake.of('chat').length")
     assert tab.js("fake.of('chat')[0].seen") == 0
     assert tab.js("target.gone") and tab.js("view.lastPrivate") is None
