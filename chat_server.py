@@ -2403,6 +2403,7 @@ class Responder:
         self._answered: "collections.Counter[str]" = collections.Counter()
         # close() closes the one, which ends the thread's wait at the other.
         self._waking, self._woken = socket.socketpair()
+        self._sockets = list(self._open())
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
         self._thread.start()
 
@@ -2410,24 +2411,6 @@ class Responder:
         """Answer no more. May be called twice."""
         self._waking.close()
         self._thread.join(5)
-
-    # On the thread
-
-    def _run(self) -> None:
-        with contextlib.ExitStack() as stack:
-            selector = stack.enter_context(selectors.DefaultSelector())
-            sockets = [stack.enter_context(sock) for sock in self._open()]
-            for sock in (stack.enter_context(self._woken), *sockets):
-                selector.register(sock, selectors.EVENT_READ, sock)
-            look_at = 0.0
-            while True:
-                if time.monotonic() >= look_at:
-                    self._listen(sockets)
-                    look_at = time.monotonic() + self.LOOK_EVERY
-                for key, _ in selector.select(self.LOOK_EVERY):
-                    if key.data is self._woken:
-                        return
-                    self._attend(key.data)
 
     def _open(self) -> "Iterator[socket.socket]":
         """The sockets that can be had: another program may have the port."""
@@ -2443,11 +2426,28 @@ class Responder:
             except OSError as error:
                 logger.info("who asks on port %d does not find us: %s", port, error.strerror)
 
-    def _listen(self, sockets: "list[socket.socket]") -> None:
+    # On the thread
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for sock in (self._woken, *self._sockets):
+                selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
+            look_at = 0.0
+            while True:
+                if time.monotonic() >= look_at:
+                    self._listen()
+                    look_at = time.monotonic() + self.LOOK_EVERY
+                for key, _ in selector.select(self.LOOK_EVERY):
+                    if key.data is self._woken:
+                        return
+                    self._attend(key.data)
+
+    def _listen(self) -> None:
         """Have the sockets listen to their groups on every interface, also on new ones."""
         versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
         interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
-        for sock, (number, version) in itertools.product(sockets, interfaces):
+        for sock, (number, version) in itertools.product(self._sockets, interfaces):
             if versions[sock.family] == version:
                 # It does already, or the interface has gone.
                 with contextlib.suppress(OSError):

@@ -135,7 +135,7 @@ def test_answer_that_is_none(fields):
 
 
 def test_answer_of_another_version():
-    """Unknown fields are ignored, and those may be missing that are for the eye; names are tamed."""
+    """Unknown fields are ignored, those for the eye may be missing, and names are tamed."""
     data = json.dumps({"roger": 1, "answer": "t", "port": 80, "new": [1], "name": "\x1b[2Ja" * 99})
     answer = chatproto.decode_answer(data.encode(), "t")
     assert answer == Answer("a" * 40, 80, 0, "", False, "")
