@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_client: the client role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_client.py host 8087                         in a terminal
@@ -29,7 +30,20 @@ Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm"
 Locks: ClientSession has one, described there; a leaf but for MessageManager's lock.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import codecs
@@ -47,9 +61,7 @@ import re
 import secrets
 import select
 import selectors
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -58,7 +70,12 @@ import zlib
 from typing import (Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
                     Sequence, Tuple, Union)
 
-import chatproto
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
 from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
                        Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket, PendingMessage, Ping,
                        ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, clean_text, escape, name_key)
@@ -2644,6 +2661,8 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     arguments = _arguments(argv)
     interface = None
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if not arguments.host:
             arguments.host, arguments.port = choose_server()
         terminal = WindowsTerminal() if os.name == "nt" else Terminal()

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_server: the server role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_server.py 8087
@@ -33,7 +34,20 @@ Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequenc
 connections; a leaf. Left out on purpose: rooms, accounts, encryption.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import bisect
@@ -56,10 +70,8 @@ import queue
 import re
 import secrets
 import selectors
-import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections import deque
@@ -70,7 +82,12 @@ try:
 except ImportError:             # a Python that was built without it: everything but --history works
     sqlite3 = None              # type: ignore[assignment]
 
-import chatproto
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_server: chatproto.py is missing: copy it into the same folder as chat_server.py")
 from chatproto import (FROM_CLIENT, LONE_ACK, PORT, WINDOW, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
                        FrameError, Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket,
                        PendingMessage, Ping, ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, escape,
@@ -2577,6 +2594,8 @@ class Invitation:
             lines.append(f"or in a browser: {self.url}")
         if others:
             lines.append("Should that not lead here: " + ", ".join(others[:5]))
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
         return lines
@@ -2990,6 +3009,27 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
+def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
+    """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
+
+    The system calls the handler on a thread of its own, and ends the process when it returns, or
+    after 5 s.
+    """
+    if sys.platform != "win32":
+        return None
+    import ctypes
+    ends = {2: "close", 5: "log off", 6: "shut down"}
+
+    def handle(event: int) -> bool:
+        if event in ends:
+            orders.put(STOP)
+            ended.wait(4.5)
+        return event in ends
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, True)
+    return handler
+
+
 def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
     """Until the order to stop; tell meanwhile when nobody comes."""
     had_terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -3168,18 +3208,23 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         complain(_why_not(error, arguments))
         return 1
     _catch_signals(orders)
-    server.start()
-    _announce(invitation)
+    ended = threading.Event()
+    handler = _heed_closed_window(orders, ended)
     with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(ended.set)
         at_the_end.callback(chat_log.close)
+        server.start()
         if not arguments.no_discovery:
             at_the_end.callback(Responder(server, arguments.name).close)
+        _announce(invitation)
         has_terminal = sys.stdin is not None and sys.stdin.isatty()
         if has_terminal:
             if line.open() and sys.stderr.isatty():
                 log.setStream(line)
             threading.Thread(target=console.run, name="console", daemon=True).start()
         _obey(server, console, line, orders)
+    # So long the system may have called it.
+    del handler
     return 0
 
 
