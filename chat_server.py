@@ -2484,12 +2484,11 @@ class Connection:
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
         if self.is_full or owed:
-            self.manager.patient = True
+            self.manager.excuse()
             self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(owed or wait):
+            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
-        self.manager.patient = False
         if self.has_more:
             return b""
         data: bytes = self._wire.read(wait)
