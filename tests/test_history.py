@@ -4,7 +4,8 @@ fails.
 The faults are real ones: a file size limit set on the running server (full disk), a file that is
 moved away, pages that are overwritten, a lock that another process holds, a file without write
 permission. campaign.py kills the server under load, simulation.py kills it at every write; here are
-the single cases. """
+the single cases. (The file itself, row by row: test_history_file.py.)
+"""
 
 import contextlib
 import json
@@ -20,10 +21,10 @@ import pytest
 
 import campaign
 import chat_server
-import chatproto
 from chat_client import ChatClient
 from chat_server import HistoryError, HistoryFile
 from harness import TIMEOUT, RawClient, run_server, start_server
+from test_history_file import chat, refusal, session
 
 
 @pytest.fixture
@@ -46,11 +47,6 @@ def resume(server, client, **changes):
 
 # --- The file ---
 
-def entry(id, text="x", kind="chat", one=None, at=1000.0, about=None):
-    body = chatproto.Chat(id, "ann", text, at, id).encode()[:-1].decode()
-    return (id, at, kind, "ann", None, body, one, None, about)
-
-
 def not_ours(path, statement="CREATE TABLE recipes (cake)"):
     with contextlib.closing(sqlite3.connect(path)) as file:
         file.execute(statement)
@@ -59,12 +55,12 @@ def not_ours(path, statement="CREATE TABLE recipes (cake)"):
 
 def newer(path):
     HistoryFile(path).close()
-    not_ours(path, "PRAGMA user_version = 2")
+    not_ours(path, f"PRAGMA user_version = {chat_server.SCHEMA_VERSION + 1}")
 
 
 def damaged(path):
     file = HistoryFile(path)
-    file.save(300, [entry(id, "x" * 200) for id in range(1, 301)], [], [])
+    file.save(300, [chat(id, "x" * 200) for id in range(1, 301)], [], [])
     file.close()
     with open(path, "r+b") as raw:
         raw.seek(3 * 4096)
@@ -75,7 +71,7 @@ def damaged(path):
     (lambda path: open(path, "w").write("hello"), "it is not a history of Roger"),
     (lambda path: open(path, "w").write("hello\n" * 1000), "it is not a history of Roger"),
     (not_ours, "it is an SQLite file of another program"),
-    (newer, "a newer Roger wrote it (its format is 2, this one knows 1)"),
+    (newer, "a newer Roger wrote it (its format is 3, this one knows 2)"),
     (damaged, "it is damaged"),
     (os.mkdir, "it cannot be opened or made there"),
 ])
@@ -180,7 +176,7 @@ def test_file_without_write_permission():
 def test_unsynced_ids_are_skipped(path):
     """With --history-sync normal ids that a power cut may have taken along do not come again."""
     file = HistoryFile(path, "normal")
-    file.save(10, [entry(10)], [], [])
+    file.save(10, [chat(10)], [], [])
     file._connection.close()            # a crash
     file = HistoryFile(path, "full")
     assert file.last == 10 + chat_server.UNSYNCED_IDS
@@ -194,28 +190,27 @@ def test_commit_is_all_or_nothing(path):
     """A commit of which a part fails leaves nothing, and may be made again."""
     file = HistoryFile(path)
     with pytest.raises(HistoryError):
-        file.save(2, [entry(1), entry(2)], [(None,) * 9], [])
+        file.save(2, [chat(1), chat(2)], [(None,) * 9], [])
     assert file.newest(10, 10_000) == ([], 0)
     for _ in range(2):
-        file.save(2, [entry(1), entry(2)], [], [])
+        file.save(2, [chat(1), chat(2)], [], [])
     assert [row[0] for row in file.newest(10, 10_000)[0]] == [1, 2]
     file.close()
 
 
 def test_pieces_are_bounded(path, monkeypatch):
-    """What is read at once is bounded in frames, in bytes and in ids that are looked at, and the
-    pieces make a whole."""
+    """What is read at once is bounded in frames and in bytes, and the pieces make a whole."""
     file = HistoryFile(path)
-    file.save(3000, [entry(id, one=None if id % 100 == 1 else 77) for id in range(1, 2001)] +
-              [entry(id, "y" * 500) for id in range(2901, 3001)], [], [])
-    for name, value, most in ("FEED_FRAMES", 7, 7), ("FEED_BYTES", 3000, 30), ("SCAN", 50, 50):
+    file.save(3000, [chat(id, numbers=() if id % 100 == 1 else (77,)) for id in range(1, 2001)] +
+              [chat(id, "y" * 500) for id in range(2901, 3001)], [], [])
+    for name, value, most in ("FEED_FRAMES", 7, 7), ("FEED_BYTES", 3000, 30):
         with monkeypatch.context() as patch:
             patch.setattr(chat_server, name, value)
             heard, place, pieces = [], 0, 0
             while place < 3000:
                 piece, place = file.after(place, 3000, 5)
                 assert len(piece) <= most
-                heard += [one.id for one in piece]
+                heard += [id for id, _, _ in piece]
                 pieces += 1
         assert heard == [*range(1, 2001, 100), *range(2901, 3001)] and pieces < 100
     file.close()
@@ -226,17 +221,15 @@ def test_trim_deletes_the_oldest_in_small_steps(path, keep):
     """--keep and --keep-messages: at most TRIM_ROWS a step, the file shrinks, a refusal that was
     not confirmed stays."""
     file = HistoryFile(path, **keep)
-    error = (5, 5.0, "error", None, None, '{"type":"error","id":5,"code":"x"}', 9, None, 3)
-    file.save(3000, [entry(id, "x" * 500, at=float(id)) for id in range(1, 3001) if id != 5]
-              + [error],
-              [(9, b"9", "bob", 1, 1, 3, 4, None, None)], [])
+    file.save(3000, [chat(id, "x" * 500, at=float(id)) for id in range(1, 3001) if id != 5]
+              + [refusal(5, 9, 3)], [session(9, acked=4)], [])
     before, steps = file._connection.execute("PRAGMA page_count").fetchone()[0], 0
     while file.trim(3000.0):
         steps += 1
     assert steps >= 2880 / chat_server.TRIM_ROWS and file.forgotten == 2880
     assert file._connection.execute("PRAGMA page_count").fetchone()[0] < before / 4
     assert [row[0] for row in file.newest(10_000, 10**7)[0]] == [5, *range(2881, 3001)]
-    file.save(3000, [], [(9, b"9", "bob", 1, 1, 3, 5, None, None)], [])
+    file.save(3000, [], [session(9, acked=5)], [])
     file.close()
     # Now it was confirmed.
     file = HistoryFile(path)
