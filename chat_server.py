@@ -1706,7 +1706,8 @@ class Delivery:
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
-            if link is not None and NOWHERE < link.manager.acked < upto:
+            # What comes before its begin is not read from the log.
+            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
                 if link.manager.acked < upto and not self._journal.feeds:
