@@ -1829,8 +1829,9 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log.
-            if journal.feeds or seen >= session.begin:
+            # In memory the last chats, which are before its begin, outlive the start of the log; but
+            # where that is past its begin nobody could feed it what comes between.
+            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
         if session.present:
