@@ -7,7 +7,7 @@
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run here; only the network, the clock and the
 threads are replaced. From its number a seed makes the people, what they say, and the faults: bytes in pieces and late,
 connections cut at any byte or gone silent, ACKs dropped, frames doubled, readers that stall, small windows and queues,
-clients and servers that restart, people who come with a made-up session. Half of the servers have a history file (in memory:
+clients and servers that restart, people who are booted, who come late, or with a made-up session. Half of the servers have a history file (in memory:
 what is committed survives): they are killed at any write and any commit, and go on; commits fail for a while. Then the faults end, everybody says a last word,
 and History.check() looks at what was promised. `load(faults)` puts deliberate faults into the code, to prove the checker.
 """
@@ -75,6 +75,7 @@ class World:
         self.verbose = verbose
         self.troubled = True
         self.crash = None               # what to do when the server is killed
+        self.may_miss = False           # the log is short, and there is no file
         self._todo = []
         self._count = 0
 
@@ -371,6 +372,8 @@ class Client:
         self.closed_at = None
         self.absences = []              # (connection lost, welcomed again)
         self.names = set()              # (epoch, name) of every welcome
+        self.gaps = []                  # (epoch, after, upto): what it was told that it missed
+        self.put_out = False            # the operator booted it
         self.silent_since = None
         self.session = world.modules.chat_client.ClientSession(
             name, world, on_dead=lambda: self.drop("dead"), on_welcome=self.welcomed, on_message=self.on_message,
@@ -394,10 +397,14 @@ class Client:
         except client.JoinRefused as refused:
             if refused.error.suggestion:
                 self.session.opened(link.to_server.send, refused.error.suggestion)
+            elif self.put_out and refused.error.code == "banned":
+                self.restart()
             else:
                 self.drop(str(refused))
         except client.ConnectionClosed as closed:
-            self.history.wrong(f"{self.name} was put out: {closed}")
+            if not self.put_out:
+                self.history.wrong(f"{self.name} was put out: {closed}")
+            self.restart()
         except self.world.modules.chatproto.ProtocolError as error:
             self.history.wrong(f"{self.name} got what is no frame: {error}")
 
@@ -429,7 +436,10 @@ class Client:
     def welcomed(self, welcome):
         self.world.tell(self.name, "welcome", welcome)
         if welcome.missed:
-            self.history.wrong(f"{self.name} is told that it missed {welcome.missed}")
+            if not self.world.may_miss:
+                self.history.wrong(f"{self.name} is told that it missed {welcome.missed}")
+            after = max(self.session.manager.seen, self.begin[welcome.epoch]) if welcome.resumed else 0
+            self.gaps.append((welcome.epoch, after, after + welcome.missed))
         if not welcome.resumed:
             if self.epoch == welcome.epoch:
                 self.history.wrong(f"{self.name} was not resumed")
@@ -471,6 +481,22 @@ class Client:
         if ids != sorted(set(ids)) or ids and answer.older is not None and answer.older > ids[0]:
             self.history.wrong(f"{self.name} recalled {ids}, older {answer.older}")
         self.recalls += [(self.epoch, chat) for chat in answer.entries]
+
+    def missed(self, epoch, id):
+        """Whether it was told that it missed this."""
+        return any(of == epoch and after < id <= upto for of, after, upto in self.gaps)
+
+    def boot(self):
+        """The operator puts it out."""
+        def event():
+            try:
+                self.server.room.boot(self.session.name, "spam")
+            except LookupError:
+                return
+            self.put_out = True
+            self.world.tell(self.name, "is booted")
+        if not self.gone and self.session.joined:
+            self.server.post(event)
 
     def restart(self):
         """kill -9 of the client: somebody else comes in its place."""
@@ -549,7 +575,8 @@ class History:
         if len(places) > 1 and len(self.server.epochs) < 2:
             self.wrong(f"{said.text} has several places")
         last = self.server.epochs[-1]
-        if not places and len(self.server.epochs) < 2 and (said.to == "nobody" or not client.gone):
+        if (not places and len(self.server.epochs) < 2 and (said.to == "nobody" or not client.gone)
+                and not client.gaps):
             self.wrong(f"{said.text} was acknowledged and nobody heard it")
         if last not in places:
             return                      # acknowledged by a server that crashed
@@ -557,8 +584,12 @@ class History:
             heard = any(epoch == last and getattr(message, "text", None) == said.text for epoch, message in other.heard)
             if said.to is None:
                 due = not other.gone and other.begin.get(last, float("inf")) < places[last]
-                if due and not heard:
+                if due and not heard and not other.missed(last, places[last]):
                     self.wrong(f"{other.name} did not hear {said.text} (at {places[last]})")
+            elif not heard and not other.gone and not other.missed(last, places[last]):
+                names = [name for epoch, name in other.names if epoch == last]
+                if names == [said.to] and other.begin.get(last, float("inf")) < places[last]:
+                    self.wrong(f"{other.name} did not hear {said.text}, which was for it")
             elif heard and other is not client and (last, said.to) not in other.names:
                 self.wrong(f"{other.name} heard {said.text}, which was for {said.to}")
 
@@ -593,6 +624,9 @@ class History:
         """In the end everybody is connected and knows who is there, and the last word was heard by all."""
         if client.gone:
             return
+        owned = client.session._session and self.server.room._members.owned(client.session._session)
+        if owned and owned.booted is not None:
+            self.wrong(f"{client.name} does not know that it was booted")
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")
             return
@@ -628,6 +662,11 @@ def simulate(seed, modules, verbose=False):
             sizes = world.random.choice([(30, 5, 20), (8, 2, 5), (1, 50, 1000)])
             (modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
              modules.chat_server.LOOK_ROWS) = sizes
+        elif server.disk is None and proto.WINDOW >= 8 and world.random.random() < 0.5:
+            # Slow readers are left behind. (With fewer frames, or a smaller window, the errors that
+            # tell them so would fill the log faster than they read it.)
+            modules.chat_server.LOG_FRAMES = world.random.choice([25, 50])
+            world.may_miss = True
         history = History(world, server)
         play(world, server, history)
         history.check()
@@ -645,18 +684,19 @@ def play(world, server, history):
     """The people of a seed, what they do, and the quiet after it."""
     rng = world.random
     names = ["ann", "bob", "cleo", "dan"][:rng.randint(2, 4)]
+    public = rng.choice([0.8, 0.8, 0.4])    # the part of what is said that is for all
 
     def enter(name):
         history.clients.append(Client(world, server, name, history))
 
     def somebody():
-        return rng.choice([client for client in history.clients if not client.gone])
+        return rng.choice([client for client in history.clients if not client.gone] or history.clients)
 
     def say(number):
         speaker = somebody()
         kind = rng.random()
         text = f"{speaker.name}/{number}"
-        if kind < 0.8:
+        if kind < public:
             speaker.say(text)
         elif kind < 0.92:
             speaker.say(text, somebody().name)
@@ -686,12 +726,19 @@ def play(world, server, history):
         world.at(start + rng.uniform(0, TROUBLE), lambda number=number: say(number))
     for number in range(rng.choice([0, 15])):
         world.at(start + rng.uniform(0, TROUBLE), lambda: somebody().recall())
-    for probability, event in ((0.3, restart), (0.2, server.crash), (0.2, impostor)):
+    def boot():
+        client = somebody()
+        client.boot()
+        world.after(rng.uniform(1, 5), lambda: enter(f"{client.name}{len(history.clients)}"))
+
+    for probability, event in ((0.3, restart), (0.2, server.crash), (0.2, impostor), (0.2, boot)):
         if rng.random() < probability:
             world.at(start + rng.uniform(0, TROUBLE), event)
     world.run(start + TROUBLE)
     world.troubled = False
     history.quiet_from = world.now
+    # Whoever comes to a quiet room hears the last messages, then what is said, over one connection.
+    world.at(world.now + QUIET - 25, lambda: enter("late"))
     world.run(world.now + QUIET)
     for client in history.clients:
         client.say(f"{client.name}/last")
