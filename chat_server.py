@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_server: the server role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_server.py 8087
@@ -32,9 +33,9 @@ With --history FILE the log, the sessions and the newest id are in an SQLite fil
 batch of events decided is committed in one transaction before anything of it goes out, so whatever
 anybody was told, ACKs included, is on disk; after kill -9 all goes on where the file ends, and
 everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent
-or acknowledged, what members send waits with them, and the same commit is tried again. Whoever reads
-below the log in memory is fed from the file, a piece each time its window opens. One thing does not
-go on after a restart: receipts for what was said before it.
+or acknowledged, what members send waits with them, and the same commit is tried again. Whoever
+reads below the log in memory is fed from the file, a piece each time its window opens. One thing
+does not go on after a restart: receipts for what was said before it.
 
 Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
@@ -45,7 +46,20 @@ which waits for a signal. Locks: ChatServer has one, for its set of connections;
 purpose: rooms, accounts, encryption.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import bisect
@@ -60,6 +74,7 @@ import hashlib
 import hmac
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import math
@@ -68,16 +83,15 @@ import pathlib
 import queue
 import re
 import secrets
-import signal
+import selectors
 import socket
 import socketserver
-import sys
 import threading
 import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
-                    Optional)
+                    NoReturn, Optional)
 
 try:
     import sqlite3
@@ -85,10 +99,15 @@ except ImportError:
     # A Python that was built without it: everything but --history works.
     sqlite3 = None  # type: ignore[assignment]
 
-import chatproto
-from chatproto import (FROM_CLIENT, LONE_ACK, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack, Alarm,
-                       Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError, Heard,
-                       Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_server: chatproto.py is missing: copy it into the same folder as chat_server.py")
+from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack,
+                       Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError,
+                       Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
                        MessageQueue, MessageSocket, News, Ping, ProtocolError, Recall, Recalled,
                        Rename, Renamed, Say, Unknown, Welcome, escape, name_key)
 
@@ -115,8 +134,10 @@ INBOX = 10_000
 # client sends without an ACK. Then its socket is not read.
 HELD = WINDOW
 HELD_BYTES = WINDOW_BYTES
-# Bytes of a line that cost as much of the flood limit as the line itself.
+# Bytes of a line that cost as much of the flood limit as the line itself, and what a request for
+# older messages costs besides.
 COST_BYTES = 2_048
+RECALL_COST = 4
 # Members in the list of users. 10,000 who come and are told of each other would be 50 million
 # frames, minutes of work: so whoever comes later is in the list when there is room in it.
 LISTED = 1_000
@@ -188,10 +209,10 @@ DEFAULT = Settings()
 
 # Of the history file's format. Version 1 had no checksums, and no `speaker`.
 SCHEMA_VERSION = 2
-# Entries, or bytes of them, read from the file at once for a member that catches up: what such a
-# member costs in memory, twice.
-FEED_FRAMES = 500
-FEED_BYTES = 256 * 1024
+# Entries, or bytes of them, read from the file at once for a member that catches up: what its
+# window takes.
+FEED_FRAMES = chatproto.WINDOW
+FEED_BYTES = chatproto.WINDOW_BYTES
 # Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
 # worst of texts, in which the room waits. It goes on where the step ended.
 LOOK_ROWS = 500
@@ -372,12 +393,6 @@ class _Database:
         # Device and inode of the file and of its -wal, once it is open.
         self._identity: "list[tuple[int, int]]" = []
         self._connection = self._connect(path)
-        try:
-            with self._in_words():
-                self._open()
-        except HistoryError:
-            self._connection.close()
-            raise
 
     def _connect(self, path: str) -> Any:
         if sqlite3 is None:
@@ -411,8 +426,8 @@ class _Database:
         execute("PRAGMA checkpoint_fullfsync = ON")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA secure_delete = ON")
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables and _pragma(self._connection, "application_id") == 0:
+        is_new = execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        if is_new and _pragma(self._connection, "application_id") == 0:
             self._create()
         version = _check_ours(self._connection, self.path)
         self._check_whole()
@@ -590,18 +605,19 @@ class HistoryFile(_Database):
         self.commits = 0
         self.seconds = 0.0
         self.slowest = 0.0
-        # Which run of ids this is, the newest id that was given, and the newest one that --keep or
-        # --keep-messages deleted.
-        self.epoch: str
-        self.last: int
-        self.forgotten: int
         self._keep_messages = keep_messages
-        # How many chats there are; counted for --keep-messages alone.
-        self._messages: int
-        self._clock: KeepClock
         try:
             with self._in_words():
-                self._load(sync, keep_seconds)
+                self._open()
+                # Which run of ids this is, the newest id that was given, and the newest one that
+                # --keep or --keep-messages deleted.
+                self.epoch, self.last, self.forgotten = self._read_state()
+                self._begin(sync)
+                # How many chats there are; --keep-messages alone asks.
+                self._messages: int = 0 if keep_messages == math.inf else self._first(
+                    "SELECT count(*) FROM entries WHERE kind = 'chat'")
+                self._clock = KeepClock(keep_seconds, self._first(
+                    "SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1"))
         except HistoryError:
             self._connection.close()
             raise
@@ -771,38 +787,37 @@ class HistoryFile(_Database):
 
     # Inside
 
-    def _load(self, sync: str, keep_seconds: float) -> None:
-        """Read the state and go on from there; forget sessions that are damaged."""
-        execute = self._connection.execute
-        states = execute("SELECT * FROM state").fetchall()
+    def _read_state(self) -> "tuple[str, int, int]":
+        """The epoch, the newest id and the newest one that was deleted."""
+        states = self._connection.execute("SELECT * FROM state").fetchall()
         if len(states) != 1 or states[0][-1] != _checksum(states[0][:-1]):
             raise HistoryError(f"{self.path}: it is damaged (its state): {_DAMAGED}")
-        epoch, self.last, self.forgotten, unsynced, _ = states[0]
-        self.epoch = epoch.decode(errors="replace")
-        if unsynced:
-            # What the power cut took had ids: they do not come again.
-            self.last += UNSYNCED_IDS
+        epoch, last, forgotten, unsynced, _ = states[0]
+        # What a power cut took had ids: they do not come again.
+        return epoch.decode(errors="replace"), last + UNSYNCED_IDS * unsynced, forgotten
+
+    def _begin(self, sync: str) -> None:
+        """Forget sessions that are damaged, and finish what a killed server began."""
+        execute = self._connection.execute
         execute("PRAGMA synchronous = " + sync)
-        forgotten = [(row[0],) for row in execute("SELECT * FROM sessions")
-                     if row[-1] != _checksum(row[:-1])]
-        if forgotten:
+        damaged = [(row[0],) for row in execute("SELECT * FROM sessions")
+                   if row[-1] != _checksum(row[:-1])]
+        if damaged:
             logger.warning("%s: damaged: %d sessions are forgotten, whose members come as new ones",
-                           self.path, len(forgotten))
+                           self.path, len(damaged))
         with self._transaction():
             self._set_state(self.last, self.forgotten)
-            self._connection.executemany("DELETE FROM sessions WHERE number = ?", forgotten)
+            self._connection.executemany("DELETE FROM sessions WHERE number = ?", damaged)
             # Refusals that outlived what was deleted around them.
             self._delete(0, self.forgotten)
-        # A server may have been killed between an erasure and its checkpoint.
+        # What was erased may be in the WAL still.
         self._checkpoint()
-        self._messages = 0
-        if self._keep_messages < math.inf:
-            chats = execute("SELECT count(*) FROM entries WHERE kind = 'chat'")
-            self._messages = chats.fetchone()[0]
-        newest = execute("SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-        self._clock = KeepClock(keep_seconds, newest and newest[0])
         if self.path != ":memory:":
             self._identity = self._place()
+
+    def _first(self, query: str) -> Any:
+        """The first column of the first row that a query finds; None: there is none."""
+        return (self._connection.execute(query).fetchone() or (None,))[0]
 
     def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
                 count: int = 0) -> "contextlib.closing[Any]":
@@ -894,27 +909,45 @@ def export_history(path: str, output: str) -> int:
         raise HistoryError(f"{path}: there is no such file")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
-    count = damaged = 0
-    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
     try:
-        with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
-            file.text_factory = bytes
-            columns = "id, kind, body" if _check_ours(file, path) == 1 else _COLUMNS
-            rows = file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id")
-            with (contextlib.nullcontext(sys.stdout) if output == "-"
-                  else open(output, "w", encoding="utf-8")) as lines:
-                for row in rows:
-                    if not (_is_frame(*row) if len(row) == 3 else _Row._make(row).is_sound):
-                        damaged += 1
-                        continue
-                    body = row[2].decode()
-                    lines.write((_exported(body) if output.endswith(".txt") else body) + "\n")
-                    count += 1
+        # What is refused makes no output.
+        with contextlib.closing(_open_to_read(path)) as file, (
+                contextlib.nullcontext(sys.stdout) if output == "-"
+                else open(output, "w", encoding="utf-8")) as lines:
+            count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise HistoryError(f"{path}: {_in_our_words(error)}") from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
+
+
+def _open_to_read(path: str) -> Any:
+    """A connection to a history file that writes nothing."""
+    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+    file = sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)
+    try:
+        file.text_factory = bytes
+        _check_ours(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
+    """Write a line for each public entry; return how many there are, and how many are damaged."""
+    count = damaged = 0
+    is_unchecked = _pragma(file, "user_version") == 1
+    columns = "id, kind, body" if is_unchecked else _COLUMNS
+    for row in file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id"):
+        if not (_is_frame(*row) if is_unchecked else _Row._make(row).is_sound):
+            damaged += 1
+            continue
+        body = row[2].decode()
+        lines.write((_exported(body) if as_text else body) + "\n")
+        count += 1
+    return count, damaged
 
 
 def _exported(body: str) -> str:
@@ -970,8 +1003,9 @@ class Journal:
         self.removed: "list[int]" = []
         # Bytes that were added since the last commit.
         self.added = 0
-        # The file could not be read up to this id.
+        # The file could not be read up to this id; how many damaged entries the log was told of.
         self._unreadable = 0
+        self._damaged = 0
         # Why the last commit failed, and when the first one did; when one worked again.
         self.held: Optional[str] = None
         self._held_since = -math.inf
@@ -989,6 +1023,7 @@ class Journal:
             if is_public_chat or frame.startswith(_CHAT_START):
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
+        self._note_damage()
         self.log.publish(self.last, self._clock())
 
     # The order
@@ -1002,8 +1037,10 @@ class Journal:
         """The wall clock, for `at`."""
         return round(self._wall_clock(), 3)
 
-    def add(self, message: Message, audience: "Optional[FrozenSet[int]]" = None) -> None:
-        """Give a message its place in the log: for everybody, or for sessions by their numbers."""
+    def add(self, message: Message, audience: "Optional[FrozenSet[int]]" = None,
+            speaker: Optional[int] = None) -> None:
+        """Give a message its place in the log: for everybody, or for sessions by their numbers.
+        `speaker` is that of the session which said it."""
         frame = message.encode()
         self.log.append(message.id, frame, audience)
         self.added += len(frame)
@@ -1012,7 +1049,8 @@ class Journal:
             if audience is None:
                 self._recent.append((message.id, frame))
         if self._history is not None:
-            self._rows.append(entry_row(message, frame, tuple(sorted(audience or ())), self.now()))
+            numbers = tuple(sorted(audience or ()))
+            self._rows.append(entry_row(message, frame, numbers, self.now(), speaker))
 
     def _index(self, id: int, audience: "Optional[FrozenSet[int]]") -> None:
         for number in (None,) if audience is None else audience:
@@ -1086,7 +1124,7 @@ class Journal:
         return whether there were any."""
         assert self._history is not None
         try:
-            more = self._history.trim(self.now())
+            more = self._history.trim(self.now(), self._clock())
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
@@ -1131,6 +1169,7 @@ class Journal:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
+            self._note_damage()
             found = [(id, frame) for id, frame, is_public_chat in rows
                      if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
@@ -1150,20 +1189,22 @@ class Journal:
 
     def older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
         """The frames that `recall` asks for, oldest first, and before which id there may be more.
-        Found by an index, in memory as in the file: what it costs is what it returns."""
+
+        Found by an index, in memory as in the file: what it costs is what it returns, or with
+        `find` a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
+        """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
-        found = self._older_here(session, before, count)
-        older: Optional[int] = None
-        if len(found) == count:
-            older = found[-1][0] if self._has_older(session, found[-1][0]) else None
-        elif self._history is not None:
+        words = [search_key(word) for word in (recall.find or "")[:MAX_FIND].split()]
+        found, older = self._older_here(session, before, count, words)
+        if older is None and self._history is not None and len(found) < count:
             try:
                 more, older = self._history.before(min(before, self.log.start + 1),
-                                                   count - len(found), session.number)
+                                                   count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
+            self._note_damage()
         frames: "list[bytes]" = []
         room = RECALL_BYTES
         for id, frame in found:
@@ -1173,23 +1214,41 @@ class Journal:
             frames.append(frame)
         return frames[::-1], older
 
-    def _older_here(self, session: Session, before: int,
-                    count: int) -> "list[tuple[int, bytes]]":
-        """The newest chats before an id that `session` may hear, of those in memory; newest
-        first."""
+    def _older_here(self, session: Session, before: int, count: int,
+                    words: "list[str]") -> "tuple[list[tuple[int, bytes]], Optional[int]]":
+        """The newest chats before an id that `session` may hear, of those in memory, newest first,
+        and where to go on; None when none is left here."""
+        looked = LOOK_ROWS if words else count
         ids: "list[int]" = []
         for number in (None, session.number):
             said = self._chats.get(number, [])
             end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - count):end]
-        return [(id, self.log.frame(id)) for id in sorted(ids, reverse=True)[:count]]
+            ids += said[max(0, end - looked - 1):end]
+        found: "list[tuple[int, bytes]]" = []
+        size = 0
+        for seen, id in enumerate(sorted(ids, reverse=True)):
+            if len(found) == count or seen == looked or size >= LOOK_BYTES:
+                return found, id + 1
+            frame = self.log.frame(id)
+            text = search_text(frame) if words else ""
+            size += len(frame) + len(text) if words else 0
+            if all(word in text for word in words):
+                found.append((id, frame))
+        more_in_file = self._history is not None and self._history.forgotten < self.log.start
+        return found, self.log.start + 1 if more_in_file and len(found) == count else None
 
-    def _has_older(self, session: Session, before: int) -> bool:
-        """Whether there may be a chat for `session` before an id."""
-        if self._history is not None and self._history.forgotten < self.log.start:
-            return True
-        both = (self._chats.get(number) for number in (None, session.number))
-        return any(said and said[0] < before for said in both)
+    def _note_damage(self) -> None:
+        """Say once of each damaged entry that it is left out."""
+        damaged = len(self._history.damaged) if self._history is not None else 0
+        if damaged > self._damaged:
+            logger.error("damaged: %d more entries of the history are left out",
+                         damaged - self._damaged)
+            self._damaged = damaged
+
+    def missing(self, after: int) -> int:
+        """How many of the entries behind a place are known to be lost to damage."""
+        damaged = self._history.damaged if self._history is not None else ()
+        return sum(id > after for id in damaged)
 
     def close(self) -> None:
         """Give the history file back. Not on the sequencer's thread, but after it."""
@@ -1208,7 +1267,7 @@ def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes
     id of the last one (0: there is none)."""
     frames: "list[bytes]" = []
     room = chatproto.WINDOW_BYTES
-    for id, frame in found:
+    for _, frame in found:
         room -= len(frame)
         if len(frames) == chatproto.WINDOW or room < 0:
             place = found[len(frames) - 1][0]
@@ -1575,14 +1634,13 @@ class Delivery:
         # Events that the alarm will post.
         self._asked: "set[Callable[[], None]]" = set()
 
-    def add(self, message: Message, audience: "tuple[Session, ...]" = ()) -> None:
+    def add(self, message: Message, audience: "tuple[Session, ...]" = (),
+            speaker: Optional[Session] = None) -> None:
         """Add what is not only a join or a leave: for everybody, or for a few. It is published at
         once."""
         self._is_urgent = True
-        if not audience:
-            self._journal.add(message)
-            return
-        self._journal.add(message, frozenset(session.number for session in audience))
+        numbers = frozenset(session.number for session in audience) or None
+        self._journal.add(message, numbers, speaker.number if speaker else None)
         self._concerned.update(dict.fromkeys(audience))
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
@@ -1834,6 +1892,7 @@ class Entrance:
             if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
+            missed += journal.missing(place)
         if session.present:
             self._take_over(session)
             self._delivery.notes.add("back", f"{session.name} from {link.address}")
@@ -1991,6 +2050,8 @@ class Room:
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings)
+        # Somebody has searched since the last flush().
+        self._has_searched = False
         if history is not None:
             self._entrance.restore(history)
             alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
@@ -2154,6 +2215,7 @@ class Room:
         Where it cannot be committed nothing of it goes out, and `is_held` is true: no event may be
         run before a flush() works.
         """
+        self._has_searched = False
         for link in self._delivery.shorten():
             self._entrance.too_slow(link)
         self._delivery.flush()
@@ -2216,13 +2278,22 @@ class Room:
             self._entrance.close(session, link)
             self._entrance.leave(session, "quit")
         elif isinstance(message, Recall):
-            frames, older = self.journal.older(session, message)
-            self._delivery.answer(link, Recalled.encode_frames(message.id, frames, older))
+            self._recall(link, session, message)
         elif isinstance(message, Invalid):
             self._delivery.refuse(link, message.error, message.id)
         else:
             # They ask for nothing but their ACK.
             assert isinstance(message, (Ping, Unknown)), message
+
+    def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
+        """Answer with older messages. Of searches only one step is made in a batch, so that many
+        who search slow down one another and nobody else: the others are told to ask again."""
+        frames: "list[bytes]" = []
+        older: Optional[int] = recall.before or self.journal.last + 1
+        if recall.find is None or not self._has_searched:
+            self._has_searched = self._has_searched or recall.find is not None
+            frames, older = self.journal.older(session, recall)
+        self._delivery.answer(link, Recalled.encode_frames(recall.id, frames, older, recall.find))
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
         journal, recipient = self.journal, None
@@ -2236,11 +2307,12 @@ class Room:
         to = recipient.name if recipient else None
         chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to)
         if recipient is None:
-            self._delivery.add(chat)
+            self._delivery.add(chat, speaker=session)
             self._delivery.records.append(f"<{session.name}> {say.text}")
             listeners = len(self._members) - 1
         else:
-            self._delivery.add(chat, (session,) if recipient is session else (session, recipient))
+            both = (session,) if recipient is session else (session, recipient)
+            self._delivery.add(chat, both, speaker=session)
             listeners = int(recipient is not session)
         if session.receipts and listeners:
             now = self._alarm.clock()
@@ -2338,9 +2410,9 @@ class Allowance:
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
 
-    def give_back(self, cost: float) -> None:
-        """It did not cost anything after all."""
-        self._left += cost
+    def change(self, cost: float) -> None:
+        """It cost more, or less, than was taken."""
+        self._left -= cost
 
 
 class Connection:
@@ -2495,10 +2567,13 @@ class Connection:
         """The message in a line; none when it was an ACK, or no frame."""
         try:
             message = chatproto.decode(line, chatproto.INSTRUCTIONS[FROM_CLIENT])
+            if isinstance(message, Recall):
+                # What it makes the room do; this may be owed.
+                self.allowance.change(RECALL_COST)
             if isinstance(message, Ack) and self.session is not None:
                 if self.manager.take_ack(message.upto):
                     # So that listeners in a fast room are not slowed.
-                    self.allowance.give_back(cost_of(line))
+                    self.allowance.change(-cost_of(line))
                 return []
             return [message]
         except FrameError as error:
@@ -3163,17 +3238,256 @@ class _Output:
             file.close()
 
 
+# --- Discovery ---
+
+class Responder:
+    """Answers whoever asks the LAN for servers; it never speaks by itself.
+
+    Its thread, "discovery", owns the sockets: one for each port and family. It is a daemon, as
+    nothing is lost with it, and ends with close(). Besides the server's own port it listens on
+    8087, which every client asks; the servers of a machine share that.
+    """
+
+    # Seconds from one look for new interfaces to the next.
+    LOOK_EVERY = 30.0
+    # Answers to one address in a second, and addresses in a second: a client asks a few times over
+    # each of its interfaces. Whoever asks more, or is the 1,001st, gets no answer.
+    ANSWERS = 10
+    ADDRESSES = 1_000
+
+    def __init__(self, server: ChatServer, name: str) -> None:
+        """`name` is what the server is called."""
+        self._server = server
+        self._name = name
+        # Tells the answers of this run from those of another server of the same name.
+        self._id = secrets.token_hex(8)
+        # Answers in that second (of time.monotonic()), by address.
+        self._second = 0
+        self._answered: "collections.Counter[str]" = collections.Counter()
+        # close() closes the one, which ends the thread's wait at the other.
+        self._waking, self._woken = socket.socketpair()
+        self._sockets = list(self._open())
+        self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer no more. May be called twice."""
+        self._waking.close()
+        self._thread.join(5)
+
+    def _open(self) -> "Iterator[socket.socket]":
+        """The sockets that can be had: another program may have the port."""
+        server, own = self._server, str(self._server.server_address[0])
+        families = {server.address_family}
+        if own == "::":
+            families.add(socket.AF_INET)
+        # What is sent to everybody is heard only by a socket that is bound to every address.
+        at = own if _is_loopback(own) else ""
+        for family, port in itertools.product(families, {server.port, PORT}):
+            try:
+                yield _udp(family, at, port)
+            except OSError as error:
+                logger.info("who asks on port %d does not find us: %s", port, error.strerror)
+
+    # On the thread
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for sock in (self._woken, *self._sockets):
+                selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
+            look_at = 0.0
+            while True:
+                if time.monotonic() >= look_at:
+                    self._listen()
+                    look_at = time.monotonic() + self.LOOK_EVERY
+                for key, _ in selector.select(self.LOOK_EVERY):
+                    if key.data is self._woken:
+                        return
+                    self._attend(key.data)
+
+    def _listen(self) -> None:
+        """Have the sockets listen to their groups on every interface, also on new ones."""
+        versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
+        interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
+        for sock, (number, version) in itertools.product(self._sockets, interfaces):
+            if versions[sock.family] == version:
+                # It does already, or the interface has gone.
+                with contextlib.suppress(OSError):
+                    chatproto.listen_to_group(sock, number)
+
+    def _attend(self, sock: socket.socket) -> None:
+        """Read a question and answer it."""
+        # On Windows also that nobody was there any more to hear the last answer.
+        with contextlib.suppress(OSError):
+            data, asker = sock.recvfrom(2048)
+            token = chatproto.decode_question(data)
+            if token is not None and self._may_answer(str(asker[0])):
+                here = self._server.room.connected
+                answer = chatproto.Answer(self._name, self._server.port, here,
+                                          chatproto.__version__, False, self._id)
+                self._send(sock, chatproto.encode_answer(token, answer), asker)
+
+    def _may_answer(self, asker: str) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second = second
+            self._answered.clear()
+        if asker not in self._answered and len(self._answered) >= self.ADDRESSES:
+            return False
+        self._answered[asker] += 1
+        return self._answered[asker] <= self.ANSWERS
+
+    def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
+        """Answer from the address where the server listens, as the asker goes there."""
+        own = str(self._server.server_address[0])
+        if own in ("0.0.0.0", "::") or _is_loopback(own):
+            sock.sendto(data, asker)
+            return
+        with _udp(sock.family, own, self._server.port) as speaker:
+            speaker.sendto(data, asker)
+
+
+def _udp(family: int, ip: str, port: int) -> socket.socket:
+    """A datagram socket on a port that other servers of this machine may listen on as well.
+
+    Raises OSError.
+    """
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "darwin":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((ip, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+# --- The invitation: how others come here ---
+
+FIREWALL_AFTER = 60.0           # seconds
+
+
+class Door(ChatServer):
+    """A ChatServer that knows whether anybody has come from another machine yet.
+
+    Where nobody has for a while, a firewall may be in the way.
+    """
+
+    # Whether anybody has; only the acceptor sets it.
+    visited = False
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """On the acceptor's thread."""
+        address = _plain_address(client_address).partition("%")[0]
+        if not self.visited and not _is_loopback(address):
+            self.visited = address not in {each.ip for each in chatproto.own_addresses()}
+        return super().verify_request(request, client_address)
+
+
+class Invitation:
+    """What others type or open to come here; asked anew each time, as addresses come and go."""
+
+    def __init__(self, server: ChatServer, name: str) -> None:
+        """`name` is what the server is called."""
+        self.name = name
+        self._server = server
+        self._bound = str(server.server_address[0])
+
+    def hosts(self) -> "list[str]":
+        """Where others reach this server, the likeliest first; at least one."""
+        if self._bound not in ("0.0.0.0", "::"):
+            return [self._bound]
+        only_4 = self._server.address_family == socket.AF_INET
+        found = [each.host for each in chatproto.lan_addresses()
+                 if not (only_4 and each.parsed.version == 6)]
+        return found or ["127.0.0.1"]
+
+    @property
+    def command(self) -> str:
+        """The line that others type, with Python as it is called here."""
+        return f"{_python()} chat_client.py {self.hosts()[0]} {self._server.port} -n NAME"
+
+    @property
+    def url(self) -> str:
+        """The page's address; "" when browsers are not served, or have no way to come."""
+        hosts = self.hosts() if self._server.web is not None else []
+        return next((f"http://{chatproto.in_url(host)}:{self._server.port}/" for host in hosts
+                     if "%" not in host), "")
+
+    @property
+    def host_page(self) -> str:
+        """The address of the host's page, which only this machine may open; "" if it cannot."""
+        own = "127.0.0.1" if self._bound in ("0.0.0.0", "::") else self._bound
+        # Only a connection from loopback is known to come from this machine.
+        if self._server.web is None or not _is_loopback(own):
+            return ""
+        url = f"http://{chatproto.in_url(own)}:{self._server.port}/"
+        return f"{url}#host={self._server.web.secret}"
+
+    def lines(self) -> "list[str]":
+        """What is printed when the server has started."""
+        listening = "0.0.0.0" if self._bound == "::" else self._bound
+        first, *others = self.hosts()
+        lines = [f"Listening on {chatproto.in_url(listening)}:{self._server.port}",
+                 f"Others join with: {self.command}"]
+        if self.url:
+            lines.append(f"or in a browser: {self.url}")
+        if others:
+            lines.append("Should that not lead here: " + ", ".join(others[:5]))
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
+        if self.host_page:
+            lines.append(f"Host's page: {self.host_page}")
+        return lines
+
+
+def _python() -> str:
+    """Python as it was called here: python3, python or py."""
+    # From 3.10 on sys.orig_argv has what was typed.
+    called: "list[str]" = getattr(sys, "orig_argv", None) or [sys.executable or ""]
+    name = os.path.splitext(os.path.basename(called[0]))[0].lower()
+    if name in ("python", "python3", "py"):
+        return name
+    return "python" if sys.platform == "win32" else "python3"
+
+
+def firewall_advice(port: int) -> str:
+    """What to do where a firewall keeps others out."""
+    if sys.platform == "win32":
+        how = ('in "Allow an app through Windows Firewall" tick Python for private networks, '
+               "and make this network a private one")
+    elif sys.platform == "darwin":
+        how = ("in System Settings, Network, Firewall, Options allow Python to receive "
+               "connections")
+    elif os.path.exists("/etc/ufw/ufw.conf"):
+        how = f"sudo ufw allow {port}"
+    elif os.path.exists("/etc/firewalld"):
+        how = f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp"
+    else:
+        how = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
+               f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
+    return ("nobody has come from another machine yet; if somebody tries, a firewall may be in "
+            f"the way: {how}")
+
+
 # --- The console ---
 
 class Console:
-    """What the operator can do, from stdin or from code: command() takes a line, returns the answer.
+    """What the operator can do, from stdin or from code: command() takes a line and answers.
 
     Each command is a method, and /help is written from their docstrings.
     """
 
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
-                 chat_log: ChatLog, stop: Callable[[], None]) -> None:
+                 chat_log: ChatLog, invitation: Invitation, stop: Callable[[], None]) -> None:
         self._server = server
+        self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
         # The message of the day as it was read or set last.
@@ -3183,7 +3497,7 @@ class Console:
         self._commands = {
             "/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
             "/banned": self.banned, "/say": self.say, "/motd": self.motd, "/reload": self.reload,
-            "/help": self.help, "/quit": self.quit}
+            "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator."""
@@ -3294,6 +3608,18 @@ class Console:
         except (OSError, ProtocolError) as error:
             logger.error("cannot reload: %s", error)
 
+    def qr(self, rest: str) -> str:
+        """/qr: the page's address as a QR code; /qr light where the terminal is light"""
+        if rest not in ("", "light"):
+            raise ValueError("/qr for a dark terminal, /qr light for a light one")
+        url = self._invitation.url
+        if not url:
+            return "there is no page to go to: browsers are not served"
+        import chat_web
+        code = chat_web.qr_code(url)
+        lines = chat_web.qr_lines(code, rest == "light", _can_show("\u2580\u2584\u2588"))
+        return "\n".join([*lines, url])
+
     def help(self, rest: str) -> str:
         """/help: this list"""
         return "\n".join((run.__doc__ or "").strip() for run in self._commands.values())
@@ -3302,6 +3628,14 @@ class Console:
         """/quit: tell everybody, and end the server"""
         self._stop()
         return ""
+
+
+def _can_show(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        return bool(text.encode(sys.stdout.encoding))
+    except (UnicodeError, AttributeError):
+        return False
 
 
 def escape_lines(text: str) -> str:
@@ -3335,19 +3669,32 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _port(text: str) -> int:
     """An argparse type: a port."""
-    try:
-        port = int(text)
-    except ValueError:
-        port = -1
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: that is a number from 1 to 65535, "
-                                         f"usually {PORT}; 0 takes a free one")
-    return port
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{escape(text)} is no port, that is a number from 1 to "
+                                         f"65535, usually {PORT}; 0 takes a free one")
+    return int(text)
+
+
+def _title(text: str) -> str:
+    """An argparse type: what a server is called."""
+    if not text.strip() or chatproto.clean_text(text) != text or len(text) > chatproto.MAX_TITLE:
+        raise argparse.ArgumentTypeError(
+            f"a server's name has 1 to {chatproto.MAX_TITLE} characters")
+    return text.strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        complain(f"{message} (--help says what there is)")
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
     default = Settings()
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
@@ -3357,6 +3704,13 @@ def _parser() -> argparse.ArgumentParser:
     add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
         help=f"default {PORT}; 0 takes a free one")
     add("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
+    add("--name", type=_title, default=_machine_name(), metavar="TITLE",
+        help="what the server is called, for those who look for one (default: %(default)s)")
+    add("--no-discovery", action="store_true",
+        help="do not answer those who look for a server without knowing its address")
+    add("--dns-name", action="append", default=[], metavar="NAME",
+        help="a name by which browsers may come, besides the machine's own; more than once for "
+             "several")
     add("--motd", metavar="FILE", help="message of the day, shown to whoever joins")
     add("--log", metavar="FILE",
         help="append what is said to FILE (- is stdout); private messages are not")
@@ -3387,6 +3741,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-v", "--verbose", action="store_true", help="log more")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
+
+
+def _machine_name() -> str:
+    """What this machine is called, without its domain."""
+    name = chatproto.clean_text(socket.gethostname()).partition(".")[0]
+    return name[:chatproto.MAX_TITLE] or "Roger"
 
 
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
@@ -3444,80 +3804,43 @@ def complain(what: str) -> None:
         pass
 
 
-def _load_web(console: Console, server: ChatServer) -> Any:
+def _load_web(console: Console, server: ChatServer, invitation: Invitation,
+              names: "list[str]") -> Any:
     """What serves browsers, where chat_web.py and chat_web.html lie beside this file; else None."""
     try:
         import chat_web
     except ModuleNotFoundError as error:
         if error.name != "chat_web":
             raise
+        logger.warning("nothing for browsers: chat_web.py is missing, copy it and chat_web.html "
+                       "beside chat_server.py")
         return None
     ask, room = server.ask, server.room
     desk = chat_web.Desk(
         people=lambda: ask(room.people), boot=lambda name, reason: ask(room.boot, name, reason),
         say=lambda text: ask(room.say, text), motd=lambda: console.current_motd,
-        set_motd=console.change_motd)
+        set_motd=console.change_motd, invitation=lambda: (invitation.name, invitation.url))
     try:
-        return chat_web.Web(desk)
+        return chat_web.Web(desk, names=names)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
         return None
 
 
-def _announce(server: ChatServer, host: str) -> None:
+def _announce(invitation: Invitation) -> None:
     """The first lines on stdout."""
-    shown = host or "0.0.0.0"
-    reached = shown if host else lan_address()
-    lines = [f"Listening on {_in_url(shown)}:{server.port}",
-             f"Others join with: python chat_client.py {reached} {server.port}"]
-    if server.web is not None:
-        lines.append(f"or in a browser: http://{_in_url(reached)}:{server.port}/")
-        own = str(server.server_address[0])
-        own = "127.0.0.1" if host in ("", "0.0.0.0", "::") else own
-        # Only a connection from loopback is known to come from this machine.
-        if _is_loopback(own):
-            secret = server.web.secret
-            lines.append(f"Host's page: http://{_in_url(own)}:{server.port}/#host={secret}")
     try:
-        for line in lines:
+        for line in invitation.lines():
             print(line, flush=True)
     except OSError as error:
         if not _nobody_reads(error):
             raise
 
 
-def lan_address() -> str:
-    """The address by which others on the LAN reach this machine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # A documentation address (RFC 5737). connect() of a UDP socket sends nothing: it only
-            # looks the route up.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
-def _in_url(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
 # What the main thread is told. Signal handlers may interrupt one another and the main thread
 # anywhere: only a SimpleQueue may be put into there, an Event would lock itself up.
 Orders = queue.SimpleQueue
-
-
-def _next_order(orders: "Orders[str]") -> str:
-    """Wait for an order, a second at a time.
-
-    On Windows no signal ends a wait; elsewhere one may come just before it begins.
-    """
-    while True:
-        try:
-            return orders.get(timeout=1)
-        except queue.Empty:
-            continue
 
 
 def _catch_signals(orders: "Orders[str]") -> None:
@@ -3531,16 +3854,64 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
-def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
-    """Until the order to stop."""
+def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
+    """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
+
+    The system calls the handler on a thread of its own, and ends the process when it returns, or
+    after 5 s.
+    """
+    if sys.platform != "win32":
+        return None
+    import ctypes
+    ends = {2: "close", 5: "log off", 6: "shut down"}
+
+    def handle(event: int) -> bool:
+        if event in ends:
+            orders.put(STOP)
+            ended.wait(4.5)
+        return event in ends
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, True)
+    return handler
+
+
+def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
+    """Until the order to stop; tell meanwhile when nobody comes."""
+    had_terminal = sys.stdin is not None and sys.stdin.isatty()
+    advise_at = time.monotonic() + FIREWALL_AFTER
+    if _is_loopback(str(server.server_address[0])):
+        advise_at = math.inf
+    order = ""
     try:
-        for order in iter(lambda: _next_order(orders), STOP):
-            (line.reopen if order == RESUME else console.reload_by_signal)()
+        while order != STOP:
+            order = _next_order(orders)
+            if order == RESUME:
+                line.reopen()
+            elif order == RELOAD and had_terminal and not sys.stdin.isatty():
+                # The terminal was closed, and nobody could end this server any more.
+                order = STOP
+            elif order == RELOAD:
+                console.reload_by_signal()
+            if time.monotonic() >= advise_at:
+                advise_at = math.inf
+                if not server.visited:
+                    logger.info("%s", firewall_advice(server.port))
         logger.info("closing")
         server.say_goodbye("the server is closing")
         server.server_close()
     finally:
         line.close()
+
+
+def _next_order(orders: "Orders[str]") -> str:
+    """Wait a second for an order; "" when there is none.
+
+    On Windows no signal ends a wait; elsewhere one may come just before it begins.
+    """
+    try:
+        return orders.get(timeout=1)
+    except queue.Empty:
+        return ""
 
 
 def _raise_file_limit() -> None:
@@ -3590,7 +3961,7 @@ def _tune_interpreter() -> None:
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,
-           stop: Callable[[], None]) -> "tuple[ChatServer, Console, ChatLog]":
+           stop: Callable[[], None]) -> "tuple[Door, Console, ChatLog, Invitation]":
     """Everything but the threads of the server.
 
     Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
@@ -3601,22 +3972,74 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
-        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history)
-        console = Console(server, line, arguments.motd, chat_log, stop)
+        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history)
+        invitation = Invitation(server, arguments.name)
+        console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.
         server.room.set_motd(console.read_motd())
-        server.web = None if arguments.no_web else _load_web(console, server)
+        if not arguments.no_web:
+            server.web = _load_web(console, server, invitation, arguments.dns_name)
     except BaseException:
         if history is not None:
             history.close()
         raise
-    return server, console, chat_log
+    return server, console, chat_log, invitation
+
+
+def _why_not(error: Exception, arguments: argparse.Namespace) -> str:
+    """Why the server cannot start, and what to do."""
+    if isinstance(error, HistoryError):
+        return f"cannot keep the history in {error}"
+    if isinstance(error, ProtocolError):
+        return f"the message of the day, {arguments.motd}, is too long: {error}"
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
+        return (f"--bind {arguments.bind}: there is no machine of that name; this one has "
+                + _own_hosts())
+    if error.filename is not None:
+        return _why_no_file(error)
+    port, where = arguments.port, f"cannot listen on port {arguments.port}"
+    if error.errno == errno.EADDRINUSE:
+        return (f"{where}: it is in use, perhaps by another chat server; {_free_port(arguments)} "
+                f"is free, so try: {_python()} chat_server.py {_free_port(arguments)}")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (f"{where} of {arguments.bind}: that is no address of this machine; it has "
+                + _own_hosts())
+    if error.errno == errno.EACCES and port < 1024:
+        return (f"{where}: ports below 1024 are the administrator's; "
+                f"try: {_python()} chat_server.py {PORT}")
+    return f"{where}: {error.strerror or error}"
+
+
+def _why_no_file(error: OSError) -> str:
+    """Why a file cannot be used."""
+    name = escape(str(error.filename))
+    if os.path.isdir(error.filename):
+        return f"{name} is a folder; a file is wanted"
+    if error.errno == errno.ENOENT:
+        folder = os.path.dirname(os.path.abspath(error.filename))
+        missing = "" if os.path.isdir(folder) else " (nor its folder)"
+        return f"{name}: there is no such file{missing}"
+    return f"{name} cannot be opened: {error.strerror or error}"
+
+
+def _own_hosts() -> str:
+    return ", ".join([each.host for each in chatproto.lan_addresses()] + ["127.0.0.1"])
+
+
+def _free_port(arguments: argparse.Namespace) -> int:
+    """A port near the one that is in use; 0, which takes any, where none is free."""
+    for port in range(arguments.port + 1, min(arguments.port + 20, 65_536)):
+        address, family = _bind_address(arguments.bind, port)
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind(address)
+            return port
+    return 0
 
 
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the server until it is told to stop; return the exit code."""
-    arguments = _arguments(argv)
     _use_utf8()
+    arguments = _arguments(argv)
     if arguments.export is not None:
         return _export(*arguments.export)
     log = _set_up_logging(arguments.verbose)
@@ -3625,23 +4048,28 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     orders: "Orders[str]" = Orders()
     line = OperatorLine()
     try:
-        server, console, chat_log = _build(arguments, line, lambda: orders.put(STOP))
-    except (OSError, UnicodeError, ProtocolError) as error:
-        named = getattr(error, "filename", None) is not None
-        complain(str(error) if named else f"cannot listen on port {arguments.port}: {error}")
-        return 1
-    except HistoryError as error:
-        complain(f"cannot keep the history in {error}")
+        server, console, chat_log, invitation = _build(arguments, line, lambda: orders.put(STOP))
+    except (OSError, UnicodeError, ProtocolError, HistoryError) as error:
+        complain(_why_not(error, arguments))
         return 1
     _catch_signals(orders)
-    server.start()
-    _announce(server, arguments.bind)
-    if sys.stdin is not None and sys.stdin.isatty():
-        if line.open() and sys.stderr.isatty():
-            log.setStream(line)
-        threading.Thread(target=console.run, name="console", daemon=True).start()
-    _obey(server, console, line, orders)
-    chat_log.close()
+    ended = threading.Event()
+    handler = _heed_closed_window(orders, ended)
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(ended.set)
+        at_the_end.callback(chat_log.close)
+        server.start()
+        if not arguments.no_discovery:
+            at_the_end.callback(Responder(server, arguments.name).close)
+        _announce(invitation)
+        has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        if has_terminal:
+            if line.open() and sys.stderr.isatty():
+                log.setStream(line)
+            threading.Thread(target=console.run, name="console", daemon=True).start()
+        _obey(server, console, line, orders)
+    # So long the system may have called it.
+    del handler
     return 0
 
 

@@ -119,6 +119,7 @@ def walk(file, what, upto, number):
         piece, place = (file.after(place, upto, number) if what == "after"
                         else file.before(place, 7, number))
         found += piece
+        assert len(found) <= upto
     return ids(found)
 
 
@@ -499,9 +500,18 @@ def holding(path, text):
             if os.path.exists(path + end) and text in open(path + end, "rb").read()]
 
 
+class Careless(HistoryFile):
+    """A history file where SQLite was built to leave what is deleted in free pages."""
+
+    def _connect(self, path):
+        connection = super()._connect(path)
+        connection.execute("PRAGMA secure_delete = OFF")
+        return connection
+
+
 def test_removed_text_is_gone(path):
     """The place and the rest of the frame stay; the text is nowhere in the file nor in its WAL."""
-    file = HistoryFile(path)
+    file = Careless(path)
     texts = {id: f"SECRET{id:04d}" * (1 if id % 7 else 500) for id in range(1, 200)}
     file.save(199, [chat(id, text, (7, 8) if id % 5 == 0 else ()) for id, text in texts.items()],
               [], [])
@@ -560,7 +570,7 @@ def test_removed_frame_keeps_the_rest():
 
 def test_deleted_text_is_gone(path):
     """What --keep deletes does not stay in free pages."""
-    file = HistoryFile(path, keep_seconds=10.0)
+    file = Careless(path, keep_seconds=10.0)
     file.save(400, [chat(id, f"SECRET{id:04d}" * 20, at=float(id)) for id in range(1, 401)], [], [])
     while file.trim(400.0, 0.0):
         pass
@@ -634,18 +644,28 @@ def test_version_1_leaves_behind_what_is_no_frame(path, tmp_path):
     file.close()
 
 
-@pytest.mark.parametrize("at", [1, 150, 300])
+@pytest.mark.parametrize("at", [
+    "CREATE TABLE sessions", "INSERT INTO state", "INSERT INTO entries", 1, 150, 300,
+    "DROP TABLE old_state", "DROP TABLE old_sessions", "COMMIT"])
 def test_version_1_killed_in_the_middle(path, at):
     """What a kill leaves of a migration is a whole version 1; the next start migrates it."""
     rows = make_version_1(path)
     seen = []
 
+    def look(what):
+        if "migrated" not in seen and (what == at or f"{what} ".startswith(f"{at} ")):
+            for end in "", "-wal":
+                shutil.copy(path + end, path + ".killed" + end)
+
     class Kill(HistoryFile):
+        def _migrate(self):
+            self._connection.set_trace_callback(look)
+            super()._migrate()
+            seen.append("migrated")
+
         def _keep_sound(self, id, is_sound):
             seen.append(id)
-            if len(seen) == at:
-                for end in "", "-wal":
-                    shutil.copy(path + end, path + ".killed" + end)
+            look(len(seen))
             return super()._keep_sound(id, is_sound)
 
     file = Kill(path)

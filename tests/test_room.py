@@ -145,7 +145,7 @@ def test_replay_after_the_restart_is_resumed_mosquitto_769():
     ann = BenchMember(after, "ann")
     ann.send(frame("join", name="ann", session="of the last run", epoch="the last run", seen=5))
     ann.mute = True
-    # A window of them.
+    # It takes a window of them.
     frames = ann.take()
     ann.seen = frames[10]["id"]
     ann.lose()
@@ -326,7 +326,7 @@ def test_refusal_behind_a_long_replay_is_not_taken_for_a_yes():
     line = Line(bench, "ann", on_state=lambda said: states.append(said.state)).open()
     bob = bench.member("bob")
     line.carry()
-    # On their way when the connection breaks.
+    # They are on their way when the connection breaks.
     for number in range(2 * WINDOW):
         bob.say(f"{number}")
         bob.take()
@@ -366,11 +366,11 @@ def test_history_of_a_namesake_is_not_taken_for_our_own():
     earlier.send(frame("leave", id=2))
     bob = bench.member("bob")
     line = Line(bench, "ann")
-    # Said before the history comes.
+    # It is said before the history comes.
     said = line.session.say("hi")
     line.open()
     bob.take()
-    # Its ACK, then the receipt.
+    # First comes its ACK, then the receipt.
     for _ in range(4):
         bench.advance(0.5)
         line.carry()

@@ -288,7 +288,7 @@ def test_room_with_more_members_than_are_listed(monkeypatch):
     assert ann.take() == []
     eve.send(frame("leave", id=2))
     bench.advance(1)
-    # Nobody had been told of her.
+    # Nobody had been told of eve.
     assert ann.take() == []
     bob.send(frame("leave", id=1))
     bench.advance(1)

@@ -172,9 +172,7 @@ def test_long_absence_is_fed_in_pieces(rooms, monkeypatch):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.take()
     ann.lose()
-    for number in range(2000):
-        bob.say(f"{number}")
-        bob.take()
+    bob.say_all([f"{number}" for number in range(2000)])
     again = ann.resume()
     heard, most, live = [], 0, 2000
     pieces, piece_of = [], bench.room.journal.piece
@@ -205,9 +203,7 @@ def test_refusal_of_one_that_catches_up_is_not_overtaken(rooms, monkeypatch):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.take()
     ann.lose()
-    for number in range(1500):
-        bob.say(f"{number}")
-        bob.take()
+    bob.say_all([f"{number}" for number in range(1500)])
     again = ann.resume()
     again.say("hello", to="nobody")
     frames = again.take()
@@ -224,9 +220,7 @@ def test_long_absence_overtaken_by_keep(rooms, monkeypatch):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.take()
     ann.lose()
-    for number in range(1200):
-        bob.say(f"{number}")
-        bob.take()
+    bob.say_all([f"{number}" for number in range(1200)])
     again = ann.resume()
     again.mute = True
     missing = again.take()
@@ -248,9 +242,7 @@ def test_unreadable_file_is_said(rooms, monkeypatch, caplog):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.take()
     ann.lose()
-    for number in range(1000):
-        bob.say(f"{number} " + "x" * 300)
-        bob.take()
+    bob.say_all([f"{number} " + "x" * 300 for number in range(1000)])
     rooms.file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with open(rooms.path, "r+b") as raw:
         raw.seek(5 * 4096)

@@ -89,12 +89,11 @@ def test_storm_of_vanishing_connections_harms_nobody(serve, crowd):
             said.append(f"{number} from {'ann' if number % 20 else 'bob'}")
             (ann if number % 20 else bob).say(said[-1])
         crowd.serve_until(begin + (number + 1) / 200)
-    wait_until(lambda: not crowd.serve(0) and server.threads() <= 4 + 2
-               and server.descriptors() == descriptors + 2)
+    crowd.run(lambda: server.threads() <= 4 + 2 and server.descriptors() == descriptors + 2)
     said.append("after the storm")
     ann.say(said[-1])
     for talker in ann, bob:
-        # And all who joined before that.
+        # By then they have heard of all who joined before, too.
         crowd.run(lambda: said[-1] in talker.chats)
         visitors = [name for name in talker.names("joined") if name.startswith("v")]
         assert visitors, "the storm did not get in"
@@ -364,7 +363,7 @@ def test_reset_in_the_middle_of_a_frame_harms_nobody(serve, crowd):
 
 # --- Sockets and WebSockets ---
 
-# Members of each kind, messages of each member, connections that are cut on the way.
+# Members of each kind, messages of each member, and connections that are cut on the way.
 EACH, SAYS, CUTS = 100, 3, 120
 
 
@@ -378,17 +377,14 @@ def test_mixed_room_while_connections_are_cut(serve, crowd):
               for member in chance.sample(members, len(members))]
     cuts = set(chance.sample(range(len(to_say)), CUTS))
 
-    def serve_all(seconds):
-        for member in crowd.serve(seconds):
-            crowd.come_back(member)
-
+    crowd.comes_back = True
     for place, (member, text) in enumerate(to_say):
         member.say(text)
         if place in cuts:
             crowd.come_back(chance.choice(members), resets=chance.random() < 0.5)
-        serve_all(0)
-    wait_until(lambda: serve_all(0.02) or all(
-        len(member.chats) >= len(to_say) and not member.open for member in members))
+        crowd.serve(0)
+    crowd.run(lambda: all(len(member.chats) >= len(to_say) and not member.open
+                          for member in members), seconds=60)
     hears = {member: [(one["id"], one["from"], one["text"]) for one in member.heard
                       if one["type"] == "chat"] for member in members}
     order = hears[members[0]]

@@ -217,7 +217,7 @@ def test_close_codes_that_may_not_be_sent(payload, expected):
 
 @pytest.fixture(scope="module")
 def echo():
-    process = subprocess.Popen([sys.executable, str(harness.ROOT / "chat_web.py"), "--echo", "0"],
+    process = subprocess.Popen([sys.executable, str(harness.ROOT / "tests/echo.py"), "0"],
                                stdout=subprocess.PIPE, text=True)
     yield int(process.stdout.readline().rpartition(":")[2])
     process.kill()
