@@ -42,8 +42,8 @@ def window(monkeypatch):
     arguments = argparse.Namespace(host="host", port=8087, name="ann", bell="mentions", timeout=1.0)
     window = Window(arguments, Paper())
     window._terminal.enter()
-    window.client.users = {name: name for name in ("ann", "bob", "ben")}
-    window.client.here = 3
+    window.client._people.users = {name: name for name in ("ann", "bob", "ben")}
+    window.client._people.here = 3
     window.press = lambda *pieces: [window._press(piece) for piece in pieces] and window._paint()
     window.lines = lambda: window._terminal.shown.lines()
 
