@@ -1764,7 +1764,8 @@ class Delivery:
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
-            if link is not None and NOWHERE < link.manager.acked < upto:
+            # What comes before its begin is not read from the log.
+            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
                 if link.manager.acked < upto and not self._journal.feeds:
@@ -1886,8 +1887,9 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log.
-            if journal.feeds or seen >= session.begin:
+            # In memory the last chats, which are before its begin, outlive the start of the log; but
+            # where that is past its begin nobody could feed it what comes between.
+            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
