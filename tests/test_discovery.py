@@ -288,6 +288,11 @@ def network(both, alone):
             machine.run(["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad"])
             machine.do(["ip link set lo up", "ip link set eth0 up"])
         server.do(alone)
+        for machine in (server, client):
+            # The kernel takes its time to say that both ends are up.
+            for _ in range(300):
+                if "state UP" in machine.run(["ip", "link", "show", "eth0"]).stdout:
+                    break
         yield server, client
 
 
@@ -350,6 +355,7 @@ def test_network(networks, name):
     in_url = rf"\[{address}\]" if "::" in address else address
     if "%" not in address:
         assert re.fullmatch(rf"or in a browser: http://{in_url}:8087/", lines[2]), lines
+    assert not any("%" in line for line in lines) or "%" in address
     assert clients == [(0, "")] * 3
 
 
