@@ -3,20 +3,24 @@
 """chat_client: the client role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_client.py host 8087                         in a terminal
-    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, exits 0 when all were acknowledged
+    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, and
+                                                            it exits 0 when all were acknowledged
 
 The protocol and its promises are in chatproto's docstring. The parts, bottom up:
 
-    Said            something this client said, and what became of it: sending, there, heard by n of m, failed, unknown
+    Said            something this client said, and what became of it: sending, there, heard by n of
+                    m, failed, unknown
+    Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Formatter       what is heard -> Entries, lines of spans that are safe to show
     Columns         how wide a text is on this terminal
     Keys, Editor    bytes from a terminal -> keys -> the line that is typed
-    Screen          what is on the terminal, row by row: what was said, one status line, the line that is typed
+    Screen          what is on the terminal, row by row: what was said, one status line, the line
+                    that is typed
     Terminal        the only one that touches the terminal: raw mode and back, whatever happens
-    Plain           lines in, lines out: the interface in a pipe, on a dumb terminal, for a screen reader
-    Window          the interface in a terminal: nothing that comes in touches the line that is typed
+    Plain           lines in, lines out: in a pipe, on a dumb terminal, for a screen reader
+    Window          in a terminal: nothing that comes in touches the line that is typed
     Commands        what both do on a line that begins with a slash
 
 A bot:
@@ -25,9 +29,10 @@ A bot:
     client.say("hello")
     client.close()
 
-Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's timer), "stdin" or "keys"
-(reads for main) and the main thread, which alone writes to the terminal while there is a Window.
-Locks: ClientSession has one, described there; a leaf but for MessageManager's lock.
+Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
+timer), "close" (a close() that a callback asked for), "stdin" or "keys" (reads for main) and the
+main thread, which alone writes to the terminal while there is a Window.
+Locks: Sayings has one, described there.
 """
 
 from __future__ import annotations  # Roger needs Python 3.9 or newer
@@ -76,20 +81,32 @@ except ModuleNotFoundError as error:
     if error.name != "chatproto":
         raise
     sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
-                       Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket, PendingMessage, Ping,
-                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome, clean_text, escape, name_key)
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
+                       ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
+                       Left, Message, MessageManager, MessageQueue, MessageSocket, News, Ping,
+                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome,
+                       clean_text, escape, name_key)
 
-SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"     # the states of what was said
+# The states of what was said.
+SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
 
-CONNECT_TIMEOUT = 10.0          # seconds for a connection, and then for its welcome
-LONGEST_DELAY = 30.0            # seconds between two tries to connect
-START_PATIENCE = 5.0            # seconds that the first try waits for a server that is about to start
-LEAVE_TIMEOUT = 1.0             # seconds for the ACK of `leave`
-HOPELESS = ("banned", "bad-version", "bad-name")    # answers to a join that will not change by trying again
-UNSENT = 10_000                 # messages that may wait for their ACK; then say() raises queue.Full
-UNSENT_PIPE = 1_000             # in a pipe reading stops at so many, until some are acknowledged
-PLACES = 1_000                  # own messages whose `heard` is still looked at
+# Seconds for a connection, and then for its welcome.
+CONNECT_TIMEOUT = 10.0
+# Seconds that the first try waits for a server that is about to start.
+START_PATIENCE = 5.0
+# Seconds between two tries to connect, at most.
+LONGEST_DELAY = 30.0
+# Seconds for the ACK of `leave`.
+LEAVE_TIMEOUT = 1.0
+# Answers to a join that will not change by trying again.
+HOPELESS = ("banned", "bad-version", "bad-name")
+# Messages, or bytes of them, that may wait for their ACK; then say() raises queue.Full.
+UNSENT = 10_000
+UNSENT_BYTES = 8 * 1024 * 1024
+# In a pipe reading stops at so many, until some are acknowledged.
+UNSENT_PIPE = 1_000
+# Own messages whose `heard` is still looked at; then the oldest is forgotten.
+PLACES = 1_000
 
 
 class JoinRefused(Exception):
@@ -110,262 +127,196 @@ def bug(error: Optional[BaseException]) -> str:
 # --- One person's side of the chat ---
 
 class Said:
-    """Something this client said. Its state only goes forward: from sending to there or failed; unknown when one gave up."""
+    """Something this client said. Its state only goes forward: from sending to there or failed;
+    unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "state", "reason", "heard", "of")
+    __slots__ = ("id", "text", "to", "state", "reason", "place", "heard", "of")
 
     def __init__(self, id: int, text: str, to: Optional[str]) -> None:
-        self.id = id                    # ours: the `cid` of its chat
+        # Ours: the `cid` of its chat.
+        self.id = id
         self.text = text
-        self.to = to                    # the recipient of a private message
+        # The recipient of a private message.
+        self.to = to
         self.state = SENDING
-        self.reason = ""                # why it failed
-        self.heard = 0                  # how many members have confirmed it,
-        self.of = 0                     # of so many
+        # Why it failed.
+        self.reason = ""
+        # The server's id, once its chat has come back in its place in the order.
+        self.place = 0
+        # How many members have acknowledged it, of so many.
+        self.heard = 0
+        self.of = 0
 
 
-class ClientSession:
-    """Name, users, what was said and what became of it, over any number of connections.
+class Callbacks(NamedTuple):
+    """What a ClientSession calls, on the thread that reads."""
 
-    say() and the like may be called from any thread and do not block. opened(), received() and closed() are for the one
-    thread that reads; it runs the callbacks: on_welcome(welcome), on_message(message) for what the server sends,
-    on_state(said), on_recalled(answer) for older messages that recall() asked for, None where the server keeps none.
+    on_welcome: Callable[[Welcome], None] = lambda welcome: None
+    on_message: Callable[[Message], None] = lambda message: None
+    on_state: Callable[[Said], None] = lambda said: None
+    on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None
+
+
+class Sayings:
+    """What this client says and what became of it: the log that the connection of now reads, and
+    beside it each message by its id. Any thread may call, and but for wait_settled() none blocks.
     """
 
-    def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
-                 on_dead: Callable[[], None] = lambda: None,
-                 on_welcome: Callable[[Welcome], None] = lambda welcome: None,
-                 on_message: Callable[[Message], None] = lambda message: None,
-                 on_state: Callable[[Said], None] = lambda said: None,
-                 on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None) -> None:
-        self.name = name
-        self.users: "dict[str, str]" = {}       # name_key -> name, in the order of coming
-        self.here = 0                           # how many there are: more than `users` in a very large room
-        self.joined = False                     # welcomed on the connection of now
-        self.history_until = 0                  # a message with an id up to this was said before we came
-        self.last_frame = b""                   # the line of the message that a callback is called for
-        self._receipts = receipts
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_state = on_state
-        self._on_recalled = on_recalled
-        self.oldest: Optional[int] = None       # the oldest message that was heard or recalled is not before this id
-        self._session: Optional[str] = None
-        self._epoch: Optional[str] = None
-        self.wanted = name                     # what we ask for: another one may be all that is free for now
-        self._names = {name}                    # those we have had in this session: our own messages come from one of them
-        self._decoder = FrameDecoder(FROM_SERVER)
-        self._write: Callable[[bytes], None] = lambda data: None
-        self.list_as_of = 0                    # the newest id that the list of users in the welcome takes into account
-        self._places: "dict[int, Said]" = {}    # id of a chat of ours -> what was said
-        # Protects the four below, and keeps frames in the order of their ids: so the manager's lock is taken
-        # inside it. Waiters for fewer unsettled ones are notified through it.
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._last_id = 0                       # the newest id that we gave
-        self.unsettled: "dict[int, Said]" = {}  # what was said and is neither there nor failed, in order
-        self._unplaced: "dict[int, Said]" = {}  # what was said and has not come back in its place, by our id
-        self._recalls: "dict[int, Recall]" = {}     # requests for older messages without an answer
-        self.manager = MessageManager(alarm, on_dead=on_dead, on_idle=self._ping)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # Protects all below; inside it the log's lock is taken. Waiters for fewer unsettled
+        # messages are notified through it.
+        self._changed = threading.Condition(threading.Lock())
+        # What the server has not acknowledged, and the newest id that was given.
+        self.log = MessageQueue()
+        self.last_id = 0
+        # What was said by its id, in order, while it is unsettled or has not come back in its
+        # place; and then, of the newest PLACES, by that place.
+        self._said: "dict[int, Said]" = {}
+        self._places: "dict[int, Said]" = {}
+        # Why nothing can be said any more.
+        self._over = ""
 
-    # Speaking
-
-    def say(self, text: str, to: Optional[str] = None) -> Said:
-        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when UNSENT wait already."""
-        chatproto.check_text(text)
-        with self._lock:
-            if len(self.unsettled) >= UNSENT:
+    def add(self, make: Callable[[int], Message], said: Optional[Said] = None,
+            exempt: bool = False) -> Optional[News]:
+        """Put a message into the log, made with the next id, and remember what was `said` in it.
+        Raises queue.Full, and ConnectionError after the end, unless it is exempt."""
+        with self._changed:
+            if self._over and not exempt:
+                raise ConnectionError(self._over)
+            if not exempt and (len(self.log) >= UNSENT or self.log.size >= UNSENT_BYTES):
                 raise queue.Full
-            said = Said(self._last_id + 1, text, to)
-            self._number(Say(said.id, text, to))
-            self.unsettled[said.id] = self._unplaced[said.id] = said
-        return said
+            self.last_id += 1
+            message = make(self.last_id)
+            if said is not None:
+                said.id = message.id
+                self._said[message.id] = said
+            self.log.append(message.id, message.encode())
+            return self.log.publish(message.id, self._clock())
 
-    def whisper(self, name: str, text: str) -> Said:
-        """Say something to one."""
-        return self.say(text, name)
+    def next_id(self) -> int:
+        """An id for what is not in the log: a ping."""
+        with self._changed:
+            self.last_id += 1
+            return self.last_id
 
-    def rename(self, name: str) -> None:
-        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad name."""
-        with self._lock:
-            self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What is neither there nor failed, in order."""
+        with self._changed:
+            return [said for said in self._said.values() if said.state in (SENDING, UNKNOWN)]
 
-    def recall(self, count: int = 20, before: Optional[int] = None) -> None:
-        """Ask for `count` messages before the id `before`, or before the oldest that is known. One request at a time."""
-        self._recall(count, self.oldest if before is None else before)
+    def at(self, place: int) -> Optional[Said]:
+        """What has that place in the order; None where it is another's, or long ago."""
+        return self._places.get(place)
 
-    def leave(self) -> None:
-        """Say that we go on purpose."""
-        with self._lock:
-            self._number(Leave(self._last_id + 1))
-
-    def _ping(self) -> None:
-        """On the alarm's thread."""
-        with self._lock:
-            self._number(Ping(self._last_id + 1))
-
-    def _recall(self, count: int, before: Optional[int], again: bool = False) -> None:
-        with self._lock:
-            request = Recall(self._last_id + 1, before, count)
-            self._number(request, again)        # one that is asked again may not fail because the queue is full
-            self._recalls[request.id] = request
-
-    def _number(self, message: Message, exempt: bool = False) -> None:
-        """Send a numbered message. Needs the lock."""
-        assert self._lock.locked()
-        self.manager.send(PendingMessage([message.id], [message.encode()]), exempt)
-        self._last_id = message.id
-
-    # One connection after the other
-
-    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
-        """There is a connection: ask to come in, or back; under `name` where the server suggested one."""
-        self._decoder = FrameDecoder(FROM_SERVER)
-        self._write = write
-        write(Join(name or self.wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
-                   receipts=self._receipts).encode())
-
-    def received(self, data: bytes) -> None:
-        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused, and ConnectionClosed
-        when we were booted."""
-        for message in self._decoder.feed(data):
-            self.last_frame = self._decoder.line
-            if message.id and self.joined:
-                if self.manager.is_duplicate(message.id):
-                    self.manager.received(message.id)
-                    continue
-                self._numbered(message)
-                self.manager.received(message.id, len(self.last_frame))     # after its work is done: then it is confirmed
-                if isinstance(message, Booted):
-                    raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason else "you were booted")
-            elif isinstance(message, Ack):
-                self.manager.acknowledged(message.upto)
-                self._settle(message.upto)
-                for request in self._answered(message.upto):        # the answer comes before the ACK, if one comes
-                    self._on_recalled(None)
-            elif isinstance(message, Welcome):
-                self._welcomed(message)
-            elif self.joined:
-                self._bare(message)
-            elif isinstance(message, Error) and message.code != "flooding":
-                raise JoinRefused(message)
-
-    def closed(self) -> None:
-        """The connection is gone; what is not confirmed is kept for the next one."""
-        self.joined = False
-        self.manager.detach()
-
-    def forgotten(self, welcome: Welcome) -> "list[Said]":
-        """For on_welcome: what the server has said to have, and may not send back at its place after this welcome."""
-        if welcome.resumed and not welcome.missed:
-            return []
-        with self._lock:
-            there = [said for said in self._unplaced.values() if said.state == THERE]
-            if not welcome.resumed:                     # if it comes, then as anybody's
-                for said in there:
-                    del self._unplaced[said.id]
+    def settle(self, upto: int) -> "list[Said]":
+        """The server acknowledges up to an id: return what is there now."""
+        there = []
+        with self._changed:
+            for id in range(self.log.start + 1, upto + 1):
+                said = self._said.get(id)
+                if said is not None and said.state == SENDING:
+                    said.state = THERE
+                    there.append(said)
+                    if said.place:
+                        del self._said[id]
+            self.log.forget(upto)
+            self._changed.notify_all()
         return there
 
-    def said_of(self, id: int) -> Optional[Said]:
-        """What we said that has the place `id` in the order; None where it is another's, or long ago."""
-        return self._places.get(id)
+    def fail(self, id: int, reason: str) -> "list[Said]":
+        """The server refuses what was sent under `id`: return what it was."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.state != SENDING:
+                return []
+            del self._said[id]
+            said.state, said.reason = FAILED, reason
+            self._changed.notify_all()
+        return [said]
 
-    def give_up(self) -> None:
-        """Nothing is waited for any more: what is not confirmed stays unknown."""
-        with self._lock:
-            unknown = [said for said in self.unsettled.values() if said.state == SENDING]
+    def came_back(self, place: int, id: int) -> None:
+        """Our own message has come at its place in the order."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.place:
+                return
+            said.place = place
+            self._places[place] = said
+            if said.state == THERE:
+                del self._said[id]
+            if len(self._places) > PLACES:
+                del self._places[next(iter(self._places))]
+
+    def forget_places(self) -> None:
+        """The ids of the server begin anew."""
+        with self._changed:
+            self._places.clear()
+            for said in self._said.values():
+                said.place = 0
+
+    def without_place(self, forget: bool) -> "list[Said]":
+        """What is there and has not come back; with `forget` it may come back as anybody's."""
+        with self._changed:
+            there = [said for said in self._said.values()
+                     if said.state == THERE and not said.place]
+            for said in there if forget else ():
+                del self._said[said.id]
+        return there
+
+    def end(self, why: str) -> None:
+        """Nothing more can be said."""
+        with self._changed:
+            self._over = self._over or why
+
+    def give_up(self) -> "list[Said]":
+        """Nothing is waited for any more: return what stays unknown."""
+        with self._changed:
+            unknown = [said for said in self._said.values() if said.state == SENDING]
             for said in unknown:
                 said.state = UNKNOWN
             self._changed.notify_all()
-        for said in unknown:
-            self._on_state(said)
+        return unknown
 
     def wait_settled(self, at_most: int, seconds: float) -> bool:
-        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or one gave up."""
-        with self._lock:
-            while len(self.unsettled) > at_most:
-                before = len(self.unsettled)
-                if not self._changed.wait_for(lambda: len(self.unsettled) != before or self._gave_up(), seconds):
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        with self._changed:
+            waiting = self._count_unsettled()
+            while waiting > at_most:
+                self._changed.wait(seconds)
+                before, waiting = waiting, self._count_unsettled()
+                if waiting in (before, -1):
                     return False
-                if self._gave_up():
-                    return False
-        return True
+        return waiting >= 0
 
-    def _gave_up(self) -> bool:
-        """Needs the lock."""
-        return any(said.state == UNKNOWN for said in self.unsettled.values())
+    def _count_unsettled(self) -> int:
+        """How many are unsettled; -1 after one gave up. Needs the lock."""
+        states = [said.state for said in self._said.values()]
+        return -1 if UNKNOWN in states else states.count(SENDING)
 
-    # What the server sends, on the reading thread
 
-    def _welcomed(self, welcome: Welcome) -> None:
-        seen = self.manager.seen
-        if not welcome.resumed:
-            self._names.clear()
-            if welcome.epoch != self._epoch or welcome.last < seen:
-                seen = 0                        # another run of ids
-                self._places.clear()
-                self.oldest = None
-        self._session, self._epoch = welcome.session, welcome.epoch
-        self.name = welcome.name
-        self._names.add(welcome.name)
+class People:
+    """Who is in the room, as far as the server tells: on the thread that reads alone."""
+
+    def __init__(self) -> None:
+        # By name_key, in the order of coming; and how many there are: more in a very large room.
+        self.users: "dict[str, str]" = {}
+        self.here = 0
+        # The newest id that this list takes into account from the start.
+        self.as_of = 0
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Begin with the list of a welcome."""
         self.users = {name_key(name): name for name in welcome.users}
         self.here = len(welcome.users) if welcome.here is None else welcome.here
-        self.history_until = 0 if welcome.resumed else welcome.last
-        self.list_as_of = welcome.last
-        self.joined = True
-        got = min(welcome.got, self._last_id)
-        self._settle(got)
-        self._on_welcome(welcome)
-        self.manager.attach(self._write, got, seen)
-        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no proof for the old one.
-        for request in self._answered(self._last_id):
-            self._recall(request.count, request.before, again=True)
+        self.as_of = welcome.last
 
-    def _bare(self, message: Message) -> None:
-        if isinstance(message, Recalled):
-            self._recalled(message)
-        elif isinstance(message, Heard) and message.about in self._places:
-            said = self._places[message.about]
-            said.heard, said.of = message.count, message.of
-            self._on_state(said)
-
-    def _recalled(self, answer: Recalled) -> None:
-        with self._lock:
-            request = self._recalls.pop(answer.about, None)
-        if request is None:
-            return                              # it came before, or is nobody's
-        self.oldest = answer.older or 1
-        if answer.older is not None and not answer.entries:
-            self._recall(request.count, answer.older, again=True)
-        else:
-            self._on_recalled(answer)
-
-    def _answered(self, upto: int) -> "list[Recall]":
-        """Take the requests up to `upto` away."""
-        with self._lock:
-            return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
-
-    def _numbered(self, message: Message) -> None:
-        if isinstance(message, Chat):           # first: most are
-            if self.oldest is None:
-                self.oldest = message.id
-            if message.cid and message.sender in self._names and message.id > self.history_until:
-                self._own(message, message.cid)
-            self._on_message(message)
+    def update(self, message: Message) -> None:
+        """Follow joins, leaves and renames. The welcome's list has older ones already."""
+        if message.id <= self.as_of:
             return
-        if isinstance(message, Error) and message.about:
-            self._fail(message.about, message.text or message.code)
-        elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
-            self.name = self.wanted = message.to
-            self._names.add(message.to)
-        elif isinstance(message, Renamed) and message.name in self._names and message.to == self.name:
-            self.wanted = message.to            # ours, replayed: the welcome was under the new name already
-        if message.id > self.list_as_of:       # the welcome's list has the others already
-            self._update_users(message)
-        if not isinstance(message, (Ping, Unknown, Invalid)):
-            self._on_message(message)
-
-    def _update_users(self, message: Message) -> None:
         if isinstance(message, Joined):
             self.here += name_key(message.name) not in self.users
             self.users[name_key(message.name)] = message.name
@@ -376,41 +327,292 @@ class ClientSession:
             self.users.pop(name_key(message.name), None)
             self.users[name_key(message.to)] = message.to
 
-    def _own(self, chat: Chat, cid: int) -> None:
-        """Our own message has come at its place in the order."""
-        with self._lock:
-            said = self._unplaced.pop(cid, None)
-        if said is not None:
-            self._places[chat.id] = said
-            if len(self._places) > PLACES:
-                del self._places[next(iter(self._places))]
 
-    def _settle(self, upto: int) -> None:
-        """Everything up to `upto` is there, but what was refused."""
-        with self._lock:
-            there = []
-            while self.unsettled:
-                id, said = next(iter(self.unsettled.items()))
-                if id > upto:
-                    break
-                del self.unsettled[id]
-                said.state = THERE
-                there.append(said)
-            if there:
-                self._changed.notify_all()
-        for said in there:
-            self._on_state(said)
+class ClientSession:
+    """One person's side of the chat, over any number of connections.
 
-    def _fail(self, id: int, reason: str) -> None:
-        """The server refuses what we sent under `id`."""
-        with self._lock:
-            said = self.unsettled.pop(id, None)
-            self._unplaced.pop(id, None)
+    say() and the like may be called from any thread and do not block. opened(), received() and
+    closed() are for the one thread that reads; it runs the callbacks: on_welcome(welcome),
+    on_message(message) for what the server sends, on_state(said), on_recalled(answer) for older
+    messages that recall() asked for, None where the server keeps none. An exception in one is told
+    to threading.excepthook, and the next message comes all the same.
+    """
+
+    def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
+                 on_dead: Callable[[], None] = lambda: None,
+                 **callbacks: Callable[..., None]) -> None:
+        self.name = name
+        # What we ask for: another one may be all that is free for now.
+        self.wanted = name
+        # Those we have had in this session: our own messages come from one of them.
+        self._names = {name}
+        self._people = People()
+        self._sayings = Sayings(alarm.clock)
+        # Welcomed on the connection of now.
+        self.joined = False
+        # A message with an id up to this was said before we came.
+        self.history_until = 0
+        # The oldest message that was heard or recalled is not before this id.
+        self.oldest: Optional[int] = None
+        self._alarm = alarm
+        self._receipts = receipts
+        self._on_dead = on_dead
+        self._callbacks = Callbacks(**callbacks)
+        # Our credential, and which run of ids it is of.
+        self._session: Optional[str] = None
+        self._epoch: Optional[str] = None
+        self._decoder = FrameDecoder(FROM_SERVER)
+        # Requests for older messages without an answer. A dict's own methods are atomic.
+        self._recalls: "dict[int, Recall]" = {}
+        self.manager = MessageManager(alarm, self._sayings.log, self, lambda data: None)
+
+    # Speaking
+
+    def say(self, text: str, to: Optional[str] = None, seen: Optional[int] = None) -> Said:
+        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
+        UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
+        chatproto.check_text(text)
+        said = Said(0, text, to)
+        self._send(lambda id: Say(id, text, to, seen), said)
+        return said
+
+    def whisper(self, name: str, text: str) -> Said:
+        """Say something to one."""
+        return self.say(text, name)
+
+    def rename(self, name: str) -> None:
+        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad
+        name."""
+        chatproto.check_name(name)
+        self._send(lambda id: Rename(id, name))
+
+    def recall(self, count: int = 20, before: Optional[int] = None,
+               find: Optional[str] = None) -> None:
+        """Ask for `count` messages before the id `before`, or before the oldest that is known, with
+        `find` for those that hold all its words. One request at a time."""
+        self._recall(count, self.oldest if before is None and find is None else before, find)
+
+    def leave(self) -> None:
+        """Say that we go on purpose."""
+        self._send(Leave, exempt=True)
+
+    def _recall(self, count: int, before: Optional[int], find: Optional[str],
+                again: bool = False) -> None:
+        def request(id: int) -> Recall:
+            self._recalls[id] = Recall(id, before, count, find)
+            return self._recalls[id]
+        # One that is asked again may not fail because too much waits.
+        self._send(request, exempt=again)
+
+    def _send(self, make: Callable[[int], Message], said: Optional[Said] = None,
+              exempt: bool = False) -> None:
+        news = self._sayings.add(make, said, exempt)
+        if news is not None:
+            self.manager.wake(news)
+
+    # For the MessageManager: chatproto.Peer
+
+    def dead(self) -> None:
+        """On the alarm's thread: the server acknowledges nothing any more."""
+        self._on_dead()
+
+    def idle(self) -> None:
+        """On the alarm's thread: it is time for a ping."""
+        id = self._sayings.next_id()
+        self.manager.ping(id, Ping(id).encode())
+
+    def behind(self, retry: bool) -> None:
+        """Never: the log begins with what the server has not acknowledged."""
+        raise AssertionError("the server is behind the start of the log")
+
+    # One connection after the other
+
+    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
+        """There is a connection: ask to come in, or back ("reconnect"); under `name` where the
+        server suggested one."""
+        seen = self.manager.seen
+        self._decoder = FrameDecoder(FROM_SERVER)
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, write)
+        self.manager.seen = seen
+        write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
+                   receipts=self._receipts).encode())
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused,
+        and ConnectionClosed when we were booted."""
+        for message in self._decoder.feed(data):
+            if message.id and self.joined:
+                self._take(message)
+            elif isinstance(message, Welcome):
+                self._welcomed(message)
+            elif self.joined:
+                self._take_bare(message)
+            elif isinstance(message, Error) and message.code != "flooding":
+                raise JoinRefused(message)
+
+    def closed(self) -> None:
+        """The connection is gone; what is not acknowledged is kept for the next one."""
+        self.joined = False
+        self.manager.close()
+
+    # What is known
+
+    @property
+    def users(self) -> "dict[str, str]":
+        """Those in the room by name_key, in the order of coming."""
+        return self._people.users
+
+    @property
+    def here(self) -> int:
+        """How many there are: more than `users` in a very large room."""
+        return self._people.here
+
+    @property
+    def list_as_of(self) -> int:
+        """The newest id that the list of users in the welcome takes into account."""
+        return self._people.as_of
+
+    @property
+    def last_frame(self) -> bytes:
+        """The line of the message that a callback is called for."""
+        return self._decoder.line
+
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What was said and is neither there nor failed, in order."""
+        return self._sayings.unsettled
+
+    def said_of(self, id: int) -> Optional[Said]:
+        """What we said that has the place `id` in the order; None where it is another's, or long
+        ago."""
+        return self._sayings.at(id)
+
+    def is_own(self, message: Message) -> bool:
+        """True for what we said, even under a name that we had before."""
+        return isinstance(message, Chat) and (name_key(message.sender) == name_key(self.name)
+                                              or self.said_of(message.id) is not None)
+
+    def forgotten(self, welcome: Welcome) -> "list[Said]":
+        """For on_welcome: what the server has said to have, and may not send back at its place
+        after this welcome."""
+        if welcome.resumed and not welcome.missed:
+            return []
+        return self._sayings.without_place(forget=not welcome.resumed)
+
+    def give_up(self, why: str = "the client was closed") -> None:
+        """Nothing is waited for any more, and nothing can be said: what is not acknowledged stays
+        unknown."""
+        self._sayings.end(why)
+        self._tell_states(self._sayings.give_up())
+
+    def wait_settled(self, at_most: int, seconds: float) -> bool:
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        return self._sayings.wait_settled(at_most, seconds)
+
+    # What the server sends, on the reading thread
+
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Run a callback. What it raises is told, and costs no other message."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            threading.excepthook(threading.ExceptHookArgs(
+                (type(error), error, error.__traceback__, threading.current_thread())))
+
+    def _tell_states(self, changed: "list[Said]") -> None:
+        for said in changed:
+            self._call(self._callbacks.on_state, said)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        seen = self.manager.seen
+        if not welcome.resumed:
+            self._names.clear()
+            if welcome.epoch != self._epoch or welcome.last < seen:
+                # Another run of ids.
+                seen = 0
+                self.oldest = None
+                self._sayings.forget_places()
+        self._session, self._epoch = welcome.session, welcome.epoch
+        self.name = welcome.name
+        self._names.add(welcome.name)
+        self._people.welcome(welcome)
+        self.history_until = 0 if welcome.resumed else welcome.last
+        self.joined = True
+        self._tell_states(self._sayings.settle(min(welcome.got, self._sayings.last_id)))
+        self._call(self._callbacks.on_welcome, welcome)
+        self.manager.open(self._sayings.log.start, seen=seen)
+        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no
+        # proof for the old one.
+        for request in self._answered(self._sayings.last_id):
+            self._recall(request.count, request.before, request.find, again=True)
+
+    def _take(self, message: Message) -> None:
+        """A numbered message: drop a duplicate, else do its work, and then confirm it."""
+        if message.id > self.manager.seen:
+            self._numbered(message)
+            self.manager.processed(message.id, len(self.last_frame))
+        else:
+            self.manager.processed(message.id)
+        if isinstance(message, Booted):
+            raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason
+                                   else "you were booted")
+
+    def _take_bare(self, message: Message) -> None:
+        if isinstance(message, Ack):
+            self.manager.take_ack(message.upto)
+            self._tell_states(self._sayings.settle(message.upto))
+            # The answer comes before the ACK, if one comes.
+            for _ in self._answered(message.upto):
+                self._call(self._callbacks.on_recalled, None)
+        elif isinstance(message, Recalled):
+            self._recalled(message)
+        elif isinstance(message, Heard):
+            said = self.said_of(message.about)
             if said is not None:
-                said.state, said.reason = FAILED, reason
-                self._changed.notify_all()
-        if said is not None:
-            self._on_state(said)
+                said.heard, said.of = message.count, message.of
+                self._tell_states([said])
+
+    def _recalled(self, answer: Recalled) -> None:
+        request = self._recalls.pop(answer.about, None)
+        if request is None:
+            # It came before, or is nobody's.
+            return
+        if request.find is None:
+            self.oldest = answer.older or 1
+        if answer.older is not None and not answer.entries:
+            self._recall(request.count, answer.older, request.find, again=True)
+        else:
+            self._call(self._callbacks.on_recalled, answer)
+
+    def _answered(self, upto: int) -> "list[Recall]":
+        """Take the requests up to `upto` away."""
+        return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
+
+    def _numbered(self, message: Message) -> None:
+        # First: most are chats.
+        if isinstance(message, Chat):
+            if self.oldest is None:
+                self.oldest = message.id
+            if message.cid and message.sender in self._names and message.id > self.history_until:
+                self._sayings.came_back(message.id, message.cid)
+            self._call(self._callbacks.on_message, message)
+            return
+        if isinstance(message, Error) and message.about:
+            self._tell_states(self._sayings.fail(message.about, message.text or message.code))
+        elif isinstance(message, Renamed):
+            self._renamed(message)
+        self._people.update(message)
+        if not isinstance(message, (Ping, Unknown, Invalid)):
+            self._call(self._callbacks.on_message, message)
+
+    def _renamed(self, renamed: Renamed) -> None:
+        if renamed.name == self.name and renamed.id > self.list_as_of:
+            self.name = self.wanted = renamed.to
+            self._names.add(renamed.to)
+        elif renamed.name in self._names and renamed.to == self.name:
+            # Ours, replayed: the welcome was under the new name already.
+            self.wanted = renamed.to
 
 
 # --- The client ---
@@ -418,8 +620,9 @@ class ClientSession:
 class ChatClient(ClientSession):
     """A ClientSession with a connection that heals by itself.
 
-    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the connection ended, the
-    next try is in so many seconds; on_end(why): it will not be tried again (booted, banned, or the first try failed).
+    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the
+    connection ended, the next try is in so many seconds; on_end(why): it will not be tried again
+    (booted, banned, or the first try failed).
     """
 
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *,
@@ -430,16 +633,28 @@ class ChatClient(ClientSession):
         self._host, self._port = host, port
         self._on_lost = on_lost
         self._on_end = on_end
-        self._wire: Optional[MessageSocket] = None      # of now; only the client thread changes it
-        self._leaving = False                           # the server ends the connection because we asked it to
-        self._closing = threading.Event()               # no further try; ends the wait before one
-        self._first = threading.Event()                 # the first welcome came, or will not come
-        self._was_joined = False                        # the connection of now, or the last one, came as far as a welcome
-        self.ended = ""                                 # why there will be no further try
-        self._thread = threading.Thread(target=self._run, name="client", daemon=True)   # waits in a socket: close() ends it
+        # Of now; only the client's thread changes it.
+        self._wire: Optional[MessageSocket] = None
+        # Why the connection of now was cut by ourselves.
+        self._cut_because = ""
+        # The server ends the connection because we asked it to.
+        self._leaving = False
+        # No further try; ends the wait before one.
+        self._closing = threading.Event()
+        # The first welcome came, or will not come.
+        self._first = threading.Event()
+        # The connection of now, or the last one, came as far as a welcome.
+        self._was_joined = False
+        # Why there will be no further try.
+        self.ended = ""
+        # A daemon, as it waits in a socket: close() ends it.
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
 
     def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
-        """Connect and join; from then on the connection heals by itself. Raises ConnectionError when the first try fails."""
+        """Connect and join; from then on the connection heals by itself. Raises ConnectionError
+        when the first try fails, or after close()."""
+        if self._closing.is_set():
+            raise ConnectionError("the client was closed")
         self._thread.start()
         if not self._first.wait(seconds):
             self.ended = f"{self.where} does not answer"
@@ -448,16 +663,22 @@ class ChatClient(ClientSession):
             raise ConnectionError(self.ended)
 
     def close(self, seconds: float = 0) -> None:
-        """Wait up to `seconds` without progress for what was said, leave, and end. What is not confirmed then is unknown."""
+        """Wait up to `seconds` without progress for what was said, leave, and end. What is not
+        acknowledged then is unknown. In a callback it returns at once, and does so afterwards."""
+        self._sayings.end("the client was closed")
+        if threading.current_thread() is self._thread:
+            # A daemon, as all it does is to wait for this thread.
+            threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
+            return
         if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
             self._leaving = True
             self.leave()
             until = time.monotonic() + LEAVE_TIMEOUT
-            while not self.manager.empty and self.joined and time.monotonic() < until:
+            while not self.manager.is_empty and self.joined and time.monotonic() < until:
                 self._closing.wait(0.01)
         self._closing.set()
-        self._cut()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        self._cut("closing")
+        if self._thread.is_alive():
             # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
             self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
@@ -468,10 +689,11 @@ class ChatClient(ClientSession):
         """The server, for a reader."""
         return f"{self._host}:{self._port}"
 
-    def _cut(self) -> None:
+    def _cut(self, why: str = "no answer") -> None:
         """Any thread: end the connection of now."""
         wire = self._wire
         if wire is not None:
+            self._cut_because = why
             wire.cut()
 
     # On the client's thread
@@ -481,6 +703,7 @@ class ChatClient(ClientSession):
             self._stay_connected()
         except Exception as error:
             self.ended = bug(error)
+            self.give_up(self.ended)
             raise
         finally:
             self._first.set()
@@ -501,25 +724,28 @@ class ChatClient(ClientSession):
                 self.ended = self.ended or why
             if self.ended or self._leaving or self._closing.is_set():
                 break
-            wait = delay * random.uniform(0.75, 1.0)    # jitter: a whole class does not come back in the same instant
-            self._on_lost(why, wait)
+            # Jitter: a whole class does not come back in the same instant.
+            wait = delay * random.uniform(0.75, 1.0)
+            self._call(self._on_lost, why, wait)
             self._closing.wait(wait)
             delay = min(2 * delay, LONGEST_DELAY)
         if self._first.is_set() and not self._leaving and not self._closing.is_set():
-            self.give_up()
-            self._on_end(self.ended)
+            self.give_up(self.ended)
+            self._call(self._on_end, self.ended)
 
     def _converse(self) -> str:
         """One connection from its start to its end; return why it ended. Raises JoinRefused."""
         self._was_joined = False
         try:
             sock = self._dial()
-        except (OSError, UnicodeError) as error:        # UnicodeError: a host name that cannot be one
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a host name that cannot be one.
             why = getattr(error, "strerror", None) or str(error)
             if not self._first.is_set():
                 why = why_not_connected(self._host, self._port, error)
             return f"cannot connect to {self.where}: {why}"
         sock.settimeout(None)
+        self._cut_because = ""
         wire = self._wire = MessageSocket(sock)
         first = b""
         try:
@@ -538,14 +764,17 @@ class ChatClient(ClientSession):
                     self._first.set()
         except (ConnectionClosed, ProtocolError) as end:
             other = "" if self._was_joined else what_answers(first)
-            return f"{self.where} is {other}, not a chat server: is the port right?" if other else str(end)
+            if other:
+                return f"{self.where} is {other}, not a chat server: is the port right?"
+            return self._cut_because or str(end)
         finally:
             self.closed()
             self._wire = None
             wire.close()
 
     def _dial(self) -> socket.socket:
-        """Connect; the first try waits for a server that was started at the same time as we were. Raises OSError."""
+        """Connect; the first try waits for a server that was started at the same time as we were.
+        Raises OSError."""
         until = time.monotonic() + (0 if self._first.is_set() else START_PATIENCE)
         while True:
             try:
@@ -569,12 +798,16 @@ class ChatClient(ClientSession):
 
 # --- What is shown ---
 
-Span = Tuple[str, str]          # how (SGR parameters, "" is plain), and what: safe to show
+# A span is how (SGR parameters, "" for plain) and what: a text that is safe to show.
+Span = Tuple[str, str]
 Line = List[Span]
 
-INDENT = "      "               # before every line of a message but its first: it cannot pass for another speaker's
-# Of the 256 colours those with a contrast of 3.9 or more on white and on black, far apart from one another; of the 8 those
-# that most people read on both.
+# Stands before every line of a message but its first, so that no line of a message can pass
+# for the beginning of another one.
+INDENT = "      "
+
+# Of the 256 colours those that have a contrast of 3.9 or more on white and on black and are
+# far apart from one another; of the 8 colours those that most people read on both.
 NAMES_256 = (27, 28, 30, 31, 64, 97, 98, 129, 130, 131, 133, 161, 164, 196)
 NAMES_8 = (31, 32, 34, 35, 36)
 
@@ -586,80 +819,108 @@ class Theme:
 
     def __init__(self, colours: int) -> None:
         self.error = "1;31" if colours >= 8 else "1"
-        self._names = [f"1;38;5;{n}" for n in NAMES_256] if colours >= 256 else [f"1;{n}" for n in NAMES_8] if colours >= 8 \
-            else ["1"]
+        self._names = ["1"]
+        if colours >= 256:
+            self._names = [f"1;38;5;{number}" for number in NAMES_256]
+        elif colours >= 8:
+            self._names = [f"1;{number}" for number in NAMES_8]
 
     def name(self, name: str) -> str:
-        """The same for a name in every session, on every machine."""
+        """The look of a name: the same in every session and on every machine."""
         return self._names[zlib.crc32(name_key(name).encode()) % len(self._names)]
 
 
 class Entry:
-    """What is shown of one message: its lines, made when they are looked at. Of one's own message also its state, which
-    changes."""
+    """What is shown of one message: its lines, and of one's own message its state.
+
+    The lines are made when they are first looked at, so that of a flood only those are made
+    that are seen. `size` is about the number of characters. `rows` belong to the Screen: the
+    lines as wrapped for `width` columns; a width of 0 says that they have to be made again.
+    """
 
     __slots__ = ("_lines", "said", "size", "rows", "width")
 
-    def __init__(self, lines: "Union[list[Line], Callable[[], list[Line]]]", said: Optional[Said] = None, size: int = 100) -> None:
+    def __init__(self, lines: "Union[list[Line], Callable[[], list[Line]]]",
+                 said: Optional[Said] = None, size: int = 100) -> None:
         self._lines = lines
         self.said = said
-        self.size = size                # about so many characters
-        self.rows: "list[Row]" = []     # the Screen's: as wrapped for `width` columns; 0 when they have to be made again
+        self.size = size
+        self.rows: "list[Row]" = []
         self.width = 0
 
     @property
     def lines(self) -> "list[Line]":
-        """The lines; of a flood only those that come to be seen are ever made."""
+        """The lines of the message."""
         if callable(self._lines):
             self._lines = self._lines()
         return self._lines
 
     def plain(self) -> "list[str]":
         """The lines as text."""
-        return [INDENT * (number > 0) + "".join(text for _, text in line) for number, line in enumerate(self.lines)]
+        return [INDENT * (number > 0) + "".join(text for _, text in line)
+                for number, line in enumerate(self.lines)]
 
 
 class Formatter:
-    """Turns what a client hears into entries, everything from peers escaped. Used on the client's thread; what is
-    ignored, quiet and so on may be changed on another."""
+    """Turns what a client hears into entries, with everything that peers sent escaped.
+
+    entries() and older() are called on the client's thread. What is ignored, quiet and so on
+    may be changed on any thread.
+    """
 
     def __init__(self, client: ClientSession, theme: Theme) -> None:
         self._client = client
         self._theme = theme
-        self._day = ""                  # of the last entry
+        # The day of the last entry, and whether that entry was history.
+        self._day = ""
         self._in_history = False
-        self._mention = re.compile("")  # finds the name of now,
-        self._mention_of = ""           # which is this
-        self.ignored: "set[str]" = set()            # name_keys
-        self.quiet = False                          # hide joins and leaves
+        # Whose messages are not shown, by name_key.
+        self.ignored: "set[str]" = set()
+        # Hide joins and leaves.
+        self.quiet = False
         self.timestamps = True
 
     def entries(self, message: Message, said: Optional[Said] = None) -> "list[Entry]":
-        """What to show for a message, with `said` where we know it as our own; nothing for one that is hidden."""
+        """What to show for a message, with `said` where we know it as our own; nothing for
+        one that is hidden."""
         if isinstance(message, Chat):
-            own = said is not None or self.is_own(message)
+            own = said is not None or self._client.is_own(message)
             if not own and name_key(message.sender) in self.ignored:
                 return []
             entry = self.chat(message, own, said)
         else:
-            lines = self._event(message)
-            if not lines:
+            span = self._event(message)
+            if span is None:
                 return []
-            entry = Entry(lines)
-        return self._marks(message.id <= self._client.history_until, getattr(message, "at", None)) + [entry]
+            entry = Entry([[span]])
+        is_history = message.id <= self._client.history_until
+        return [*self._marks(is_history, getattr(message, "at", None)), entry]
 
     def chat(self, chat: Chat, own: bool = False, said: Optional[Said] = None) -> Entry:
         """Something that was or will be said."""
         return Entry(functools.partial(self._chat, chat, own), said, len(chat.text))
 
-    def is_own(self, message: Message) -> bool:
-        """True for what we said, even under a name that we had before."""
-        return isinstance(message, Chat) and (self._client.said_of(message.id) is not None
-                                              or name_key(message.sender) == name_key(self._client.name))
-
     def is_mention(self, chat: Chat) -> bool:
         """True for what somebody else says to us alone, or with our name in it."""
-        return chat.to is not None or self._names_us(chat.text) is not None
+        return chat.to is not None or _naming(self._client.name).search(chat.text) is not None
+
+    def older(self, answer: Optional[Recalled]) -> "list[Entry]":
+        """The answer to a request for older messages; None where the server keeps none."""
+        if answer is None:
+            return [self.note("! the server keeps no older messages")]
+        if not answer.entries:
+            return [self.note("* nothing older is kept")]
+        entries, day = [self.note("-- older --")], ""
+        for chat in answer.entries:
+            if name_key(chat.sender) not in self.ignored:
+                before, day = day, _day(chat.at)
+                entries += [self.note(f"-- {day} --")] * (day != before)
+                entries.append(self.chat(chat, self._client.is_own(chat)))
+        return [*entries, self.note("-- now --")]
+
+    def note(self, text: str) -> Entry:
+        """A line of our own, which is safe to show; one that begins with ! is an error."""
+        return Entry([[(self._theme.error if text.startswith("!") else self._theme.dim, text)]])
 
     def _chat(self, chat: Chat, own: bool) -> "list[Line]":
         head = [(self._theme.name(chat.sender), escape(chat.sender))]
@@ -671,73 +932,57 @@ class Formatter:
         else:
             head.append(("", ": "))
             if self.timestamps:
-                head.insert(0, (self._theme.dim, time.strftime("%H:%M ", _local(chat.at))))
-        lines = [[("", _show(line))] if own else self._highlighted(_show(line)) for line in text.split("\n")]
-        lines[0] = head + lines[0]
-        return lines
-
-    def _names_us(self, text: str, start: int = 0) -> "Optional[re.Match[str]]":
-        if self._mention_of != self._client.name:
-            self._mention_of = self._client.name
-            self._mention = re.compile(rf"(?<!\w){re.escape(escape(self._mention_of))}(?!\w)", re.IGNORECASE)
-        return self._mention.search(text, start)
+                clock = time.strftime("%H:%M ", _local(chat.at))
+                head.insert(0, (self._theme.dim, clock))
+        lines = [[("", _show(line))] if own else self._highlighted(_show(line))
+                 for line in text.split("\n")]
+        return [head + lines[0], *lines[1:]]
 
     def _highlighted(self, text: str) -> Line:
         """`text` with every mention of us marked."""
         line: Line = []
         start = 0
-        found = self._names_us(text)
-        while found is not None:
+        for found in _naming(self._client.name).finditer(text):
             line += [("", text[start:found.start()]), (self._theme.mention, found[0])]
             start = found.end()
-            found = self._names_us(text, start)
-        return line + [("", text[start:])]
-
-    def older(self, answer: Optional[Recalled]) -> "list[Entry]":
-        """The answer to a request for older messages; None where the server keeps none."""
-        if answer is None or not answer.entries:
-            return [self.note("! the server keeps no older messages" if answer is None else "* nothing older is kept")]
-        entries, day = [self.note("-- older --")], ""
-        for chat in answer.entries:
-            if name_key(chat.sender) not in self.ignored:
-                before, day = day, time.strftime("-- %A, %d %B %Y --", _local(chat.at))
-                entries += [self.note(day)] * (day != before) + [self.chat(chat, self.is_own(chat))]
-        return entries + [self.note("-- now --")]
-
-    def note(self, text: str) -> Entry:
-        """A line of our own, which is safe to show; one that begins with ! is an error."""
-        return Entry([[(self._theme.error if text.startswith("!") else self._theme.dim, text)]])
+        return [*line, ("", text[start:])]
 
     def _marks(self, is_history: bool, at: Optional[float]) -> "list[Entry]":
+        """The lines that come before an entry: history begins or ends, the day changes."""
         marks = []
         if is_history != self._in_history:
             self._in_history = is_history
             marks.append("-- said before you came --" if is_history else "-- now --")
-        day = time.strftime("%A, %d %B %Y", _local(at)) if at is not None else self._day
-        if day != self._day:
-            if self._day:
-                marks.append(f"-- {day} --")
-            self._day = day
+        before, self._day = self._day, self._day if at is None else _day(at)
+        if before not in ("", self._day):
+            marks.append(f"-- {self._day} --")
         return [self.note(mark) for mark in marks]
 
-    def _event(self, message: Message) -> "list[Line]":
-        style, text = self._theme.dim, ""
+    def _event(self, message: Message) -> Optional[Span]:
+        text = ""
         if isinstance(message, Joined) and not self.quiet:
-            text = f"* {escape(message.name)} joined{self._here(message)}"
+            text = f"* {escape(message.name)} joined"
+            # A join that is replayed is older than the list of users: the count is of now.
+            if message.id > self._client.list_as_of:
+                text += f" ({self._client.here} here)"
         elif isinstance(message, Left) and not self.quiet:
-            text = f"* {escape(message.name)} " + (f"was {escape(message.reason)}" if message.reason.startswith("booted")
-                                                   else f"left ({escape(message.reason)})")
+            how = "was {}" if message.reason.startswith("booted") else "left ({})"
+            text = f"* {escape(message.name)} " + how.format(escape(message.reason))
         elif isinstance(message, Renamed):
             text = f"* {escape(message.name)} is now {escape(message.to)}"
         elif isinstance(message, Booted):
-            style, text = self._theme.error, "* you were booted" + (f": {escape(message.reason)}" if message.reason else "")
+            reason = f": {escape(message.reason)}" if message.reason else ""
+            return self._theme.error, f"* you were booted{reason}"
         elif isinstance(message, Error):
-            style, text = self._theme.error, f"! {'refused: ' if message.about else ''}{escape(message.text or message.code)}"
-        return [[(style, text)]] if text else []
+            refused = "refused: " if message.about else ""
+            return self._theme.error, f"! {refused}{escape(message.text or message.code)}"
+        return (self._theme.dim, text) if text else None
 
-    def _here(self, joined: Joined) -> str:
-        """The count, where it is known: a replayed join is older than the list of users."""
-        return f" ({self._client.here} here)" if joined.id > self._client.list_as_of else ""
+
+@functools.lru_cache(maxsize=4)
+def _naming(name: str) -> "re.Pattern[str]":
+    """What finds a name in a text, as a word of its own."""
+    return re.compile(rf"(?<!\w){re.escape(escape(name))}(?!\w)", re.IGNORECASE)
 
 
 def _local(at: float) -> time.struct_time:
@@ -746,6 +991,10 @@ def _local(at: float) -> time.struct_time:
         return time.localtime(at)
     except (OverflowError, OSError, ValueError):
         return time.localtime(0)
+
+
+def _day(at: float) -> str:
+    return time.strftime("%A, %d %B %Y", _local(at))
 
 
 def _show(line: str) -> str:
@@ -759,32 +1008,37 @@ def _short(said: Said) -> str:
 
 # --- Columns: how wide a text is on the terminal ---
 
-ZWJ = "\u200d"                  # joins emoji into one
+# Joins emoji into one.
+ZWJ = "\u200d"
 
 
 @functools.lru_cache(maxsize=4096)
 def _char_columns(char: str) -> int:
-    category = unicodedata.category(char)
-    if category in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":         # Hangul vowels and finals join their initial
+    # The vowels and finals of Hangul (U+1160 to U+11FF) join their initial.
+    if unicodedata.category(char) in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def _is_flag(char: str) -> bool:
-    return "\U0001f1e6" <= char <= "\U0001f1ff"                                 # two regional indicators are a flag
+    """True for a regional indicator: two of them are a flag."""
+    return "\U0001f1e6" <= char <= "\U0001f1ff"
 
 
 def _is_pictograph(char: str) -> bool:
     category = unicodedata.category(char)
-    return category == "So" or char in "\u203c\u2049\u2139" or category == "Sm" and "\u2190" <= char <= "\u2bff"
+    return (category == "So" or char in "\u203c\u2049\u2139"
+            or category == "Sm" and "\u2190" <= char <= "\u2bff")
 
 
 def _is_tone(char: str) -> bool:
+    """True for a skin tone."""
     return "\U0001f3fb" <= char <= "\U0001f3ff"
 
 
 def clusters(text: str) -> "list[str]":
-    """What a reader takes for single characters: a letter with its marks, an emoji of several parts (UAX 29, simplified)."""
+    """What a reader takes for single characters: a letter with its marks, an emoji of several
+    parts (UAX 29, simplified)."""
     if text.isascii():
         return list(text)
     found: "list[str]" = []
@@ -806,45 +1060,54 @@ def _joins(before: str, char: str) -> bool:
 
 
 class Columns:
-    """How many columns a cluster takes. Terminals differ over emoji of several parts: what one is shown as is measured,
-    by writing SAMPLES and asking where the cursor is; until it answers, each is taken for one wide character."""
+    """How many columns a cluster takes.
 
-    SAMPLES = ("\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\U0001f1eb\U0001f1f7", "\U0001f44d\U0001f3fd")
+    Terminals differ over emoji of several parts. What a terminal makes of them is measured by
+    writing SAMPLES and asking where the cursor is; until the terminal answers, each emoji is
+    taken for one wide character.
+    """
+
+    SAMPLES = ("\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\U0001f1eb\U0001f1f7",
+               "\U0001f44d\U0001f3fd")
     PROBE = "\x1b[8m" + "".join(f"\r{sample}\x1b[6n" for sample in SAMPLES) + "\r\x1b[m\x1b[2K"
+    # Clusters whose width is kept.
+    KNOWN = 4096
 
     def __init__(self) -> None:
-        self._joins = self._varies = self._tones = True
-        self._flags = 2
+        self._widths = [2, 2, 2, 2]
         self._known: "dict[str, int]" = {}
 
     def learn(self, widths: "list[int]") -> None:
         """What the terminal made of each of SAMPLES, in columns."""
-        self._joins, self._varies, self._tones = (widths[sample] == 2 for sample in (0, 1, 3))
-        self._flags = widths[2]
+        self._widths = widths
         self._known.clear()
 
     def of(self, cluster: str) -> int:
         """The columns of one cluster."""
         if len(cluster) == 1:
             return _char_columns(cluster)
-        if len(cluster) > 16:
-            return self._measure(cluster)
-        if cluster not in self._known:
-            if len(self._known) > 4096:
+        if cluster in self._known:
+            return self._known[cluster]
+        width = self._measure(cluster)
+        # A long cluster is some peer's joke; it would make the table large.
+        if len(cluster) <= 16:
+            if len(self._known) >= self.KNOWN:
                 self._known.clear()
-            self._known[cluster] = self._measure(cluster)
-        return self._known[cluster]
+            self._known[cluster] = width
+        return width
 
     def _measure(self, cluster: str) -> int:
-        if ZWJ in cluster and not self._joins:
+        joins, varies, tones = (self._widths[sample] == 2 for sample in (0, 1, 3))
+        if ZWJ in cluster and not joins:
             return sum(map(self._measure, filter(None, cluster.split(ZWJ))))
         first, more = cluster[0], cluster[1:]
         if _is_flag(first):
-            return self._flags
+            return self._widths[2]
         columns = _char_columns(first)
-        if "\ufe0f" in more and self._varies and (_is_pictograph(first) or first in "0123456789#*") or ZWJ in more:
+        widens = varies and (_is_pictograph(first) or first in "0123456789#*")
+        if ZWJ in more or "\ufe0f" in more and widens:
             columns = 2
-        if not self._tones:
+        if not tones:
             columns += 2 * sum(map(_is_tone, more))
         return columns + sum(unicodedata.category(char) == "Mc" for char in more)
 
@@ -852,8 +1115,12 @@ class Columns:
 # --- Keys and the line that is typed ---
 
 class Key(NamedTuple):
-    """A key that was pressed: "left", "enter", "ctrl-a", "alt-b" …; "text" and "paste" come with their text, and
-    "cursor" is the terminal's answer to the question where the cursor is: its column."""
+    """A key that was pressed: "left", "enter", "ctrl-a", "alt-b" and so on.
+
+    "text" and "paste" come with their text. "cursor" is the terminal's answer to the question
+    where the cursor is, and comes with its column.
+    """
+
     name: str
     text: str = ""
 
@@ -863,71 +1130,79 @@ class Keys:
 
     _CSI = re.compile(rb"\x1b\[(\[|[0-?]*)[ -/]*([@-~])")
     _SS3 = re.compile(rb"\x1bO(.)", re.DOTALL)
-    _INCOMPLETE = re.compile(rb"\x1b+(\[(\[|[0-?]*[ -/]*)|O)?\Z")         # Answers in OSC or DCS we never ask for.
-    _LETTERS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end", "M": "enter",
-                "c": "word-right", "d": "word-left"}
-    _NUMBERS = {"1": "home", "3": "delete", "4": "end", "5": "page-up", "6": "page-down", "7": "home", "8": "end"}
-    _CONTROLS = {"\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\x08": "backspace"}
+    # The beginning of a sequence. Answers in OSC or DCS are never asked for.
+    _INCOMPLETE = re.compile(rb"\x1b+(\[(\[|[0-?]*[ -/]*)|O)?\Z")
+    _LETTERS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end",
+                "M": "enter", "c": "word-right", "d": "word-left"}
+    _NUMBERS = {"1": "home", "3": "delete", "4": "end", "5": "page-up", "6": "page-down",
+                "7": "home", "8": "end"}
+    _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d"}
+    _CONTROLS = {"\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace",
+                 "\x08": "backspace"}
     _PASTE_END = b"\x1b[201~"
-    LONGEST = 256               # bytes of an escape sequence; a longer one is given up
-    LONGEST_PASTE = 1 << 20     # bytes of a paste; what comes on top is dropped (it would be refused as too long anyway)
+    # Bytes of an escape sequence; a longer one is given up.
+    LONGEST = 256
+    # Bytes of a paste. What comes on top is dropped: it would be refused as too long anyway.
+    LONGEST_PASTE = 1 << 20
 
     def __init__(self) -> None:
-        self._rest = b""                        # what is not whole yet
-        self._paste: Optional[bytearray] = None     # what was pasted so far
+        # Bytes that are not a whole key yet.
+        self._rest = b""
+        # What was pasted so far; None outside of a paste.
+        self._paste: Optional[bytearray] = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes) -> "Iterator[Key]":
         """The keys that are whole by now."""
         self._rest += data
         while self._rest:
+            key = None
             if self._paste is not None:
-                if not self._in_paste():
+                if not self._in_paste(self._paste):
                     return
-                yield self._pasted()
+                key = self._pasted(self._paste)
             elif self._rest[0] == 0x1B:
                 self._decoder.reset()
                 if self._INCOMPLETE.match(self._rest) and len(self._rest) <= self.LONGEST:
                     return
                 key = self._escape()
-                if key is not None:
-                    yield key
             else:
-                yield from self._plain()
+                key = self._plain()
+            if key is not None:
+                yield key
 
-    def _in_paste(self) -> bool:
-        """Move bytes into the paste; True when it is whole."""
-        assert self._paste is not None
+    def _in_paste(self, paste: bytearray) -> bool:
+        """Move bytes into the paste; True when it is whole. Its end may come in pieces."""
         end = self._rest.find(self._PASTE_END)
-        keep = len(self._rest) - len(self._PASTE_END) + 1 if end < 0 else end      # its end may come in pieces, too
-        self._paste += self._rest[:max(0, min(keep, self.LONGEST_PASTE - len(self._paste)))]
-        self._rest = self._rest[max(0, keep):] if end < 0 else self._rest[end + len(self._PASTE_END):]
+        upto = end if end >= 0 else max(0, len(self._rest) - len(self._PASTE_END) + 1)
+        paste += self._rest[:min(upto, self.LONGEST_PASTE - len(paste))]
+        self._rest = self._rest[upto + len(self._PASTE_END) * (end >= 0):]
         return end >= 0
 
-    def _pasted(self) -> Key:
-        text = (self._paste or b"").decode("utf-8", "replace")
+    def _pasted(self, paste: bytearray) -> Key:
         self._paste = None
-        return Key("paste", clean_text(text.replace("\r\n", "\n").replace("\r", "\n")))
+        text = paste.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        return Key("paste", clean_text(text))
 
     def _escape(self) -> Optional[Key]:
-        """The key of the escape sequence at the start; None for one that means nothing here."""
-        while self._rest[1:2] == b"\x1b":                               # Esc itself, before another sequence
-            self._rest = self._rest[1:]
-        found = self._CSI.match(self._rest)
+        """The key of the escape sequence at the start; None for one that means nothing."""
+        # Esc itself, before another sequence.
+        self._rest = b"\x1b" + self._rest.lstrip(b"\x1b")
+        found = self._CSI.match(self._rest) or self._SS3.match(self._rest)
         if found is not None:
             self._rest = self._rest[found.end():]
-            return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
-        found = self._SS3.match(self._rest)
-        if found is not None:
-            self._rest = self._rest[found.end():]
+            if found.re is self._CSI:
+                return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
             name = self._LETTERS.get(found[1].decode("latin-1"))
             return Key(name) if name else None
-        if self._rest[1] >= 0x80 or self._rest[1] < 0x20 and self._rest[1] not in b"\r\n\b":
-            self._rest = self._rest[1:]                                 # Esc itself, before another key
+        char, code = self._rest[1:2].decode("latin-1"), self._rest[1]
+        if code >= 0x80 or code < 0x20 and char not in "\r\n\b":
+            # Esc itself, before another key.
+            self._rest = self._rest[1:]
             return None
-        self._rest, char = self._rest[2:], self._rest[1:2].decode("latin-1")
-        name = "newline" if char in ("\r", "\n") else self._CONTROLS.get(char, char)
-        return Key(name if name == "newline" else "alt-" + name.lower())
+        self._rest = self._rest[2:]
+        return Key("newline" if char in "\r\n" else
+                   "alt-" + self._CONTROLS.get(char, char).lower())
 
     def _csi(self, parameters: str, final: str) -> Optional[Key]:
         first, _, more = parameters.partition(";")
@@ -936,60 +1211,75 @@ class Keys:
         if final == "~" and first == "200":
             self._paste = bytearray()
             return None
-        if final == "u" and first == "13" or final == "~" and parameters.startswith("27;") and parameters.endswith(";13"):
-            return Key("newline")                                       # Enter with Shift, where the terminal tells
-        if parameters.startswith("["):                                  # the Linux console's function keys
+        # Enter with Shift, where the terminal tells that.
+        if final == "u" and first == "13" or final == "~" and re.match("27;.*;13$", parameters):
+            return Key("newline")
+        # The function keys of the Linux console.
+        if parameters.startswith("["):
             return None
         name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
-        if more.isdigit() and (int(more) - 1) & 6:                      # with Alt (2) or Ctrl (4)
-            name = {"left": "word-left", "right": "word-right", "delete": "alt-d"}.get(name or "", name)
+        # Modifiers are counted from 1, as a sum: Alt is 2, Ctrl is 4.
+        if name and more.isdigit() and (int(more) - 1) & 6:
+            name = self._WITH_CTRL.get(name, name)
         return Key(name) if name else None
 
-    def _plain(self) -> "Iterator[Key]":
+    def _plain(self) -> Optional[Key]:
         """Text up to the next control character, or that character."""
         found = re.match(rb"[^\x00-\x1f\x7f]+", self._rest)
         if found is not None:
             self._rest = self._rest[found.end():]
             text = clean_text(self._decoder.decode(found[0], final=bool(self._rest)))
-            if text:
-                yield Key("text", text)
-            return
+            return Key("text", text) if text else None
+        # A character that was never finished is given up.
+        self._decoder.reset()
         char, self._rest = chr(self._rest[0]), self._rest[1:]
-        if self._decoder.getstate()[0]:                                 # a character that was never finished
-            self._decoder.reset()
-        yield Key(self._CONTROLS.get(char) or "ctrl-" + chr(ord(char) + 0x60))
+        return Key(self._CONTROLS.get(char) or "ctrl-" + chr(ord(char) + 0x60))
 
 
 class Editor:
-    """The line that is typed: its text, the cursor in it, what was entered before. Keys in; it knows no screen."""
+    """The line that is typed: its text, the cursor in it, what was entered before.
 
-    REMEMBERED = 100            # lines
+    Keys in; it knows no screen. The cursor is an index into the text, always between two
+    clusters.
+    """
+
+    # Lines that Up brings back.
+    REMEMBERED = 100
 
     def __init__(self) -> None:
         self.text = ""
-        self.cursor = 0                         # an index into the text, always between two clusters
-        self._before: "list[str]" = []          # what was entered, oldest first
-        self._at = 0                            # the place in it that is shown; its length is the line of now
-        self._draft = ""                        # the line of now, while an older one is shown
-        self._killed = ""                       # what Ctrl-Y brings back
-        self._completing: "Optional[tuple[list[str], int, str]]" = None     # what Tab offers, which is shown, the text after
+        self.cursor = 0
+        # What was entered, oldest first, and which of it is shown: its length is the line of
+        # now, which is kept as the draft while an older one is shown.
+        self._before: "list[str]" = []
+        self._shown = 0
+        self._draft = ""
+        # What Ctrl-Y brings back.
+        self._killed = ""
+        # What Tab offers, which of that is shown, and the text after it.
+        self._completing: "Optional[tuple[list[str], int, str]]" = None
+        line_start, line_end = self._line_start, self._line_end
+        word_left, word_right = self._word_left, self._word_right
         self._moves: "dict[str, Callable[[], int]]" = {
-            "left": self._left, "ctrl-b": self._left, "right": self._right, "ctrl-f": self._right,
-            "home": self._line_start, "ctrl-a": self._line_start, "end": self._line_end, "ctrl-e": self._line_end,
-            "word-left": self._word_left, "alt-b": self._word_left, "word-right": self._word_right, "alt-f": self._word_right}
+            "left": self._left, "ctrl-b": self._left, "right": self._right,
+            "ctrl-f": self._right, "home": line_start, "ctrl-a": line_start, "end": line_end,
+            "ctrl-e": line_end, "word-left": word_left, "alt-b": word_left,
+            "word-right": word_right, "alt-f": word_right}
         self._actions: "dict[str, Callable[[], None]]" = {
             "backspace": lambda: self._delete(self._left(), self.cursor),
             "delete": lambda: self._delete(self.cursor, self._right()),
             "ctrl-d": lambda: self._delete(self.cursor, self._right()),
-            "ctrl-u": lambda: self._kill(self._line_start(), self.cursor),
-            "ctrl-k": lambda: self._kill(self.cursor, self._line_end()),
-            "ctrl-w": lambda: self._kill(self._word_left(spaces=True), self.cursor),
-            "alt-backspace": lambda: self._kill(self._word_left(), self.cursor),
-            "alt-d": lambda: self._kill(self.cursor, self._word_right()),
-            "up": self._up, "ctrl-p": lambda: self._remember(-1), "down": self._down, "ctrl-n": lambda: self._remember(1)}
+            "ctrl-u": lambda: self._kill(line_start(), self.cursor),
+            "ctrl-k": lambda: self._kill(self.cursor, line_end()),
+            "ctrl-w": lambda: self._kill(word_left(spaces=True), self.cursor),
+            "alt-backspace": lambda: self._kill(word_left(), self.cursor),
+            "alt-d": lambda: self._kill(self.cursor, word_right()),
+            "up": self._up, "ctrl-p": lambda: self._remember(-1),
+            "down": self._down, "ctrl-n": lambda: self._remember(1)}
 
     def press(self, key: Key) -> bool:
-        """Do what a key does to the line; False when it means nothing here, or the line is too long for it."""
+        """Do what a key does to the line; False when it means nothing here, or when the line
+        would be too long."""
         if key.name in ("text", "newline", "ctrl-y"):
             return self.insert({"newline": "\n", "ctrl-y": self._killed}.get(key.name, key.text))
         self._completing = None
@@ -1018,14 +1308,14 @@ class Editor:
         if text.strip() and self._before[-1:] != [text]:
             self._before = (self._before + [text])[-self.REMEMBERED:]
         self.set("")
-        self._at = len(self._before)
+        self._shown = len(self._before)
         return text
 
     def clear(self) -> None:
         """Empty the line; Ctrl-Y brings it back."""
         self._completing = None
         self._kill(0, len(self.text))
-        self._at = len(self._before)
+        self._shown = len(self._before)
 
     def set(self, text: str) -> None:
         """Another text, the cursor at its end."""
@@ -1033,34 +1323,33 @@ class Editor:
         self._completing = None
 
     def complete(self, offers: "Callable[[str, bool], list[str]]") -> None:
-        """Tab: complete the word before the cursor with the first of offers(word, whether it is the line's first);
-        the next Tab tries the next."""
+        """Tab: complete the word before the cursor with the first of offers(word, whether it
+        is the first of the line); the next Tab tries the next."""
         if self._completing is None:
-            start = len(self.text[:self.cursor].rstrip()) if self.text[:self.cursor].isspace() else self._word_start()
+            before = self.text[:self.cursor]
+            start = len(before.rstrip()) if before.isspace() else self._word_start()
             word = self.text[start:self.cursor]
             found = [offer for offer in offers(word, not self.text[:start].strip())
                      if len(self.text) - len(word) + len(offer) <= MAX_TEXT]
             if not found:
                 return
-            self._completing = ([*found, word] if word else found, 0, self.text[self.cursor:])
-            self.text = self.text[:start]
+            shown, after = 0, self.text[self.cursor:]
+            found += [word] * bool(word)
         else:
             found, shown, after = self._completing
-            self.text = self.text[:self.cursor - len(found[shown])]
-            self._completing = (found, (shown + 1) % len(found), after)
-        found, shown, after = self._completing
-        self.text += found[shown]
+            start = self.cursor - len(found[shown])
+            shown = (shown + 1) % len(found)
+        self._completing = found, shown, after
+        self.text = self.text[:start] + found[shown]
         self.cursor = len(self.text)
         self.text += after
 
     def _settle(self) -> None:
-        """The cursor to the end of the cluster that it is in."""
-        start, end = self._line_start(), self._line_end()
-        for cluster in clusters(self.text[start:end]):
-            if start >= self.cursor:
-                break
-            start += len(cluster)
-        self.cursor = max(self.cursor, start)
+        """Move the cursor to the end of the cluster that it is in."""
+        before = self.cursor
+        self._to_column(self._line_start(), before - self._line_start())
+        if self.cursor < before:
+            self.cursor = self._right()
 
     # Places in the text
 
@@ -1074,7 +1363,8 @@ class Editor:
         return self.cursor - len(clusters(self.text[start:self.cursor])[-1])
 
     def _right(self) -> int:
-        return self.cursor + len((clusters(self.text[self.cursor:max(self.cursor + 1, self._line_end())]) or [""])[0])
+        rest = self.text[self.cursor:max(self.cursor + 1, self._line_end())]
+        return self.cursor + len((clusters(rest) or [""])[0])
 
     def _line_start(self) -> int:
         return self.text.rfind("\n", 0, self.cursor) + 1
@@ -1084,7 +1374,8 @@ class Editor:
         return len(self.text) if end < 0 else end
 
     def _word_left(self, spaces: bool = False) -> int:
-        """The start of the word before the cursor; a word ends at a space, or at whatever is no letter or digit."""
+        """The start of the word before the cursor. A word ends at a space, or at whatever is
+        no letter or digit."""
         return self.cursor - self._word(reversed(clusters(self.text[:self.cursor])), spaces)
 
     def _word_right(self) -> int:
@@ -1095,7 +1386,9 @@ class Editor:
         """How many characters there are up to the end of the next word in this direction."""
         length, in_word = 0, False
         for cluster in found:
-            is_word = not cluster.isspace() if spaces else cluster[0].isalnum() or cluster[0] == "_"
+            is_word = cluster[0].isalnum() or cluster[0] == "_"
+            if spaces:
+                is_word = not cluster.isspace()
             if in_word and not is_word:
                 break
             in_word = in_word or is_word
@@ -1108,19 +1401,17 @@ class Editor:
         self.text, self.cursor = self.text[:start] + self.text[end:], start
 
     def _kill(self, start: int, end: int) -> None:
-        if start < end:
-            self._killed = self.text[start:end]
+        self._killed = self.text[start:end] or self._killed
         self._delete(start, end)
 
     def _up(self) -> None:
-        """The line above in a text of several lines; from the first one, what was entered before."""
+        """The line above in a text of several lines; from the first one, what was entered
+        before."""
         start = self._line_start()
         if start == 0:
             self._remember(-1)
         else:
-            column = self.cursor - start
-            start = self.text.rfind("\n", 0, start - 1) + 1
-            self._to_column(start, column)
+            self._to_column(self.text.rfind("\n", 0, start - 1) + 1, self.cursor - start)
 
     def _down(self) -> None:
         end = self._line_end()
@@ -1138,90 +1429,98 @@ class Editor:
             self.cursor += len(cluster)
 
     def _remember(self, step: int) -> None:
-        """Show what was entered before (-1) or after (1) what is shown; what was typed is kept for the way back."""
-        place = self._at + step
-        if not 0 <= place <= len(self._before):
+        """Show what was entered before (-1) or after (1) what is shown; what was typed is
+        kept for the way back."""
+        wanted = self._shown + step
+        if not 0 <= wanted <= len(self._before):
             return
-        if self._at == len(self._before):
+        if self._shown == len(self._before):
             self._draft = self.text
-        self._at = place
-        self.set(self._draft if place == len(self._before) else self._before[place])
+        self._shown = wanted
+        self.set([*self._before, self._draft][wanted])
 
 
 # --- The screen: rows of cells ---
 
-Cell = Tuple[str, str, int]     # how, what, and how many columns
+# How, what, and how many columns.
+Cell = Tuple[str, str, int]
 Row = List[Cell]
 BLANK: Cell = ("", " ", 1)
 
 
+def _width(cells: "Iterable[Cell]") -> int:
+    """The columns of these cells."""
+    return sum(columns for _, _, columns in cells)
+
+
 def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0) -> "list[Row]":
-    """The rows of a line: the first one after `first` blanks, the others after `rest`; broken at spaces where there are."""
+    """The rows of a line: the first one after `first` blanks, the others after `rest`; broken
+    at spaces where there are any."""
     rows: "list[Row]" = []
     row: Row = [BLANK] * first
-    used, space = first, 0              # columns; where the word begins that may go to the next row, 0 for nowhere
+    # The columns that are used, and where the word begins that may go to the next row; 0 for
+    # nowhere.
+    used, space = first, 0
     for style, text in line:
         for cluster in clusters(text):
             cell = (style, cluster, columns.of(cluster))
             if used + cell[2] > width:
-                if cluster == " ":                              # a space at the edge is the break
+                # A space at the edge is the break itself.
+                if cluster == " ":
                     cell = ("", "", 0)
                 word = row[space:] if space else []
-                if sum(part[2] for part in word) + rest + cell[2] > width:
-                    word = []                                   # longer than a row: it is broken at the edge
-                rows.append(row[:len(row) - len(word)] if cell[2] else row + [(style, "", 0)])
+                # A word that is longer than a row is broken at the edge.
+                if _width(word) + rest + cell[2] > width:
+                    word = []
+                rows.append(row[:len(row) - len(word)] if cell[2] else [*row, (style, "", 0)])
                 row = [BLANK] * rest + (word if cell[2] else [])
-                used, space = sum(part[2] for part in row), 0
-            if cell[2] or cell[1]:
+                used, space = _width(row), 0
+            if cell[1]:
                 row.append(cell)
                 used += cell[2]
             if cluster == " " and len(row) > rest:
                 space = len(row)
-    return rows + [row]
+    return [*rows, row]
 
 
-class Screen:
-    """What is on the terminal: messages above, one status line, the line that is typed. It knows no terminal: paint()
-    returns what to write to one so that it shows what has changed."""
+class Scrollback:
+    """What there is to show, in order, and how far back one has scrolled.
 
-    REMEMBERED = 10_000             # entries that one can scroll back to; older ones are dropped,
-    REMEMBERED_SIZE = 8_000_000     # and so they are beyond so many characters
-    PROMPT = "> "
+    Places are counted from the very first entry: `_dropped` of them are gone.
+    """
 
-    def __init__(self, theme: Theme, editor: Editor) -> None:
-        self.columns = Columns()
-        self.status: "list[str]" = []           # parts, the most dispensable last
-        self.question = ""                      # shown in place of the status
-        self._theme = theme
-        self._editor = editor
-        self._height, self._width = 24, 80
+    # Entries that one can scroll back to, and characters in them; older ones are dropped.
+    REMEMBERED = 10_000
+    REMEMBERED_SIZE = 8_000_000
+
+    def __init__(self) -> None:
         self._entries: "list[Entry]" = []
-        self._dropped = 0                       # entries before the first one of now
-        self._size = 0                          # characters in them
-        self._unplaced: "dict[int, Entry]" = {}     # ours, without a place in the order yet: always at the end, by their id
-        self._kept: "dict[int, Entry]" = {}     # ours, which may have got no place, by their id
-        # Scrolled back: the entry at the bottom (counted from the very first one) and how many of its cells come before
-        # its row at the bottom, so that the place survives another width. None follows what is new.
+        self._dropped = 0
+        # The characters in the entries.
+        self._size = 0
+        # What we said and has no place in the order yet, by our id: always at the end.
+        self._unplaced: "dict[int, Entry]" = {}
+        # What we said and may never get a place, by our id: it stands among the entries.
+        self._kept: "dict[int, Entry]" = {}
+        # Where the bottom of the screen is: the place of an entry, and how many of its cells
+        # come before the bottom row, so that it is found again at another width. None follows
+        # what is new.
         self._bottom: "Optional[tuple[int, int]]" = None
-        self._read = 0                          # entries there were, counted alike, when one scrolled back
-        self._painted: "list[Optional[Row]]" = []       # what the terminal shows; None is unknown
-        self._cursor = (-1, -1)
-        self._typed = ("", 0, 0, 0)             # what the rows of the line that is typed were made for
-        self._typed_rows: "tuple[list[Row], tuple[int, int]]" = ([], (0, 0))
-        self._shown: "list[Entry]" = []         # those that keep their rows
-
-    # What there is to show
+        # How many places there were when one scrolled back.
+        self._read = 0
 
     def add(self, entry: Entry) -> None:
-        """At the end. Our own leaves its place among the unplaced."""
+        """Append an entry. One of our own leaves the unplaced."""
         if entry.said is not None:
             self._unplaced.pop(entry.said.id, None)
-        if entry.said is None and self._bottom is not None and self._bottom[0] >= self._dropped + len(self._entries):
-            self._bottom = (self._bottom[0] + 1, self._bottom[1])       # it is among the unplaced, which move on
+        elif self._bottom is not None and self._bottom[0] >= self._dropped + len(self._entries):
+            # The bottom is among the unplaced, which move on.
+            self._bottom = self._bottom[0] + 1, self._bottom[1]
         self._entries.append(entry)
         self._size += entry.size
         if len(self._entries) > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
-            old = self._entries[:max(1, len(self._entries) // 11)]      # many at once: moving the rest costs
+            # Many are dropped at once, as moving the rest costs.
+            old = self._entries[:max(1, len(self._entries) // 11)]
             self._size -= sum(entry.size for entry in old)
             self._dropped += len(old)
             del self._entries[:len(old)]
@@ -1231,36 +1530,28 @@ class Screen:
         self._unplaced[said.id] = entry
 
     def keep(self, forgotten: "list[Said]") -> None:
-        """The server has these, but may never send them back: they stay where they are, unless they come after all."""
+        """The server has these, but may never send them back: they stay where they are,
+        unless they come after all."""
         for said in forgotten:
             if said.id in self._unplaced:
+                self._kept[said.id] = self._unplaced[said.id]
                 self.add(self._unplaced[said.id])
-                self._kept[said.id] = self._entries[-1]
 
     def came_back(self, text: str, to: Optional[str]) -> None:
-        """Something of ours has come at its place: if it was kept elsewhere, that is not needed any more."""
+        """Something of ours has come at its place: if it was kept elsewhere, that goes."""
         for id, entry in self._kept.items():
             if entry.said is not None and (entry.said.text, entry.said.to) == (text, to):
+                del self._kept[id]
                 if entry in self._entries:
                     place = self._entries.index(entry)
                     del self._entries[place]
                     if self._bottom is not None and place + self._dropped < self._bottom[0]:
-                        self._bottom = (self._bottom[0] - 1, self._bottom[1])
-                del self._kept[id]
+                        self._bottom = self._bottom[0] - 1, self._bottom[1]
                 break
 
     def follow(self) -> None:
         """Back to the bottom, if one had scrolled away from it."""
         self._bottom = None
-
-    def changed(self, said: Optional[Said] = None) -> None:
-        """The state of what we said, or of all that is under way, is another."""
-        unplaced = list(self._unplaced.values()) if said is None else [self._unplaced.get(said.id)]
-        for entry in [*unplaced, *self._shown]:
-            if entry is not None and (said is None or entry.said is said):
-                entry.width = 0
-        if said is not None and said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
-            self.add(self._unplaced[said.id])
 
     def clear(self) -> None:
         """Forget what was said."""
@@ -1268,6 +1559,54 @@ class Screen:
         self._size = 0
         self._entries.clear()
         self._bottom = None
+
+    @property
+    def new_below(self) -> int:
+        """Entries that came since one scrolled back, and are below what is shown."""
+        if self._bottom is None:
+            return 0
+        count = self._dropped + len(self._all())
+        return min(count - self._read, count - 1 - self._bottom[0])
+
+    def _all(self) -> "list[Entry]":
+        return [*self._entries, *self._unplaced.values()] if self._unplaced else self._entries
+
+
+class Screen(Scrollback):
+    """What is on the terminal: messages above, one status line, the line that is typed.
+
+    It knows no terminal: paint() returns what to write to one so that it shows what has
+    changed.
+    """
+
+    PROMPT = "> "
+
+    def __init__(self, theme: Theme, editor: Editor) -> None:
+        super().__init__()
+        self.columns = Columns()
+        # The parts of the status line, the most dispensable last, and what is shown in their
+        # place while there is a question.
+        self.status: "list[str]" = []
+        self.question = ""
+        self._theme = theme
+        self._editor = editor
+        self._height, self._width = 24, 80
+        # What the terminal shows, None for a row that is not known; where its cursor is.
+        self._painted: "list[Optional[Row]]" = []
+        self._cursor = (-1, -1)
+        # The rows of the line that is typed, with the cursor, and what they were made for.
+        self._typed = ("", 0, 0, 0)
+        self._typed_rows: "tuple[list[Row], tuple[int, int]]" = ([], (0, 0))
+        # The entries that keep their rows.
+        self._shown: "list[Entry]" = []
+
+    def changed(self, said: Optional[Said] = None) -> None:
+        """The state of what we said, or of all that is under way, is another."""
+        for entry in [*self._unplaced.values(), *self._shown]:
+            if said is None or entry.said is said:
+                entry.width = 0
+        if said is not None and said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
+            self.add(self._unplaced[said.id])
 
     def resize(self, height: int, width: int) -> None:
         """The terminal has another size."""
@@ -1284,37 +1623,29 @@ class Screen:
         self.forget()
 
     def forget(self) -> None:
-        """Somebody else may have written on the terminal: the next paint() is of everything."""
+        """Something else may have written on the terminal: the next paint() is of all."""
         self._painted = []
-
-    @property
-    def new_below(self) -> int:
-        """Entries that came since one scrolled back, and are below what is shown."""
-        count = len(self._all()) + self._dropped
-        return 0 if self._bottom is None else min(count - self._read, count - 1 - self._bottom[0])
 
     # Scrolling
 
     def scroll(self, pages: int) -> None:
         """Back (-1) or forth (1) by a page, less one row."""
-        if not self._all():
+        entries = self._all()
+        if not entries:
             return
-        height = max(1, self._message_height() - 1)
         place, row = self._place()
-        row += pages * height
+        row += pages * max(1, self._message_height() - 1)
         while row < 0 and place > 0:
             place -= 1
-            row += len(self._rows(self._all()[place]))
-        while place < len(self._all()) and row >= len(self._rows(self._all()[place])):
-            row -= len(self._rows(self._all()[place]))
-            place += 1
-        place, row = self._not_above_the_top(place, max(0, row))
-        if place >= len(self._all()) or (place, row) == self._last():
+            row += len(self._rows(entries[place]))
+        place, row = self._below_the_top(place, max(0, row))
+        if (place, row) == self._last():
             self._bottom = None
-        else:
-            if self._bottom is None:
-                self._read = len(self._all()) + self._dropped
-            self._bottom = (place + self._dropped, sum(map(self._content, self._rows(self._all()[place])[:row])))
+            return
+        if self._bottom is None:
+            self._read = len(entries) + self._dropped
+        cells = sum(map(self._content, self._rows(entries[place])[:row]))
+        self._bottom = place + self._dropped, cells
 
     @property
     def _indent(self) -> int:
@@ -1325,29 +1656,26 @@ class Screen:
         indent = self._indent
         return len(row) - (indent if row[:indent] == [BLANK] * indent else 0)
 
-    def _all(self) -> "list[Entry]":
-        return self._entries + list(self._unplaced.values()) if self._unplaced else self._entries
-
     def _last(self) -> "tuple[int, int]":
         entries = self._all()
         return len(entries) - 1, len(self._rows(entries[-1])) - 1 if entries else 0
 
     def _place(self) -> "tuple[int, int]":
-        """The entry and the row in it that are at the bottom now."""
+        """The entry, and the row in it, that are at the bottom now."""
         if self._bottom is None:
             return self._last()
         place, cells = self._bottom[0] - self._dropped, self._bottom[1]
         if not 0 <= place < len(self._all()):
-            return self._not_above_the_top(0, 0)
-        row = 0
-        for row, part in enumerate(self._rows(self._all()[place])):
-            cells -= self._content(part)
-            if cells < 0:
-                break
-        return self._not_above_the_top(place, row)
+            return self._below_the_top(0, 0)
+        rows, row = self._rows(self._all()[place]), 0
+        while row < len(rows) - 1 and cells >= self._content(rows[row]):
+            cells -= self._content(rows[row])
+            row += 1
+        return self._below_the_top(place, row)
 
-    def _not_above_the_top(self, place: int, row: int) -> "tuple[int, int]":
-        """So far down that the rows above fill the screen, where there are so many."""
+    def _below_the_top(self, place: int, row: int) -> "tuple[int, int]":
+        """This row or a lower one: the rows above it fill the screen, where there are as
+        many; and it is at most the last one."""
         entries, missing = self._all(), self._message_height() - 1 - row
         for entry in reversed(entries[max(0, place - missing):place] if missing > 0 else []):
             missing -= len(self._rows(entry))
@@ -1355,7 +1683,7 @@ class Screen:
         while place < len(entries) - 1 and row >= len(self._rows(entries[place])):
             row -= len(self._rows(entries[place]))
             place += 1
-        return place, min(row, len(self._rows(entries[place])) - 1) if 0 <= place < len(entries) else 0
+        return place, min(row, len(self._rows(entries[place])) - 1) if entries else 0
 
     # Rows
 
@@ -1364,21 +1692,22 @@ class Screen:
         if entry.width != self._width:
             entry.width = self._width
             self._shown.append(entry)
-            indent = self._indent
-            lines = list(entry.lines)
+            indent, lines = self._indent, list(entry.lines)
             if entry.said is not None:
-                lines[-1] = lines[-1] + [self._state(entry.said)]
+                lines[-1] = [*lines[-1], self._state(entry.said)]
             entry.rows = [row for number, line in enumerate(lines)
-                          for row in wrap(line, self._width, self.columns, indent if number else 0, indent)]
+                          for row in wrap(line, self._width, self.columns,
+                                          indent if number else 0, indent)]
         return entry.rows
 
     def _state(self, said: Said) -> Span:
         if said.state == FAILED:
             return self._theme.error, f" (failed: {escape(said.reason)})"
+        state: str = said.state
         if said.state == THERE and said.of:
-            heard = "by all" if said.heard >= said.of else f"by {said.heard} of {said.of}"
-            return self._theme.dim, f" (heard {heard})"
-        return self._theme.dim, f" ({said.state})"
+            heard = "all" if said.heard >= said.of else f"{said.heard} of {said.of}"
+            state = f"heard by {heard}"
+        return self._theme.dim, f" ({state})"
 
     def _message_height(self) -> int:
         return max(0, self._height - 1 - len(self._input()[0]))
@@ -1390,56 +1719,56 @@ class Screen:
         shown: "list[Entry]" = []
         if entries and height:
             place, row = self._place()
-            rows = self._rows(entries[place])[:row + 1]
-            shown = [entries[place]]
+            shown, rows = [entries[place]], self._rows(entries[place])[:row + 1]
             while place > 0 and len(rows) < height:
                 place -= 1
                 shown.append(entries[place])
                 rows = self._rows(entries[place]) + rows
+        # The others forget their rows: thousands of entries would keep theirs.
         for entry in self._shown:
             if entry not in shown:
-                entry.rows, entry.width = [], 0         # thousands of entries would keep theirs
+                entry.rows, entry.width = [], 0
         self._shown = shown
-        rows = rows[-height:] if height else []
-        return [[] for _ in range(height - len(rows))] + rows
+        return [[] for _ in range(height - len(rows))] + rows[max(0, len(rows) - height):]
 
     def _status(self) -> Row:
         """One reversed line over the whole width, without the parts that do not fit."""
         parts = [self.question] if self.question else list(self.status)
         if self._bottom is not None and not self.question:
-            parts.insert(0, f"{self.new_below} new below, PgDn" if self.new_below else "scrolled back")
+            below = self.new_below
+            parts.insert(0, f"{below} new below, PgDn" if below else "scrolled back")
         while len(parts) > 1 and sum(map(len, parts)) + 3 * len(parts) - 1 > self._width:
             parts.pop()
-        row, used = [], 0
+        row: Row = []
         for cluster in clusters(" " + " | ".join(parts)):
-            if used + self.columns.of(cluster) > self._width:
+            cell = (self._theme.status, cluster, self.columns.of(cluster))
+            if _width(row) + cell[2] > self._width:
                 break
-            row.append((self._theme.status, cluster, self.columns.of(cluster)))
-            used += row[-1][2]
-        return row + [(self._theme.status, " ", 1)] * (self._width - used)
+            row.append(cell)
+        return row + [(self._theme.status, " ", 1)] * (self._width - _width(row))
 
     def _input(self) -> "tuple[list[Row], tuple[int, int]]":
-        """The rows of the line that is typed, at most a third of the screen, and where in them the cursor is."""
+        """The rows of the line that is typed, at most a third of the screen, and where in
+        them the cursor is. They are kept: a draft may be long."""
         typed = (self._editor.text, self._editor.cursor, self._width, self._height)
-        if self._typed != typed or not self._painted:           # else as it was: a draft may be long
+        if self._typed != typed or not self._painted:
             self._typed, self._typed_rows = typed, self._wrap_input()
         return self._typed_rows
 
     def _wrap_input(self) -> "tuple[list[Row], tuple[int, int]]":
-        rows: "list[Row]" = [[(self._theme.bold, self.PROMPT[:self._width - 1], min(len(self.PROMPT), self._width - 1))]]
-        start, used, place = rows[0][0][2], rows[0][0][2], 0
-        cursor = (0, start)
-        for cluster in [*clusters(self._editor.text), ""]:      # the last one is where the cursor may be at the end
-            text = "    " if cluster == "\t" else "" if cluster == "\n" else escape(cluster)
-            cells = [("", part, self.columns.of(part)) for part in ([text] if text and text == cluster else clusters(text))]
-            width = sum(cell[2] for cell in cells)
-            if used + max(1, width) > self._width and used > start:
+        start = min(len(self.PROMPT), self._width - 1)
+        rows: "list[Row]" = [[(self._theme.bold, self.PROMPT[:start], start)]]
+        used, place, cursor = start, 0, (0, start)
+        # The last, empty one is where the cursor may be at the end.
+        for cluster in [*clusters(self._editor.text), ""]:
+            cells = self._typed_cells(cluster)
+            if used + max(1, _width(cells)) > self._width and used > start:
                 rows.append([("", " " * start, start)])
                 used = start
             if place <= self._editor.cursor < place + max(1, len(cluster)):
                 cursor = (len(rows) - 1, used)
             rows[-1] += cells
-            used += width
+            used += _width(cells)
             place += len(cluster)
             if cluster == "\n":
                 rows.append([("", " " * start, start)])
@@ -1448,13 +1777,21 @@ class Screen:
         first = min(max(0, cursor[0] - height + 1), max(0, len(rows) - height))
         return rows[first:first + height], (cursor[0] - first, cursor[1])
 
+    def _typed_cells(self, cluster: str) -> Row:
+        """What is shown of a cluster that was typed."""
+        text = {"\t": "    ", "\n": ""}.get(cluster) if cluster in ("\t", "\n") else escape(cluster)
+        parts = [cluster] if text == cluster else clusters(text or "")
+        return [("", part, self.columns.of(part)) for part in parts if part]
+
     # Painting
 
     def paint(self) -> str:
-        """What to write to the terminal so that it shows what there is to show; "" where it does already."""
+        """What to write to the terminal so that it shows what there is to show; "" where it
+        does already."""
         typed, cursor = self._input()
         rows = self._messages(max(0, self._height - 1 - len(typed)))
-        rows = (rows + ([self._status()] if self._height > 1 else []) + typed)[-self._height:]
+        rows += [self._status()] if self._height > 1 else []
+        rows = (rows + typed)[-self._height:]
         if len(self._painted) != len(rows):
             self._painted = [None] * len(rows)
         changes = [_repaint(number, old, new, self._width)
@@ -1464,27 +1801,33 @@ class Screen:
         if not changes and place == self._cursor:
             return ""
         self._cursor = place
-        moved = f"\x1b[{place[0] + 1};{place[1] + 1}H"
+        text = "".join(changes) + f"\x1b[{place[0] + 1};{place[1] + 1}H"
         if len(changes) < 2:
-            return "".join(changes) + moved
-        # Shown at once where the terminal can hold it back (mode 2026), and without a cursor that runs around elsewhere.
-        return "\x1b[?2026h\x1b[?25l" + "".join(changes) + moved + "\x1b[?25h\x1b[?2026l"
+            return text
+        # Shown at once where the terminal can hold it back (mode 2026), and without a cursor
+        # that runs around elsewhere.
+        return f"\x1b[?2026h\x1b[?25l{text}\x1b[?25h\x1b[?2026l"
+
+
+def _is_uncertain(cell: Cell) -> bool:
+    """True for a cluster of several: how many columns a terminal gives it is not certain."""
+    return len(cell[1]) > 1 and not cell[1].isascii()
 
 
 def _repaint(number: int, old: Optional[Row], new: Row, width: int) -> str:
     """What turns row `number` from `old` into `new`, from the first cell that differs."""
-    same = 0
-    if old is not None:
-        while same < len(old) and same < len(new) and old[same] == new[same]:
-            same += 1
-    while same and any(row[same][2] == 0 for row in (old or [], new) if same < len(row)):
-        same -= 1                       # what has no columns is in the cell before it
-    if any(len(cell[1]) > 1 and not cell[1].isascii() for cell in [*(old or []), *new]):
-        old, same = None, 0             # clusters: how many columns they have taken on the terminal is not certain
-    column = sum(cell[2] for cell in new[:same])
-    text = [f"\x1b[{number + 1};{column + 1}H"]
-    if old is None:
-        text.append("\x1b[K")
+    before, same = old or [], 0
+    if any(map(_is_uncertain, [*before, *new])):
+        old = None
+    else:
+        pairs = zip(before, new)
+        same = next((place for place, (one, other) in enumerate(pairs) if one != other),
+                    min(len(before), len(new)))
+    # What has no columns is in the cell before it.
+    while same and any(row[same][2] == 0 for row in (before, new) if same < len(row)):
+        same -= 1
+    column = _width(new[:same])
+    text = [f"\x1b[{number + 1};{column + 1}H", "\x1b[K" * (old is None)]
     style = ""
     for how, what, columns in new[same:]:
         if how != style:
@@ -1492,28 +1835,29 @@ def _repaint(number: int, old: Optional[Row], new: Row, width: int) -> str:
             style = how
         text.append(what)
         column += columns
-        if len(what) > 1 and not what.isascii() and column < width:
+        if _is_uncertain((how, what, columns)) and column < width:
             text.append(f"\x1b[{number + 1};{column + 1}H")
-    if style:
-        text.append("\x1b[0m")
-    if column < width and old is not None and column < sum(cell[2] for cell in old):
-        text.append("\x1b[K")
+    text.append("\x1b[0m" * (style != ""))
+    text.append("\x1b[K" * (old is not None and column < min(width, _width(before))))
     return "".join(text)
 
 
 # --- The terminal ---
 
 class Terminal:
-    """The terminal of a POSIX system, in raw mode from enter() to leave(). The only one that touches it."""
+    """The terminal of a POSIX system, in raw mode from enter() to leave(). The only one that
+    touches it."""
 
-    # The alternate screen; no wrapping at the edge, whatever the terminal thinks of a character's width; pastes marked as
-    # such; and the mouse wheel does not press Up and Down (its setting is saved first, and restored).
+    # Saves the setting by which the mouse wheel presses Up and Down, for LEAVE to restore.
     SAVE = "\x1b[?1007s"
+    # The alternate screen; no wrapping at the edge, whatever the terminal thinks of a
+    # character's width; pastes marked as such; the mouse wheel does not press Up and Down.
     ENTER = "\x1b[?1049h\x1b[?7l\x1b[?2004h\x1b[?1007l\x1b[0m\x1b[2J"
     LEAVE = "\x1b[0m\x1b[?25h\x1b[?1007r\x1b[?2004l\x1b[?7h\x1b[?1049l"
 
     def __init__(self) -> None:
-        self._settings: Any = None              # as they were, while they are changed
+        # How the terminal was set, while that is changed.
+        self._settings: Any = None
 
     def enter(self) -> None:
         """Take the terminal over; again after it was away. Raises OSError."""
@@ -1531,7 +1875,7 @@ class Terminal:
             self.reset()
 
     def reset(self) -> None:
-        """The part of leave() that never blocks, for when the terminal takes no more output."""
+        """The part of leave() that never blocks, for a terminal that takes no more output."""
         settings, self._settings = self._settings, None
         if settings is not None:
             self._restore(settings)
@@ -1541,12 +1885,14 @@ class Terminal:
         return os.read(0, 4096)
 
     def write(self, text: str) -> None:
-        """All of it, past Python's buffers, so in one piece where the system takes it. Raises OSError when it is gone."""
+        """All of it, past Python's buffers, so in one piece where the system takes it. Raises
+        OSError when the terminal is gone."""
         data = text.encode(sys.stdout.encoding, "backslashreplace")
         while data:
             try:
                 data = data[os.write(1, data):]
-            except BlockingIOError:             # another program has made the terminal non-blocking
+            except BlockingIOError:
+                # Another program has made the terminal non-blocking.
                 select.select([], [1], [], 1)
 
     def size(self) -> "tuple[int, int]":
@@ -1558,39 +1904,47 @@ class Terminal:
         return rows or 24, columns or 80
 
     def _change(self) -> None:
-        import termios                          # not on Windows
-        try:
-            raw = termios.tcgetattr(0)
-            if self._settings is None:
-                self._settings = termios.tcgetattr(0)
-            raw[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.IXON | termios.BRKINT)
-            raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-            raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-            termios.tcsetattr(0, termios.TCSADRAIN, raw)
-        except termios.error as error:          # it is no OSError
-            raise OSError(*error.args) from error
+        if sys.platform != "win32":
+            import termios
+            try:
+                raw = termios.tcgetattr(0)
+                self._settings = self._settings or termios.tcgetattr(0)
+                raw[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP
+                            | termios.IXON | termios.BRKINT)
+                raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+                raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+                termios.tcsetattr(0, termios.TCSADRAIN, raw)
+            except termios.error as error:
+                # It is no OSError.
+                raise OSError(*error.args) from error
 
     def _restore(self, settings: Any) -> None:
-        import termios
-        try:
-            termios.tcsetattr(0, termios.TCSANOW, settings)
-        except termios.error:
-            pass                                # it is gone
+        if sys.platform != "win32":
+            import termios
+            try:
+                termios.tcsetattr(0, termios.TCSANOW, settings)
+            except termios.error:
+                # The terminal is gone.
+                pass
 
 
 class WindowsTerminal(Terminal):
-    """The console of Windows 10 or newer, told to understand escape sequences and to send keys as such."""
+    """The console of Windows 10 or newer, told to understand escape sequences and to send
+    keys as such."""
 
-    # Standard handle: what is switched on (ENABLE_VIRTUAL_TERMINAL_INPUT, _PROCESSING) and off (Ctrl-C, lines, echo).
+    # Standard handle: what is switched on (ENABLE_VIRTUAL_TERMINAL_INPUT, _PROCESSING) and
+    # off (Ctrl-C, lines, echo).
     _MODES = {-10: (0x0200, 0x0007), -11: (0x0004, 0)}
 
     def __init__(self) -> None:
         super().__init__()
         import ctypes
         self._ctypes: Any = ctypes
-        self._kernel: Any = ctypes.WinDLL("kernel32")       # type: ignore[attr-defined]
+        # WinDLL is looked up by its name, as mypy does not know it elsewhere.
+        self._kernel = self._ctypes.WinDLL("kernel32")
         self._kernel.GetStdHandle.restype = ctypes.c_void_p
-        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")    # an emoji may come in halves
+        # An emoji may come in halves.
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
 
     def _handle(self, number: int) -> Any:
         return self._ctypes.c_void_p(self._kernel.GetStdHandle(number))
@@ -1598,10 +1952,10 @@ class WindowsTerminal(Terminal):
     def _change(self) -> None:
         before = []
         for number, (on, off) in self._MODES.items():
-            mode = self._ctypes.c_ulong()
-            known = self._kernel.GetConsoleMode(self._handle(number), self._ctypes.byref(mode))
+            handle, mode = self._handle(number), self._ctypes.c_ulong()
+            known = self._kernel.GetConsoleMode(handle, self._ctypes.byref(mode))
             before.append((number, mode.value))
-            if not known or not self._kernel.SetConsoleMode(self._handle(number), mode.value & ~off | on):
+            if not known or not self._kernel.SetConsoleMode(handle, mode.value & ~off | on):
                 self._restore(before)
                 raise OSError("this console cannot be controlled, try --plain")
         self._settings = self._settings or before
@@ -1616,7 +1970,8 @@ class WindowsTerminal(Terminal):
 
     def read(self) -> bytes:
         buffer, count = self._ctypes.create_unicode_buffer(4096), self._ctypes.c_ulong()
-        if not self._kernel.ReadConsoleW(self._handle(-10), buffer, 4096, self._ctypes.byref(count), None):
+        if not self._kernel.ReadConsoleW(self._handle(-10), buffer, 4096,
+                                         self._ctypes.byref(count), None):
             raise OSError("the console is gone")
         return self._decoder.decode(bytes(buffer)[:2 * count.value]).encode()
 
@@ -1626,12 +1981,15 @@ def colours() -> int:
     if os.environ.get("COLORTERM") in ("truecolor", "24bit"):
         return 256
     try:
-        import curses                                       # not on Windows, whose console has them
+        import curses
+    except ImportError:
+        # The console of Windows, where there is no curses, has them.
+        return 256
+    try:
         curses.setupterm()
         return curses.tigetnum("colors")
-    except ImportError:
-        return 256
-    except curses.error:                                    # a terminal that is in no list
+    except curses.error:
+        # A terminal that is in no list.
         return 8
 
 
@@ -1641,25 +1999,36 @@ def takes_screen(arguments: argparse.Namespace) -> bool:
         return False
     if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return False
-    return os.name == "nt" or os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    return (sys.platform == "win32"
+            or os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"))
 
 
 # --- The two interfaces ---
 
 class Interface:
-    """What the two have in common: a client, its commands, and how it ends."""
+    """What both interfaces make of the same events; they differ in how they show them.
+
+    The client's thread makes an event, a method and its arguments, of each callback and hands
+    it to _post(). Plain runs it there and then, Window's main thread runs it when it comes to
+    it.
+    """
 
     def __init__(self, arguments: argparse.Namespace, theme: Theme, receipts: bool) -> None:
         self._arguments = arguments
         self._not_delivered: "list[Said]" = []
-        self._ended = ""                # why the client ended by itself
-        self._welcomed = False          # we have been in
-        self.killed_by = 0              # the signal that ended us; the process has to end by it as well
+        # Why the client ended by itself.
+        self._ended = ""
+        # We have been in.
+        self._welcomed = False
+        # The signal that ended us; the process has to end by it as well.
+        self.killed_by = 0
         self.motd: Optional[str] = None
-        self.last_private = ""          # who wrote to us privately last, for /reply
-        self.client = ChatClient(arguments.host, arguments.port, arguments.name, receipts=receipts,
-                                 on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
-                                 on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled)
+        # Who wrote to us privately last, for /reply.
+        self.last_private = ""
+        self.client = ChatClient(
+            arguments.host, arguments.port, arguments.name, receipts=receipts,
+            on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
+            on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled)
         self.formatter = Formatter(self.client, theme)
         self.commands = Commands(self)
 
@@ -1679,8 +2048,8 @@ class Interface:
             code, self._ended = 1, bug(error)
         code = self._close(code)
         for said in self._not_delivered:
-            complain(f"{said.state if said.state == UNKNOWN else 'not delivered'}: {_short(said)}"
-                     + (f" ({said.reason})" if said.reason else ""))
+            what = said.state if said.state == UNKNOWN else "not delivered"
+            complain(f"{what}: {_short(said)}" + (f" ({said.reason})" if said.reason else ""))
         if self._ended:
             complain(self._ended + self._rest())
         return code or (1 if self._not_delivered or self._ended else 0)
@@ -1690,37 +2059,36 @@ class Interface:
         raise NotImplementedError
 
     def _close(self, code: int) -> int:
-        """Wait for what was said, if one was not interrupted already."""
+        """Leave; where one was not interrupted already, wait for what was said before that."""
         try:
             if not code:
-                self._say_that_it_waits()
+                self._announce_wait()
             self.client.close(0 if code else self._arguments.timeout)
         except KeyboardInterrupt:
             code = 130
             self.client.close()
         return code
 
-    def _say_that_it_waits(self) -> None:
-        """Where somebody looks."""
+    def _announce_wait(self) -> None:
+        """Say that what was said is waited for, where a user would wonder."""
 
     def _rest(self) -> str:
-        """More to say of the end."""
+        """More to say of why it ended."""
         return ""
+
+    # What commands use
 
     def show(self, line: str) -> None:
         """Show a line of our own, which is safe to show; one that begins with ! is an error."""
-        raise NotImplementedError
+        self._add(self.formatter.note(line))
 
     def say(self, line: str, to: Optional[str] = None) -> None:
-        """Say a line, cleaned, in several messages where it is too long for one; a line without text is none."""
+        """Say a line, cleaned, in several messages where it is too long for one; a line
+        without text is none."""
         text = clean_text(line)
         for start in range(0, len(text) if text.strip() else 0, MAX_TEXT):
             if not self._say_piece(text[start:start + MAX_TEXT], to):
                 return
-
-    def _say_piece(self, text: str, to: Optional[str]) -> bool:
-        """Say one message; False when it cannot be said."""
-        raise NotImplementedError
 
     def clear(self) -> None:
         """Forget what was shown, where that can be."""
@@ -1729,8 +2097,18 @@ class Interface:
         """Take no more lines."""
         raise NotImplementedError
 
-    def _greet(self, welcome: Welcome) -> None:
-        """Say that we are connected, and as whom."""
+    # How events are shown
+
+    def _say_piece(self, text: str, to: Optional[str]) -> bool:
+        """Say one message; False when it cannot be said."""
+        raise NotImplementedError
+
+    def _add(self, entry: Entry) -> None:
+        """Show an entry after all others."""
+        raise NotImplementedError
+
+    def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
+        """We are in: say so, and as whom."""
         self.motd = welcome.motd
         if self._welcomed:
             self.show("* connected again")
@@ -1738,21 +2116,42 @@ class Interface:
             self._welcomed = True
             if welcome.motd:
                 self.commands.motd("")
-            self.show(f"* you are {escape(welcome.name)}, {self.client.here} here; /help lists the commands")
+            self.show(f"* you are {escape(welcome.name)}, {self.client.here} here; "
+                      "/help lists the commands")
         if name_key(welcome.name) != name_key(self.client.wanted):
-            self.show(f"* your name is {escape(welcome.name)} for now: {escape(self.client.wanted)} is taken")
+            self.show(f"* your name is {escape(welcome.name)} for now: "
+                      f"{escape(self.client.wanted)} is taken")
 
-    def _on_crash(self, crash: Any) -> None:
-        """On a thread of ours that ends by a bug: end all of it, in order."""
-        if not issubclass(crash.exc_type, SystemExit):
-            self._on_end(bug(crash.exc_value))
+    def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
+        """A message has come. Where it `rings` the user wants to be called to it."""
+        for entry in entries:
+            self._add(entry)
+        if isinstance(message, Chat) and message.to is not None and not own:
+            self.last_private = message.sender
 
     # On the client's thread
 
+    def _post(self, event: Callable[..., None], *arguments: Any) -> None:
+        event(*arguments)
+
     def _on_welcome(self, welcome: Welcome) -> None:
-        raise NotImplementedError
+        self._post(self._connect, welcome, self.client.forgotten(welcome))
 
     def _on_message(self, message: Message) -> None:
+        own = self.client.is_own(message)
+        if not self._is_wanted(message, own):
+            return
+        entries = self.formatter.entries(message, self.client.said_of(message.id))
+        rings = False
+        if isinstance(message, Chat) and entries and not own:
+            bell = self._arguments.bell
+            is_new = message.id > self.client.history_until
+            rings = is_new and (bell == "all"
+                                or bell == "mentions" and self.formatter.is_mention(message))
+        self._post(self._hear, message, entries, own, rings)
+
+    def _is_wanted(self, message: Message, own: bool) -> bool:
+        """True for what is to be shown."""
         raise NotImplementedError
 
     def _on_state(self, said: Said) -> None:
@@ -1760,7 +2159,8 @@ class Interface:
             self._not_delivered.append(said)
 
     def _on_recalled(self, answer: Optional[Recalled]) -> None:
-        raise NotImplementedError
+        for entry in self.formatter.older(answer):
+            self._post(self._add, entry)
 
     def _on_lost(self, why: str, seconds: float) -> None:
         raise NotImplementedError
@@ -1768,52 +2168,55 @@ class Interface:
     def _on_end(self, why: str) -> None:
         self._ended = why
 
+    def _on_crash(self, crash: Any) -> None:
+        """On a thread of ours that ends by a bug: end all of it, in order."""
+        if not issubclass(crash.exc_type, SystemExit):
+            self._on_end(bug(crash.exc_value))
+
 
 class Plain(Interface):
-    """Lines in, lines out, nothing repainted: for pipes, dumb terminals and screen readers."""
+    """Lines in, lines out, nothing repainted: for pipes, dumb terminals, screen readers.
 
-    END = None                          # in the queue of lines: there are no more
+    The thread "stdin" reads lines into a queue, the main thread says them, and the client's
+    thread prints what comes.
+    """
+
+    # In the queue of lines: there are no more.
+    END = None
+    # Lines that may wait in it; then the reader waits.
+    LINES = 100
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._is_pipe = sys.stdin is None or not sys.stdin.isatty()
-        self._lines: "queue.Queue[Optional[str]]" = queue.Queue(100)    # from stdin; its reader waits when it is full
-        self._broken = False            # stdout is gone: say what there is to say, show nothing
-        self._no_more = False           # /quit was typed
-        self._unread = 0                # lines of a pipe that were not sent because one gave up
+        self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
+        # Stdout is gone: what there is to say is said, nothing is shown.
+        self._broken = False
+        # /quit was typed.
+        self._no_more = False
+        # Lines of a pipe that were not sent because one gave up.
+        self._unread = 0
         super().__init__(arguments, Theme(0), receipts=False)
 
     def _chat(self) -> int:
+        # A daemon, as nothing can end its wait for a line.
         threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while not self._no_more and not self._ended:
             try:
-                line = self._lines.get(timeout=1)       # without a time-out Ctrl-C would not be heard on Windows
+                # Without a time-out Ctrl-C would not be heard on Windows.
+                line = self._lines.get(timeout=1)
             except queue.Empty:
                 continue
             if line is self.END:
                 break
-            if self._is_pipe:
-                self.say(line)                          # a build log has lines that begin with a slash
-            else:
-                self.commands.run(line)
+            # In a pipe a slash begins no command: a build log has such lines.
+            (self.say if self._is_pipe else self.commands.run)(line)
         return 0
 
-    def show(self, line: str) -> None:
-        """Print a line. Any thread."""
-        if self._broken:
-            return
-        try:
-            sys.stdout.write(line + "\n")               # in one piece: two threads show lines
-            sys.stdout.flush()
-        except (OSError, AttributeError):               # AttributeError: there is no stdout
-            self._broken = True
-
     def quit(self) -> None:
-        """From a command: take no more lines."""
         self._no_more = True
 
-    # On the thread "stdin" and on the main thread
-
     def _read_stdin(self) -> None:
+        """On the thread "stdin"."""
         try:
             for line in chatproto.stdin_lines():
                 self._lines.put(line)
@@ -1822,8 +2225,9 @@ class Plain(Interface):
         self._lines.put(self.END)
 
     def _rest(self) -> str:
-        """What to say of the lines of a pipe that were not sent because one gave up before."""
-        while self._is_pipe and self._unread < UNSENT:  # `yes | chat_client` does not end
+        """What to say of the lines of a pipe that were not sent because one gave up before.
+        Only so many are looked for, as `yes | chat_client` does not end."""
+        while self._is_pipe and self._unread < UNSENT:
             try:
                 if self._lines.get(timeout=0.5) is self.END:
                     break
@@ -1839,86 +2243,121 @@ class Plain(Interface):
             try:
                 self.client.say(text, to)
                 return True
-            except queue.Full:                          # too many bytes: wait for one ACK more
+            except queue.Full:
                 if not self._is_pipe:
                     self.show("! too much waits to be sent: not sent, try again later")
                     return False
+                # Too many bytes: wait for one ACK more.
                 at_most = max(0, len(self.client.unsettled) - 1)
         self._ended = self._ended or "nothing was acknowledged any more, gave up"
         self._unread += 1
         return False
 
+    # On any thread
+
+    def _add(self, entry: Entry) -> None:
+        for line in entry.plain():
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        if self._broken:
+            return
+        try:
+            # In one piece, as two threads print lines.
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        except (OSError, AttributeError):
+            # AttributeError: there is no stdout at all.
+            self._broken = True
+
     # On the client's thread
 
-    def _on_welcome(self, welcome: Welcome) -> None:
+    def _prints_frame(self) -> bool:
+        """With --json: print the frame that is called for. True when that was done."""
         if self._arguments.json:
-            self.show(self.client.last_frame.decode("utf-8", "replace"))
-            return
+            self._print(self.client.last_frame.decode("utf-8", "replace"))
+        return bool(self._arguments.json)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        if not self._prints_frame():
+            super()._on_welcome(welcome)
+
+    def _on_message(self, message: Message) -> None:
+        if not self._prints_frame():
+            super()._on_message(message)
+
+    def _on_recalled(self, answer: Optional[Recalled]) -> None:
+        if answer is None or not self._prints_frame():
+            super()._on_recalled(answer)
+
+    def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         if welcome.missed:
             complain(f"{welcome.missed} messages were missed: the server has them no longer")
         if not self._is_pipe:
-            self._greet(welcome)
+            super()._connect(welcome, forgotten)
 
-    def _on_message(self, message: Message) -> None:
-        if self._arguments.json:
-            self.show(self.client.last_frame.decode("utf-8", "replace"))
-            return
-        own = self.formatter.is_own(message)
+    def _is_wanted(self, message: Message, own: bool) -> bool:
+        """In a pipe neither our own nor history, nor what is refused: that is named at the
+        end."""
+        if not self._is_pipe:
+            return True
         if isinstance(message, Chat):
-            if message.to is not None and not own:
-                self.last_private = message.sender
-            if self._is_pipe and (own or message.id <= self.client.history_until):
-                return
-        if isinstance(message, Error) and message.about and self._is_pipe:
-            return                                      # named at the end
-        self._print(self.formatter.entries(message))
-
-    def _on_recalled(self, answer: Optional[Recalled]) -> None:
-        if self._arguments.json and answer is not None:
-            self.show(self.client.last_frame.decode("utf-8", "replace"))
-        else:
-            self._print(self.formatter.older(answer))
-
-    def _print(self, entries: "list[Entry]") -> None:
-        for entry in entries:
-            for line in entry.plain():
-                self.show(line)
+            return not own and message.id > self.client.history_until
+        return not (isinstance(message, Error) and message.about)
 
     def _on_lost(self, why: str, seconds: float) -> None:
         if not self._is_pipe:
-            self.show(f"! disconnected ({escape(why)}), trying again in {seconds:.0f} s; what you say is sent then")
+            self.show(f"! disconnected ({escape(why)}), trying again in {seconds:.0f} s; "
+                      "what you say is sent then")
 
     def _on_end(self, why: str) -> None:
         super()._on_end(why)
         try:
-            self._lines.put_nowait(self.END)            # wakes the main thread
+            # Wakes the main thread, which is awake where there are lines.
+            self._lines.put_nowait(self.END)
         except queue.Full:
-            pass                                        # it is awake
+            pass
 
 
-# What ends a program that does not look: the terminal has to be restored first. SIGINT is Ctrl-C's.
-KILLS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGXCPU", "SIGABRT", "SIGBREAK")
+# The signals that end a program that does not handle them: the terminal has to be restored
+# first. SIGINT is what Ctrl-C sends elsewhere.
+KILLS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
+         "SIGXCPU", "SIGABRT", "SIGBREAK", "SIGINT")
 
 
 def end_by(number: int) -> None:
-    """End the process by this signal, so that who waits for us sees what ended us."""
+    """End the process by this signal, so that whoever waits for us sees what ended us."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 
-class Window(Interface):
-    """The whole terminal: a Screen, an Editor, and the main thread that moves between them and the client.
+def _catch(names: "Iterable[str]", handler: "Callable[[int, Any], None]") -> None:
+    """Have the handler called for these signals: for those that this platform has (Windows
+    has few) and that are not ignored (nohup has SIGHUP ignored)."""
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
-    Whatever happens on another thread (a key, a message, a signal) is posted as an event, a method and its arguments; the
-    main thread takes all that wait and then paints once. So a flood of messages costs few frames, and what is typed
-    waits for a frame at most.
+
+class Window(Interface):
+    """The whole terminal: a Screen, an Editor, and the main thread that moves between them
+    and the client.
+
+    Whatever happens on another thread (a key, a message, a signal) is posted as an event. The
+    main thread takes all events that wait and then paints once. So a flood of messages costs
+    few frames, and what is typed waits for a frame at most.
     """
 
-    FRAME = 1 / 30                  # seconds between two paintings, where nothing was typed
-    EVENTS = 4_096                  # messages that may wait; then the client's thread waits, and so does its ACK. More than
-                                    # one read can bring: connect() returns only after a whole one
-    SPEAKERS = 1_000                # whose order of speaking is known for Tab
-    PASTE_LINES = 5                 # lines of a paste that need no question
+    # Seconds between two paintings, where nothing was typed.
+    FRAME = 1 / 30
+    # Events that may wait; then the client's thread waits, and with it the ACK. It is more
+    # than one read can bring: connect() returns only after a whole read.
+    EVENTS = 4_096
+    # People whose order of speaking is known for Tab.
+    SPEAKERS = 1_000
+    # Lines of a paste that need no question.
+    PASTE_LINES = 5
 
     def __init__(self, arguments: argparse.Namespace, terminal: Terminal) -> None:
         theme = Theme(colours())
@@ -1926,48 +2365,67 @@ class Window(Interface):
         self._editor = Editor()
         self.screen = Screen(theme, self._editor)
         self._keys = Keys()
-        # Signal handlers put into it as well: they may interrupt the main thread anywhere, only a SimpleQueue bears that.
-        self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = queue.SimpleQueue()
-        self._over: Optional[int] = None        # the exit code, when it is over
-        self._left = False                      # it was the user who ended it
-        self._urgent = False                    # a key was pressed: paint at once
-        self._bell = False                      # ring with the next painting
-        self._lost_until: Optional[float] = None        # disconnected; the next try is at that time (monotonic)
-        self._pasted: Optional[str] = None      # a paste that waits for a yes
-        self._speakers: "dict[str, str]" = {}   # name_key -> name, who spoke last at the end
-        self._widths: "list[int]" = []          # the terminal's answers to Columns.PROBE so far
-        self._special: "dict[str, Callable[[Key], None]]" = {       # what is no business of the Editor
-            "enter": self._enter, "tab": self._complete, "paste": self._paste,
-            "page-up": lambda key: self.screen.scroll(-1), "page-down": lambda key: self.screen.scroll(1),
-            "ctrl-c": self._interrupt, "ctrl-d": lambda key: self.quit(), "ctrl-l": lambda key: self.screen.forget(),
-            "ctrl-z": lambda key: self._suspend()}
+        # A SimpleQueue, as signal handlers put into it as well, wherever they interrupt the
+        # main thread.
+        self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
+            queue.SimpleQueue())
+        # The exit code, when it is over, and whether it was the user who ended it.
+        self._over: Optional[int] = None
+        self._left = False
+        # A key was pressed: paint at once.
+        self._urgent = False
+        # Ring with the next painting.
+        self._bell = False
+        # While disconnected: when the next try is (monotonic).
+        self._lost_until: Optional[float] = None
+        # A paste that waits for a yes.
+        self._pasted: Optional[str] = None
+        # By name_key the names of those who spoke, the last one at the end.
+        self._speakers: "dict[str, str]" = {}
+        # The terminal's answers to Columns.PROBE so far.
+        self._widths: "list[int]" = []
+        # What is no business of the Editor.
+        self._special: "dict[str, Callable[[Key], None]]" = {
+            "enter": self._enter, "tab": lambda key: self._editor.complete(self._offers),
+            "paste": self._paste, "ctrl-c": self._interrupt, "ctrl-d": lambda key: self.quit(),
+            "page-up": lambda key: self.screen.scroll(-1), "cursor": self._answer,
+            "page-down": lambda key: self.screen.scroll(1),
+            "ctrl-l": lambda key: self.screen.forget(), "ctrl-z": lambda key: self._suspend()}
         super().__init__(arguments, theme, receipts=True)
 
     def _chat(self) -> int:
-        self._catch_signals()
+        actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
+                   "SIGTSTP": self._suspend, "SIGCONT": self._resume}
+        for name, action in actions.items():
+            _catch([name], functools.partial(self._on_signal, action))
         try:
             self._terminal.enter()
             self._terminal.write(Columns.PROBE)
-            threading.Thread(target=self._read_keys, name="keys", daemon=True).start()     # a read cannot be interrupted
+            # A daemon, as its read cannot be interrupted.
+            threading.Thread(target=self._read_keys, name="keys", daemon=True).start()
             self._loop()
-        except OSError as error:                        # the terminal is gone, or is none
+        except OSError as error:
+            # The terminal is gone, or is none.
             self._over = 128 + self.killed_by if self.killed_by else 1
             complain(f"the terminal: {error.strerror or error}")
         finally:
             self._over = 1 if self._over is None else self._over
             self._terminal.leave()
-            self._release_signals()
+            # From now on Ctrl-C and the like end the wait for what was said.
+            _catch(KILLS, self._on_late_signal)
+            if sys.platform != "win32":
+                signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         return self._over
 
     def _close(self, code: int) -> int:
-        if self._left:                                  # with Ctrl-C as well: what was said a moment ago may be under way
-            code = 0
-        return super()._close(code) or self._over or 0
+        """Where the user left, with Ctrl-C as well, what was said a moment ago is waited for."""
+        return super()._close(0 if self._left else code) or self._over or 0
 
-    def _say_that_it_waits(self) -> None:
+    def _announce_wait(self) -> None:
         waiting = len(self.client.unsettled)
         if waiting:
-            complain(f"waiting for the ACK of {waiting} message{'s' * (waiting > 1)}, Ctrl-C gives up")
+            complain(f"waiting for the ACK of {waiting} message{'s' * (waiting > 1)}, "
+                     "Ctrl-C gives up")
 
     # The main thread: the loop
 
@@ -1980,7 +2438,8 @@ class Window(Interface):
                 painted, wait = time.monotonic(), self._idle()
             try:
                 event, arguments = self._events.get(timeout=wait)
-                for _ in range(self.EVENTS):            # and no more, that what is typed may be seen
+                # Only so many before the next painting, that what is typed may be seen.
+                for _ in range(self.EVENTS):
                     event(*arguments)
                     event, arguments = self._events.get_nowait()
                 event(*arguments)
@@ -1988,16 +2447,17 @@ class Window(Interface):
                 pass
 
     def _idle(self) -> float:
-        """Seconds to wait for an event. Not longer: a signal that the system gives to another thread does not end the wait,
-        nor does any on Windows."""
-        if self._lost_until is not None:
-            return min(0.5, max(0.05, (self._lost_until - time.monotonic()) % 1.0))
-        return 0.5
+        """Seconds to wait for an event. Not longer: a signal that the system gives to another
+        thread does not end the wait, nor does any signal on Windows."""
+        if self._lost_until is None:
+            return 0.5
+        return min(0.5, max(0.05, (self._lost_until - time.monotonic()) % 1.0))
 
     def _paint(self) -> None:
         self._urgent = False
         self.screen.status = self._status()
-        self.screen.resize(*self._terminal.size())      # Windows has no signal for it
+        # Looked at each time, as Windows has no signal for another size.
+        self.screen.resize(*self._terminal.size())
         text = self.screen.paint() + ("\a" if self._bell else "")
         self._bell = False
         if text:
@@ -2007,35 +2467,19 @@ class Window(Interface):
         connection, unsent = "connected", len(self.client.unsettled)
         if self._lost_until is not None:
             seconds = math.ceil(self._lost_until - time.monotonic())
-            connection = f"reconnecting in {seconds} s" if seconds > 0 else "reconnecting"
-        return [escape(self.client.name), connection, *([f"{unsent} unsent"] if unsent else []), f"{self.client.here} here",
-                escape(self.client.where)]
+            connection = "reconnecting" + (f" in {seconds} s" if seconds > 0 else "")
+        return [escape(self.client.name), connection, *[f"{unsent} unsent"] * (unsent > 0),
+                f"{self.client.here} here", escape(self.client.where)]
 
     # The main thread: signals
 
-    def _catch_signals(self) -> None:
-        actions = {**dict.fromkeys(KILLS, self._kill), "SIGINT": self._kill, "SIGWINCH": self._resize,
-                   "SIGTSTP": self._suspend, "SIGCONT": self._resume}
-        for name, action in actions.items():
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:       # Windows knows few; nohup ignores one
-                signal.signal(number, functools.partial(self._on_signal, action))
-
-    def _release_signals(self) -> None:
-        """The terminal is given back: from now on Ctrl-C and the like end the wait for what was said."""
-        for name in (*KILLS, "SIGINT"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_late_signal)
-        if hasattr(signal, "SIGTSTP"):
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-
     def _on_signal(self, action: "Callable[[int], None]", number: int, frame: Any) -> None:
-        """Wherever the main thread is: only post. But the second one that is to end us finds it stuck in a write."""
-        if action == self._kill and self.killed_by:
-            self._terminal.reset()
-            end_by(number)
+        """Wherever the main thread is: only post. But the second signal that is to end us
+        finds the main thread stuck in a write."""
         if action == self._kill:
+            if self.killed_by:
+                self._terminal.reset()
+                end_by(number)
             self.killed_by = number
         self._events.put((action, (number,)))
 
@@ -2049,43 +2493,41 @@ class Window(Interface):
         self._over = 128 + number
 
     def _resize(self, number: int) -> None:
-        self.screen.forget()                            # it may have been small for a moment, and lost what was cut off
+        # The terminal may have been small for a moment, and have lost what was cut off.
+        self.screen.forget()
         self._urgent = True
 
     def _suspend(self, number: int = 0) -> None:
-        """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job."""
-        if not hasattr(signal, "SIGTSTP"):
-            return                                      # Windows has no jobs
-        self._terminal.leave()
-        ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(0, signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, ours)             # `fg` goes on here
-        self._resume()
+        """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
+        Windows has no jobs."""
+        if sys.platform != "win32":
+            self._terminal.leave()
+            ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            os.kill(0, signal.SIGTSTP)
+            # `fg` goes on here.
+            signal.signal(signal.SIGTSTP, ours)
+            self._resume()
 
     def _resume(self, number: int = 0) -> None:
         self._terminal.enter()
-        self.screen.forget()
-        self._urgent = True
+        self._resize(number)
 
     # The main thread: keys
 
     def _press(self, data: bytes) -> None:
         for key in self._keys.feed(data):
             self._urgent = True
-            if key.name == "cursor":
-                self._answered(int(key.text))
-            elif self._pasted is not None:
-                self._decide(key)
-            elif key.name == "ctrl-d" and self._editor.text:
-                self._editor.press(key)
-            elif key.name in self._special:
+            if self._pasted is not None and key.name != "cursor":
+                self._decide(key, self._pasted)
+            elif key.name in self._special and not (key.name == "ctrl-d" and self._editor.text):
                 self._special[key.name](key)
             elif not self._editor.press(key) and key.name in ("text", "newline", "ctrl-y"):
-                self._bell = True                       # it does not fit any more
+                # It does not fit any more.
+                self._bell = True
 
-    def _answered(self, column: int) -> None:
+    def _answer(self, key: Key) -> None:
         """The terminal said where the cursor was after a sample of Columns.PROBE."""
-        self._widths.append(column - 1)
+        self._widths.append(int(key.text) - 1)
         if len(self._widths) == len(Columns.SAMPLES):
             self.screen.learn(self._widths)
 
@@ -2095,9 +2537,6 @@ class Window(Interface):
         if line.strip():
             self.commands.run(line)
 
-    def _complete(self, key: Key) -> None:
-        self._editor.complete(self._offers)
-
     def _offers(self, word: str, is_first: bool) -> "list[str]":
         """What Tab offers for a word: commands, names; who spoke last comes first."""
         if is_first and word.startswith("/"):
@@ -2105,7 +2544,7 @@ class Window(Interface):
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
         recent = [key for key in reversed(self._speakers) if key in users]
-        names = [users[key] for key in [*recent, *(key for key in users if key not in self._speakers)]
+        names = [users[key] for key in dict.fromkeys([*recent, *users])
                  if key.startswith(name_key(word))]
         return [name + (": " if is_first else " ") for name in names]
 
@@ -2113,25 +2552,28 @@ class Window(Interface):
         text = key.text.rstrip("\n")
         lines = text.count("\n") + 1
         if len(self._editor.text) + len(text) > MAX_TEXT:
-            self.show(f"! not pasted: {len(text)} characters, a message has at most {MAX_TEXT}; a pipe takes more")
+            self.show(f"! not pasted: {len(text)} characters, a message has at most {MAX_TEXT}; "
+                      "a pipe takes more")
         elif lines > self.PASTE_LINES:
             self._pasted = text
-            self.screen.question = f"paste {lines} lines as one message? y or Enter: yes, n or Ctrl-C: no"
+            self.screen.question = (f"paste {lines} lines as one message? "
+                                    "y or Enter: yes, n or Ctrl-C: no")
         else:
             self._editor.insert(text)
 
-    def _decide(self, key: Key) -> None:
-        """The answer to the question about a paste; any other key waits for it."""
-        letter, more = (key.text[:1].lower(), key.text[1:]) if key.name == "text" else ("", "")
-        if key.name == "enter" or letter == "y":
-            self._editor.insert(self._pasted or "")
-        elif key.name not in ("ctrl-c", "ctrl-d") and letter != "n":
+    def _decide(self, key: Key, paste: str) -> None:
+        """The answer to the question about a paste: the first key that is one. What is typed
+        with it goes into the line."""
+        text = key.text if key.name == "text" else ""
+        found = re.search("[yn]", text, re.IGNORECASE)
+        if key.name == "enter" or found and found[0] in "yY":
+            self._editor.insert(paste)
+        elif key.name not in ("ctrl-c", "ctrl-d") and not found:
             self._bell = True
-            if more:
-                self._decide(Key("text", more))
             return
+        self._bell = self._bell or found is not None and found.start() > 0
         self._pasted, self.screen.question = None, ""
-        self._editor.insert(more)
+        self._editor.insert(text[found.end():] if found else "")
 
     def _interrupt(self, key: Key) -> None:
         if self._editor.text:
@@ -2139,16 +2581,16 @@ class Window(Interface):
         else:
             self._over, self._left = 130, True
 
-    # From a command, on the main thread
-
-    def show(self, line: str) -> None:
-        self.screen.add(self.formatter.note(line))
+    # The main thread: what is shown
 
     def clear(self) -> None:
         self.screen.clear()
 
     def quit(self) -> None:
         self._over, self._left = 0, True
+
+    def _add(self, entry: Entry) -> None:
+        self.screen.add(entry)
 
     def _say_piece(self, text: str, to: Optional[str]) -> bool:
         try:
@@ -2160,83 +2602,74 @@ class Window(Interface):
         self.screen.add_unplaced(said, self.formatter.chat(chat, own=True, said=said))
         return True
 
-    # What the client tells, on the main thread
-
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         self._bell = self._bell or rings
-        if own and isinstance(message, Chat):
-            self.screen.came_back(message.text, message.to)
-        for entry in entries:
-            self.screen.add(entry)
         if isinstance(message, Chat):
-            self._speakers.pop(name_key(message.sender), None)
-            self._speakers[name_key(message.sender)] = message.sender
+            if own:
+                self.screen.came_back(message.text, message.to)
+            key = name_key(message.sender)
+            self._speakers.pop(key, None)
+            self._speakers[key] = message.sender
             if len(self._speakers) > self.SPEAKERS:
                 del self._speakers[next(iter(self._speakers))]
-            if message.to is not None and not own:
-                self.last_private = message.sender
+        super()._hear(message, entries, own, rings)
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         self._lost_until = None
         self.screen.keep(forgotten)
         if welcome.missed:
             self.show(f"! {welcome.missed} messages were missed: the server has them no longer")
-        self._greet(welcome)
+        super()._connect(welcome, forgotten)
         self.screen.changed()
 
     def _lose(self, why: str, until: float) -> None:
         if self._lost_until is None:
-            self.show(f"! disconnected ({escape(why)}); what you say is sent when the connection is back")
+            self.show(f"! disconnected ({escape(why)}); what you say is sent when the connection "
+                      "is back")
         self._lost_until = until
         self.screen.changed()
 
-    def _finish(self, code: int) -> None:
-        self._over = code
+    def _finish(self) -> None:
+        self._over = 1
 
     # On the client's thread and on "keys"
 
     def _post(self, event: Callable[..., None], *arguments: Any) -> None:
         self._events.put((event, arguments))
 
-    def _on_welcome(self, welcome: Welcome) -> None:
-        self._post(self._connect, welcome, self.client.forgotten(welcome))
+    def _is_wanted(self, message: Message, own: bool) -> bool:
+        """An error about what was said is shown with that."""
+        return not (isinstance(message, Error)
+                    and any(said.id == message.about for said in self._not_delivered))
 
     def _on_message(self, message: Message) -> None:
-        if isinstance(message, Error) and any(said.id == message.about for said in self._not_delivered):
-            return                                      # shown with what was said
-        own = self.formatter.is_own(message)
-        entries = self.formatter.entries(message, self.client.said_of(message.id))
-        rings = (isinstance(message, Chat) and not own and bool(entries) and message.id > self.client.history_until
-                 and (self._arguments.bell == "all" or self._arguments.bell == "mentions" and self.formatter.is_mention(message)))
+        # Wait while the terminal is slower than the server.
         while self._over is None and self._events.qsize() > self.EVENTS:
-            time.sleep(0.01)                            # the terminal is slower than the server
+            time.sleep(0.01)
         if self._over is None:
-            self._post(self._hear, message, entries, own, rings)
+            super()._on_message(message)
 
     def _on_state(self, said: Said) -> None:
         super()._on_state(said)
         self._post(self.screen.changed, said)
-
-    def _on_recalled(self, answer: Optional[Recalled]) -> None:
-        for entry in self.formatter.older(answer):
-            self._post(self.screen.add, entry)
 
     def _on_lost(self, why: str, seconds: float) -> None:
         self._post(self._lose, why, time.monotonic() + seconds)
 
     def _on_end(self, why: str) -> None:
         super()._on_end(why)
-        self._post(self._finish, 1)
+        self._post(self._finish)
 
     def _read_keys(self) -> None:
         data = b" "
         while data:
             try:
                 data = self._terminal.read()
-            except OSError:                             # the terminal is gone
+            except OSError:
+                # The terminal is gone.
                 data = b""
             self._post(self._press, data)
-        self._post(self._finish, 1)
+        self._post(self._finish)
 
 
 class Commands:
@@ -2244,26 +2677,25 @@ class Commands:
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
-        self._table = {"/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
-                       "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
-                       "/history": self.history, "/ignore": self.ignore, "/unignore": self.unignore,
-                       "/quiet": self.quiet, "/timestamp": self.timestamp, "/motd": self.motd, "/clear": self.clear,
-                       "/help": self.help, "/quit": self.quit, "/exit": self.quit}
+        self._table = {
+            "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
+            "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
+            "/history": self.history, "/ignore": self.ignore, "/unignore": self.unignore,
+            "/quiet": self.quiet, "/timestamp": self.timestamp, "/motd": self.motd,
+            "/clear": self.clear, "/help": self.help, "/quit": self.quit, "/exit": self.quit}
         self.words = tuple(self._table)
 
     def run(self, line: str) -> None:
         """Do what a typed line says: a command, or something to say."""
-        if line.startswith("//"):
-            self._ui.say(line[1:])
-        elif line.startswith("/"):
-            word, _, rest = line.partition(" ")
-            command = self._table.get(word)
-            if command is None:
-                self._ui.show(f"! {escape(word)} is not a command, /help lists them (to say it, begin with //)")
-            else:
-                self._try(command, rest.strip())
+        word, _, rest = line.partition(" ")
+        command = self._table.get(word)
+        if line.startswith("//") or not line.startswith("/"):
+            self._ui.say(line[1:] if line.startswith("/") else line)
+        elif command is None:
+            self._ui.show(f"! {escape(word)} is not a command, /help lists them "
+                          "(to say it, begin with //)")
         else:
-            self._ui.say(line)
+            self._try(command, rest.strip())
 
     def _try(self, command: Callable[[str], None], rest: str) -> None:
         try:
@@ -2279,8 +2711,9 @@ class Commands:
 
     def me(self, rest: str) -> None:
         """/me DOES: say what you do"""
+        # The convention of XMPP (XEP-0245).
         if rest:
-            self._ui.say("/me " + rest)                 # the convention of XMPP (XEP-0245)
+            self._ui.say("/me " + rest)
 
     def msg(self, rest: str) -> None:
         """/msg NAME TEXT (/w): say something to one"""
@@ -2299,8 +2732,8 @@ class Commands:
 
     def names(self, rest: str) -> None:
         """/names (/users): who is here"""
-        names = list(self._ui.client.users.values())
-        self._ui.show(f"* {self._ui.client.here} here: " + ", ".join(map(escape, names)))
+        names = ", ".join(map(escape, list(self._ui.client.users.values())))
+        self._ui.show(f"* {self._ui.client.here} here: {names}")
 
     def ignore(self, rest: str) -> None:
         """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
@@ -2324,7 +2757,8 @@ class Commands:
     def quiet(self, rest: str) -> None:
         """/quiet: hide joins and leaves, or show them again"""
         self._ui.formatter.quiet = not self._ui.formatter.quiet
-        self._ui.show("* joins and leaves are " + ("hidden" if self._ui.formatter.quiet else "shown"))
+        how = "hidden" if self._ui.formatter.quiet else "shown"
+        self._ui.show(f"* joins and leaves are {how}")
 
     def timestamp(self, rest: str) -> None:
         """/timestamp: hide the times, or show them again"""
@@ -2410,7 +2844,8 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
 
     They are asked on that port and on 8087, twice, as a datagram may be lost.
     """
-    token, best = secrets.token_hex(8), {}
+    token = secrets.token_hex(8)
+    best: "dict[Any, Found]" = {}
     with contextlib.ExitStack() as stack:
         ways = [(stack.enter_context(sock), place) for sock, place in _ways(hosts)]
         selector = stack.enter_context(selectors.DefaultSelector())

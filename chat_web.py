@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """chat_web: the browser's way into Roger, a LAN chat: HTTP and WebSocket on the server's own port.
 
-chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what it needs. By itself it is
-a bare echo, for conformance suites:
-
-    python chat_web.py --echo PORT
+chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what it
+needs. (tests/echo.py is a bare echo with it, for conformance suites.)
 
     bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever (chat_server's Connection)
                                         │ yes
@@ -29,17 +27,15 @@ to be this very host and port, and Host an address, localhost or this machine's 
 The host's view needs a secret that is printed on the server's terminal, and a connection from this machine. The secret comes
 in a header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its preflight request).
 
-Threads: none are made here, but for --echo. Everything of a connection runs on its own thread; WebSocket says what others
+Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what others
 may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, compression, other files, keep-alive.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import binascii
 import codecs
-import contextlib
 import functools
 import hashlib
 import hmac
@@ -52,24 +48,25 @@ import logging
 import os
 import re
 import secrets
-import select
 import socket
-import socketserver
 import struct
-import sys
 import threading
 import time
 from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional, Union
 
 import chatproto
-from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_readable
+from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_for
 
 HTTP_TIMEOUT = 10.0             # seconds for a whole request, and again for its answer
 MAX_HTTP_LINE = 8 * 1024        # bytes of a request line or a header; a browser's are below 1 KiB
 MAX_HEAD = 32 * 1024            # bytes of all of them
 MAX_BODY = 64 * 1024            # bytes of a body: /host takes a text of 8,192 characters
 LINGER = 2.0                    # seconds for the peer to read our last bytes and to close, before its own bytes reset it
-ECHO_MESSAGE = 16 * 1024 * 1024     # bytes of a message that --echo takes
+# Frames of a WebSocket that one message may be cut into: browsers use one.
+FRAGMENTS = 128
+# Frames of a WebSocket that are decoded at once: nobody holds the interpreter with a read full of
+# empty ones.
+READ_FRAMES = 64
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT ", b"PRI ")
 LONGEST_METHOD = max(map(len, METHODS))
 PAGE, CHAT, HOST = "/", "/chat", "/host"
@@ -77,7 +74,9 @@ FILES = ("/chat_client.py", "/chatproto.py")    # all that a newcomer with Pytho
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, BAD_DATA, TOO_BIG = 1000, 1001, 1002, 1003, 1007, 1009     # 7.4.1
+# 7.4.1
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED = 1000, 1001, 1002, 1003
+BAD_DATA, POLICY, TOO_BIG = 1007, 1008, 1009
 _STATUSES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])  # that may be sent; IANA's list
 _ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"       # RFC 6455, 1.3
 
@@ -105,54 +104,87 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def text_message(line: bytes) -> bytes:
-    """The message for a frame of the chat, which comes with its line end: this is WebSocket.wrap."""
+    """The message for a frame of the chat, which comes with its line end: this is
+    WebSocket.wrap."""
     return frame(TEXT, line[:-1])
 
 
 def unmask(data: bytes, key: bytes) -> bytes:
-    """`data` with every byte XORed with its byte of the key. As one long number: 16 MiB take 50 ms, a loop would take 2 s."""
+    """`data` with every byte XORed with its byte of the key. As one long number: 16 MiB take 50 ms,
+    a loop would take 2 s."""
     size = len(data)
     repeated = (key * (size // 4 + 1))[:size]
-    return (int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
+    number = int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")
+    return number.to_bytes(size, "little")
 
 
 class MessageDecoder:
-    """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of no more use.
+    """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of
+    no more use.
 
-    Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle of a frame.
+    Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle
+    of a frame. `fragments` is how many frames a message may have; then none of them but the last
+    may be empty. 0 is as many as one likes, empty or not.
     """
 
-    def __init__(self, max_message: int, binary: bool) -> None:
-        self._max_message = max_message     # bytes, of all its fragments
-        self._binary = binary               # whether binary messages are taken
-        self._buffer = bytearray()          # not looked at yet: one read, and at most a header or a control frame before it
-        self._message = bytearray()         # the message under way, unmasked
-        self._opcode = 0                    # its opcode; 0 when there is none
+    def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
+        # Bytes of a message, of all its fragments.
+        self._max_message = max_message
+        # Whether binary messages are taken.
+        self._binary = binary
+        self._max_fragments = fragments
+        # Not looked at yet: one read, and what the call before it left.
+        self._buffer = bytearray()
+        # Whether feed(b"") may yield more.
+        self.has_more = False
+        # How many frames were taken, of all kinds.
+        self.frames = 0
+        # The message under way: unmasked, its opcode (0 when there is none), its frames so far.
+        self._message = bytearray()
+        self._opcode = 0
+        self._fragments = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._in_frame = False              # the four below are those of the frame under way
-        self._first = 0                     # its first byte
-        self._left = 0                      # bytes of its payload still to come
-        self._key = b""                     # the mask, turned so that it begins with the next byte's
+        # The frame under way: its first byte, the bytes of its payload still to come, and the mask,
+        # turned so that it begins with the next byte's.
+        self._in_frame = False
+        self._first = 0
+        self._left = 0
+        self._key = b""
 
-    def feed(self, data: bytes) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes; raise WebSocketError."""
+    def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
+        raise WebSocketError. With `most` it stops after so many frames."""
         self._buffer += data
+        self.has_more = False
+        until = self.frames + most
         while self._in_frame or self._take_header():
-            opcode = self._first & 0x0F
-            if opcode >= CLOSE:
-                if len(self._buffer) < self._left:
-                    return
-                self._in_frame = False
-                yield opcode, self._take_payload()
-                continue
-            self._take_data()
-            if self._left:
+            whole = self._take_frame()
+            if self._in_frame:
                 return
+            self.frames += 1
+            self.has_more = self.frames == until and bool(self._buffer)
+            if whole is not None:
+                yield whole
+            if self.has_more:
+                return
+
+    def _take_frame(self) -> "Optional[tuple[int, bytes]]":
+        """Take what there is of the frame under way; return what it completes."""
+        opcode = self._first & 0x0F
+        if opcode >= CLOSE:
+            if len(self._buffer) < self._left:
+                return None
             self._in_frame = False
-            if self._first & 0x80:
-                whole, self._message = bytes(self._message), bytearray()
-                opcode, self._opcode = self._opcode, 0
-                yield opcode, whole
+            return opcode, self._take_payload()
+        self._take_data()
+        if self._left:
+            return None
+        self._in_frame = False
+        if not self._first & 0x80:
+            return None
+        whole, self._message = bytes(self._message), bytearray()
+        opcode, self._opcode, self._fragments = self._opcode, 0, 0
+        return opcode, whole
 
     def _take_header(self) -> bool:
         """Take a frame's header off the buffer; False when it is not all there."""
@@ -168,8 +200,8 @@ class MessageDecoder:
             length = int.from_bytes(buffer[2:size - 4], "big")
             if length >> 63:
                 raise WebSocketError(PROTOCOL_ERROR, "a length has 63 bits")
-        if buffer[0] & 0x0F < CLOSE and len(self._message) + length > self._max_message:
-            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
+        if buffer[0] & 0x0F < CLOSE:
+            self._check_message(length, bool(buffer[0] & 0x80))
         self._first, self._left, self._key = buffer[0], length, bytes(buffer[size - 4:size])
         self._in_frame = True
         del buffer[:size]
@@ -185,11 +217,23 @@ class MessageDecoder:
             raise WebSocketError(PROTOCOL_ERROR, "a client's frame is masked")
         if opcode >= CLOSE:
             if not first & 0x80 or length > 125:
-                raise WebSocketError(PROTOCOL_ERROR, "a control frame has no fragments and at most 125 bytes")
+                raise WebSocketError(PROTOCOL_ERROR,
+                                     "a control frame has no fragments and at most 125 bytes")
         elif (opcode == CONTINUATION) != bool(self._opcode):
-            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode else "the message before has no end")
+            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode
+                                 else "the message before has no end")
         elif opcode == BINARY and not self._binary:
             raise WebSocketError(UNSUPPORTED, "only text is spoken here")
+
+    def _check_message(self, length: int, is_final: bool) -> None:
+        """Whether the message may have another fragment of that length."""
+        if len(self._message) + length > self._max_message:
+            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
+        self._fragments += 1
+        if self._max_fragments and (self._fragments > self._max_fragments
+                                    or not length and not is_final):
+            raise WebSocketError(POLICY, f"a message has at most {self._max_fragments} fragments, "
+                                 "none of them empty")
 
     def _take_payload(self) -> bytes:
         """What there is of the frame's payload, unmasked."""
@@ -215,12 +259,14 @@ class MessageDecoder:
         except UnicodeDecodeError as error:
             raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
         begun = self._utf8.getstate()[0]
-        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":       # a surrogate: Python's decoder waits for its third byte
+        # A surrogate: Python's decoder waits for its third byte.
+        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
             raise WebSocketError(BAD_DATA, "a text is UTF-8")
 
 
 def close_status(payload: bytes) -> int:
-    """The status in a peer's close, 0 without one. Raises WebSocketError for what must not be in there (RFC 6455, 7.4)."""
+    """The status in a peer's close, 0 without one. Raises WebSocketError for what must not be in
+    there (RFC 6455, 7.4)."""
     if not payload:
         return 0
     status = int.from_bytes(payload[:2], "big")
@@ -235,43 +281,40 @@ def close_status(payload: bytes) -> int:
 
 # --- Sockets ---
 
-def wait_writable(sock: socket.socket, seconds: float) -> bool:
-    """Whether `sock` takes bytes within `seconds`; chatproto.wait_readable says why not settimeout()."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        poller.register(sock, select.POLLOUT)
-        return bool(poller.poll(seconds * 1000))
-    return bool(select.select([], [sock], [], seconds)[1])
-
-
 class HttpSocket(MessageSocket):
     """A MessageSocket with what HTTP needs besides, all of it for the reading thread."""
 
     __slots__ = ()
 
     def peek(self, seconds: float) -> bytes:
-        """The first bytes, which stay where they are; b"" when none came in that time. Raises ConnectionClosed."""
+        """The first bytes, which stay where they are; b"" when none came in that time. Raises
+        ConnectionClosed."""
         try:
-            data = None
-            if DONT_WAIT:                                       # most speak at once: a poll() less for each
-                with contextlib.suppress(BlockingIOError):
-                    data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
-            if data is None:
-                if not wait_readable(self._sock, seconds):
-                    return b""
-                data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK)
+            data = self._peek()
+            if data is None and wait_for(self._sock, seconds):
+                data = self._peek()
         except (OSError, ValueError) as error:
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if data is None:
+            return b""
         if not data:
             raise ConnectionClosed("the other side closed the connection")
         return data
 
+    def _peek(self) -> Optional[bytes]:
+        """What has come already; None for nothing. Most speak at once."""
+        try:
+            return self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
+        except BlockingIOError:
+            return None
+
     def write_all(self, data: bytes, until: float) -> None:
-        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises ConnectionClosed."""
+        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises
+        ConnectionClosed."""
         rest = memoryview(data)
         try:
             while rest:
-                if not wait_writable(self._sock, max(0.0, until - time.monotonic())):
+                if not wait_for(self._sock, until - time.monotonic(), writable=True):
                     raise ConnectionClosed("the other side does not read")
                 try:
                     rest = rest[self._sock.send(rest, DONT_WAIT):]
@@ -281,8 +324,8 @@ class HttpSocket(MessageSocket):
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
 
     def linger(self) -> None:
-        """End our half, and wait for the peer's: to close with its bytes unread would reset the connection, and our last
-        words with it."""
+        """End our half, and wait for the peer's: to close with its bytes unread would reset the
+        connection, and our last words with it."""
         self.finish()
         until = time.monotonic() + LINGER
         try:
@@ -293,47 +336,58 @@ class HttpSocket(MessageSocket):
 
 
 class WebSocket:
-    """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from any that never block.
+    """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from
+    any that never block.
 
-    `rest` is what came behind the request. Data may be written by the holder of a MessageManager's lock, as ever; what
-    answers pings and closes comes from the reading thread, and cut() from any.
+    `rest` is what came behind the request. Data may be written by the holder of a MessageManager's
+    lock, as ever; what answers pings and closes comes from the reading thread, and cut() from any.
     """
 
     wrap = staticmethod(text_message)
 
-    def __init__(self, wire: HttpSocket, rest: bytes = b"", max_message: int = MAX_LINE, binary: bool = False) -> None:
+    def __init__(self, wire: HttpSocket, rest: bytes = b"") -> None:
         self._wire = wire
         self._rest = rest
-        self._decoder = MessageDecoder(max_message, binary)
-        self._end: Optional[ConnectionClosed] = None    # for the next read(): the messages before it come first
-        # Protects the flag, and keeps the frames of several threads whole and none behind a close. Taken inside the
-        # MessageManager's lock; inside it only MessageSocket's, for a write that does not block (but in an echo).
+        self._decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        # Frames that were no messages, for the flood limit, which takes them from here.
+        self.overhead = 0
+        # For the next read(): the messages before the end come first.
+        self._end: Optional[ConnectionClosed] = None
+        # Protects the flag, and keeps the frames of several threads whole and none behind a close.
+        # Taken inside the MessageManager's lock; inside it only MessageSocket's, for a write that
+        # does not block (but in an echo).
         self._lock = threading.Lock()
         self._close_sent = False
 
     def read(self, timeout: Optional[float] = None) -> bytes:
-        """The frames of the chat that one read of the socket completes, each with a line end: maybe none, b"".
-        Raises ConnectionClosed."""
+        """The frames of the chat that one read of the socket completes, each with a line end: maybe
+        none, b"". Of a long read only READ_FRAMES at a time: the others wait for the next call,
+        and perhaps for the flood limit before it. Raises ConnectionClosed."""
         if self._end is not None:
             raise self._end
-        lines = []
+        lines, before = [], self._decoder.frames
         try:
-            for _, payload in self.messages(timeout):
-                # A line end is white space to JSON, and so is this one; inside a string neither may be. Two frames in
-                # one message stay no frame.
+            for _, payload in self.messages(timeout, READ_FRAMES):
+                # A line end is white space to JSON, and so is this one; inside a string neither may
+                # be. Two frames in one message stay no frame.
                 lines.append(payload.replace(b"\n", b"\r") + b"\n")
         except ConnectionClosed as end:
             if not lines:
                 raise
             self._end = end
+        self.overhead += self._decoder.frames - before - len(lines)
         return b"".join(lines)
 
-    def messages(self, timeout: Optional[float] = None) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages that one read of the socket completes; pings and the close are answered
-        in their order. Raises ConnectionClosed."""
-        data, self._rest = self._rest or self._wire.read(timeout), b""
+    def messages(self, timeout: Optional[float] = None,
+                 most: int = 0) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages that one read of the socket completes, or of the
+        next `most` frames of it; pings and the close are answered in their order. Raises
+        ConnectionClosed."""
+        data, self._rest = self._rest, b""
+        if not data and not self._decoder.has_more:
+            data = self._wire.read(timeout)
         try:
-            for opcode, payload in self._decoder.feed(data):
+            for opcode, payload in self._decoder.feed(data, most):
                 if opcode == PING:
                     self._send(frame(PONG, payload))
                 elif opcode == CLOSE:
@@ -347,7 +401,8 @@ class WebSocket:
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
 
     def write(self, data: bytes) -> None:
-        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to the reader."""
+        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
+        the reader."""
         self._send(data)
 
     def finish(self) -> None:
@@ -360,12 +415,14 @@ class WebSocket:
         return self._wire.hung_up()
 
     def cut(self) -> None:
-        """End both halves at once, and wake the reader; where the close can be written before, it is."""
+        """End both halves at once, and wake the reader; where the close can be written before, it
+        is."""
         self._close(struct.pack(">H", GOING_AWAY))
         self._wire.cut()
 
     def close(self) -> None:
-        """Give the descriptor back, a little later so that the peer can read the close. Only the reader calls it."""
+        """Give the descriptor back, a little later so that the peer can read the close. Only the
+        reader calls it."""
         self._wire.linger()
         self._wire.close()
 
@@ -460,8 +517,6 @@ class Request(http.server.BaseHTTPRequestHandler):
     error_message_format = "%(code)d %(message)s: %(explain)s\n"
     error_content_type = "text/plain; charset=utf-8"
     websocket: Optional[WebSocket] = None
-    max_message = MAX_LINE                  # of the WebSocket
-    binary = False
 
     def setup(self) -> None:
         self.wire: HttpSocket = self.request
@@ -537,7 +592,7 @@ class Request(http.server.BaseHTTPRequestHandler):
         self._extra = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}
         self.send_response(http.HTTPStatus.SWITCHING_PROTOCOLS)
         self.end_headers()
-        self.websocket = WebSocket(self.wire, self.rfile.rest(), self.max_message, self.binary)    # type: ignore[attr-defined]
+        self.websocket = WebSocket(self.wire, self.rfile.rest())    # type: ignore[attr-defined]
 
     def _tokens(self, name: str) -> "set[str]":
         return {token.strip().lower() for value in self.headers.get_all(name, []) for token in value.split(",")}
@@ -964,76 +1019,3 @@ class _QrGrid:
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
             if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
                 self._fix(y + dy, x + dx, max(abs(dy), abs(dx)) in dark)
-
-
-# --- The echo ---
-
-class _EchoSocket(HttpSocket):
-    """Writes until all is written: there is only one thread, and nobody else to keep waiting."""
-
-    def write(self, data: bytes) -> None:
-        try:
-            self.write_all(data, time.monotonic() + 60)
-        except ConnectionClosed:
-            self.cut()
-
-
-class _EchoRequest(Request):
-    """Every path is the echo, for everybody."""
-
-    max_message = ECHO_MESSAGE
-    binary = True
-
-    def answer(self) -> None:
-        self.upgrade()
-
-
-class _EchoHandler(socketserver.BaseRequestHandler):
-    """One connection's thread."""
-
-    def handle(self) -> None:
-        wire = _EchoSocket(self.request)
-        websocket = _EchoRequest(wire, self.client_address, self.server).websocket
-        try:
-            while websocket is not None:
-                for opcode, payload in websocket.messages():
-                    websocket.write(frame(opcode, payload))
-        except ConnectionClosed:
-            pass
-        wire.linger()
-        wire.close()
-
-
-class EchoServer(socketserver.ThreadingTCPServer):
-    """The bare echo, for this machine only."""
-
-    allow_reuse_address = os.name == "posix"
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _EchoHandler)
-
-
-def main(argv: "Optional[list[str]]" = None) -> int:
-    """Run the echo until it is interrupted; return the exit code."""
-    parser = argparse.ArgumentParser(description="chat_server.py loads this file by itself. Alone it is an echo, for tests.")
-    parser.add_argument("--echo", type=int, required=True, metavar="PORT", help="echo messages there; 0 takes a free one")
-    arguments = parser.parse_args(argv)
-    if not 0 <= arguments.echo <= 65_535:
-        parser.error(f"{arguments.echo} is no port (0 to 65535)")
-    try:
-        server = EchoServer(arguments.echo)
-    except OSError as error:
-        print(f"chat_web: cannot listen on port {arguments.echo}: {error}", file=sys.stderr)
-        return 1
-    print(f"Listening on 127.0.0.1:{server.server_address[1]}", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -218,12 +218,14 @@ class Link:
             wait = self.connection.release()
             if wait:
                 self.world.after(wait, self.release)
+            elif self.connection is not None and self.connection.has_more:
+                self.server_hears(b"")
 
     def server_lost(self):
         if self.connection is not None:
             connection, self.connection = self.connection, None
             self.cut = True
-            connection.manager.detach()
+            connection.manager.close()
             connection._post(connection._room.lost, connection, "lost")
             self.world.after(0, lambda: self.client.lost(self, "end"))
 
@@ -275,8 +277,9 @@ class Server:
         history = None if self.disk is None else self.file_class()(":memory:")
         self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0), lambda: self.world.now,
                                 history=history)
-        if self.room.epoch not in self.epochs:
-            self.epochs.append(self.room.epoch)
+        epoch = self.room.journal.epoch
+        if epoch not in self.epochs:
+            self.epochs.append(epoch)
 
     def file_class(self):
         """The history file on our disk, and what can happen to it."""
@@ -312,7 +315,9 @@ class Server:
     def post(self, method, *arguments):
         if not self.inbox:
             self.world.after(self.world.random.expovariate(200), self.sequence)
-        if getattr(method, "__self__", self.room) is self.room:         # a crashed server's events are gone with it
+        # A crashed server's events are gone with it.
+        owner = getattr(method, "__self__", None)
+        if owner is self.room or not isinstance(owner, type(self.room)):
             self.inbox.append((method, arguments))
 
     def sequence(self):
@@ -572,7 +577,7 @@ class History:
         """What was acknowledged is in the file, once, and so is what was heard, as it was heard."""
         proto = self.world.modules.chatproto
         rows = self.server.disk.execute("SELECT id, body FROM entries WHERE kind = 'chat'").fetchall()
-        kept = {id: proto.decode(body.encode(), proto.INSTRUCTIONS[proto.FROM_SERVER]) for id, body in rows}
+        kept = {id: proto.decode(body if isinstance(body, bytes) else body.encode(), proto.INSTRUCTIONS[proto.FROM_SERVER]) for id, body in rows}
         texts = [chat.text for chat in kept.values()]
         if len(set(texts)) < len(texts):
             self.wrong(f"in the file twice: {sorted(text for text in texts if texts.count(text) > 1)}")
@@ -615,13 +620,14 @@ def simulate(seed, modules, verbose=False):
     """Run one seed; return what went wrong."""
     world = World(seed, modules, verbose)
     proto, server = modules.chatproto, modules.chat_server
-    saved = proto.WINDOW, proto.QUEUE_FRAMES, server.LOG_FRAMES, server.FEED_FRAMES, server.SCAN
-    proto.WINDOW, proto.QUEUE_FRAMES = world.random.choice([(1, 40), (3, 25), (8, 40), (64, 10_000)])
+    saved = proto.WINDOW, server.LOG_FRAMES, server.FEED_FRAMES, server.LOOK_ROWS
+    proto.WINDOW = world.random.choice([1, 3, 8, 64])
     try:
         server = Server(world)
         if server.disk is not None and world.random.random() < 0.7:     # most of the log is in the file alone
             sizes = world.random.choice([(30, 5, 20), (8, 2, 5), (1, 50, 1000)])
-            modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES, modules.chat_server.SCAN = sizes
+            (modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
+             modules.chat_server.LOOK_ROWS) = sizes
         history = History(world, server)
         play(world, server, history)
         history.check()
@@ -630,8 +636,8 @@ def simulate(seed, modules, verbose=False):
             raise
         return [f"{type(error).__name__}: {error}"]
     finally:
-        proto.WINDOW, proto.QUEUE_FRAMES = saved[:2]
-        modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES, modules.chat_server.SCAN = saved[2:]
+        (proto.WINDOW, modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
+         modules.chat_server.LOOK_ROWS) = saved
     return history.faults
 
 
@@ -666,7 +672,7 @@ def play(world, server, history):
         link = Link(world, _Impostor(world, history), server)
         link.left = None
         link.client.link = link
-        link.to_server.send(world.modules.chatproto.Join("mallory", session="made-up", seen=0, epoch=server.room.epoch).encode())
+        link.to_server.send(world.modules.chatproto.Join("mallory", session="made-up", seen=0, epoch=server.room.journal.epoch).encode())
 
     for name in names:
         world.after(rng.uniform(0, 3), lambda name=name: enter(name))

@@ -1,60 +1,52 @@
-"""A terminal for tests: Terminal is the model, bytes in and cells out; Program runs a command on a pseudo-terminal.
+"""A terminal for tests: bytes in and cells out. (program.py runs a command on one.)
 
-    with Program([sys.executable, "chat_client.py", "--name", "ann"], rows=24, columns=80) as program:
-        program.wait_for("connected")
-        program.type("hello\\r")
-        program.wait_until(lambda terminal: "hello" in terminal.line(3), "the message above the input line")
-        program.signal(signal.SIGTERM)
-        assert program.wait_exit() == 0 and program.settings() == program.first_settings
-        assert not program.terminal.unknown
+    terminal = Terminal(rows=24, columns=80)
+    terminal.feed(b"\x1b[1mhello")
+    assert terminal.line(0) == "hello" and not terminal.unknown
 
-Where terminals differ, the model does as xterm does: a character in the last column leaves the cursor there, and the next
-one wraps (so erasing to the end of the line in between erases that character); erased cells take the background, not the
-other attributes; a resize reflows nothing. How wide emoji are is where they differ most; `joins_emoji` has the two schools:
+Where terminals differ, the model does as xterm does: a character in the last column leaves the
+cursor there, and the next one wraps (so erasing to the end of the line in between erases that
+character); erased cells take the background, not the other attributes; a resize reflows nothing.
+How wide emoji are is where they differ most; `joins_emoji` has the two schools:
 
-    True   kitty, Ghostty, WezTerm, iTerm2: what ZWJ joins is one cell of two columns, so are an emoji with its skin tone and
-           two regional indicators (a single one has one column)
-    False  xterm, most others: every emoji has its own two columns, the skin tone too, a regional indicator has one
+    True   kitty, Ghostty, WezTerm, iTerm2: what ZWJ joins is one cell of two columns, so are an
+           emoji with its skin tone and two regional indicators (a single one has one column)
+    False  xterm, most others: every emoji has its own two columns, the skin tone too, a regional
+           indicator has one
 
-In both, an emoji variation selector (U+FE0F) makes two columns of one, except with `widens=False` (again xterm). A cell that
-becomes wide in the last column moves to the next line. A combining mark in the first column has no cell to go to: it is lost.
+In both, an emoji variation selector (U+FE0F) makes two columns of one, except with `widens=False`
+(again xterm). A cell that becomes wide in the last column moves to the next line. A combining mark
+in the first column has no cell to go to: it is lost.
 
-Left out: origin and insert mode, tab stops, character sets, mouse reports. What the model does not know is in `unknown`, and
-has no effect. A scroll touches only the rows that it empties. Program is for POSIX; Terminal runs anywhere, and takes no lock.
+Left out: origin and insert mode, tab stops, character sets, mouse reports. What the model does not
+know is in `unknown`, and has no effect. A scroll touches only the rows that it empties. It runs
+anywhere, and takes no lock.
 """
 
 import codecs
 import collections
 import functools
-import os
 import re
-import select
-import signal
-import subprocess
-import threading
-import time
 import unicodedata
 
-from harness import TIMEOUT
+# Lines; older ones are dropped.
+SCROLLBACK = 10_000
 
-try:
-    import fcntl
-    import pty
-    import struct
-    import termios
-except ImportError:         # Windows: no Program
-    pty = None
+# The second half of a wide cell is ("", 0, style).
+Cell = collections.namedtuple("Cell", "text width style")
 
-SCROLLBACK = 10_000         # lines; older ones are dropped
-
-Cell = collections.namedtuple("Cell", "text width style")       # the second half of a wide cell is ("", 0, style)
-
-SEQUENCE = re.compile(r"\x1b(?:\[(?P<params>[0-?]*)(?P<key>[ -/]*[@-~])|\](?P<osc>[^\x07\x18\x1a\x1b]*)(?:\x07|\x1b\\)|"
+SEQUENCE = re.compile(
+    r"\x1b(?:\[(?P<params>[0-?]*)(?P<key>[ -/]*[@-~])|"
+    r"\](?P<osc>[^\x07\x18\x1a\x1b]*)(?:\x07|\x1b\\)|"
                       r"[PX^_][^\x18\x1a\x1b]*\x1b\\|(?P<esc>[ -/]*[0-OQ-WYZ\\`-~]))")
-BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x18\x1a\x1b]*|[ -/]*)")      # of one; longest match
-ON = {1: "bold", 2: "dim", 3: "italic", 4: "underline", 5: "blink", 7: "reverse", 8: "hidden", 9: "strike", 21: "underline"}
-OFF = {22: {"bold", "dim"}, 23: {"italic"}, 24: {"underline"}, 25: {"blink"}, 27: {"reverse"}, 28: {"hidden"}, 29: {"strike"}}
-MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049, 2004, 2026}     # those with ? that are known
+# The beginning of a sequence, the longest that fits.
+BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x18\x1a\x1b]*|[ -/]*)")
+ON = {1: "bold", 2: "dim", 3: "italic", 4: "underline", 5: "blink", 7: "reverse", 8: "hidden",
+      9: "strike", 21: "underline"}
+OFF = {22: {"bold", "dim"}, 23: {"italic"}, 24: {"underline"}, 25: {"blink"}, 27: {"reverse"},
+       28: {"hidden"}, 29: {"strike"}}
+# The modes with ? that are known.
+MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049, 2004, 2026}
 
 
 # --- Characters ---
@@ -62,8 +54,10 @@ MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049,
 @functools.lru_cache(maxsize=None)
 def char_width(char):
     """The columns of a character by itself: 0 for what joins the cell before it."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf") and char != "\u00ad" or "\u1160" <= char <= "\u11ff":
-        return 0                                    # the range has the vowels and finals of Korean syllables
+    if unicodedata.category(char) in ("Mn", "Me",
+                                      "Cf") and char != "\u00ad" or "\u1160" <= char <= "\u11ff":
+        # The range has the vowels and finals of Korean syllables.
+        return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
@@ -74,7 +68,8 @@ def is_flag_half(char):
 
 def is_pictograph(char):
     """About Unicode's Extended_Pictographic, which Python has no table of."""
-    return (char in "\u00a9\u00ae\u2122\u2139" or "\U0001f000" <= char <= "\U0001faff" and not is_flag_half(char)
+    return (char in "\u00a9\u00ae\u2122\u2139" or "\U0001f000" <= char <= "\U0001faff"
+            and not is_flag_half(char)
             or "\u203c" <= char <= "\u3299" and unicodedata.category(char) in ("So", "Sm", "Po"))
 
 
@@ -83,10 +78,11 @@ def is_pictograph(char):
 class Terminal:
     """What a terminal shows after the bytes that it was fed; not thread-safe.
 
-    `titles`, `unknown` (sequences and control characters), `replies` (what it answered, also given to `on_reply`) and
-    `scrollback` (lines that have left the main screen at its top) only grow. `modes` is the set of private modes that
-    are on. `painted` (cells printed), `rows_touched` (printed or erased), `scrolls` and `bells` start anew with
-    reset_counters(). `alternate`: the alternate screen is shown.
+    `titles`, `unknown` (sequences and control characters), `replies` (what it answered, also given
+    to `on_reply`) and `scrollback` (lines that have left the main screen at its top) only grow.
+    `modes` is the set of private modes that are on. `painted` (cells printed), `rows_touched`
+    (printed or erased), `scrolls` and `bells` start anew with reset_counters(). `alternate`: the
+    alternate screen is shown.
     """
 
     def __init__(self, rows=24, columns=80, joins_emoji=True, widens=True, on_reply=None):
@@ -95,7 +91,8 @@ class Terminal:
         self.titles, self.unknown, self.replies = [], [], bytearray()
         self.scrollback = collections.deque(maxlen=SCROLLBACK)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._unparsed = ""                         # the beginning of a sequence
+        # What has come of a sequence that is not whole yet.
+        self._unparsed = ""
         self.reset_counters()
         self._reset()
 
@@ -107,7 +104,8 @@ class Terminal:
     bracketed_paste = property(lambda self: 2004 in self.modes)
 
     def cell(self, row, column):
-        """The Cell there; its style is a frozenset of "bold", "reverse", "fg=1", "bg=208", "fg=#ff8000" and the like."""
+        """The Cell there; its style is a frozenset of "bold", "reverse", "fg=1", "bg=208",
+        "fg=#ff8000" and the like."""
         return self._grid[row][column]
 
     def line(self, row):
@@ -127,7 +125,8 @@ class Terminal:
         for row, cells in enumerate(self._grid):
             at = "".join(cell.text for cell in cells).find(text)
             if at >= 0:
-                ends, length = [], 0                # where in the row's text each cell ends
+                # Where in the row's text each cell ends.
+                ends, length = [], 0
                 for cell in cells:
                     length += len(cell.text)
                     ends.append(length)
@@ -140,10 +139,13 @@ class Terminal:
         self.rows_touched = set()
 
     def resize(self, rows, columns):
-        """Crop or extend at the right and below; the main screen first scrolls up when the cursor would be cut off."""
+        """Crop or extend at the right and below; the main screen first scrolls up when the cursor
+        would be cut off."""
         for grid in (self._main, self._other):
-            if grid is self._main and (surplus := (self._saved_row() if self.alternate else self._row) - rows + 1) > 0:
-                self.scrollback.extend("".join(cell.text for cell in cells).rstrip(" ") for cells in grid[:surplus])
+            if grid is self._main and (surplus := (self._saved_row() if self.alternate
+                                                   else self._row) - rows + 1) > 0:
+                self.scrollback.extend("".join(cell.text for cell in cells).rstrip(" ")
+                                       for cells in grid[:surplus])
                 del grid[:surplus]
             del grid[rows:]
             for cells in grid:
@@ -170,8 +172,10 @@ class Terminal:
                 at = found.end()
             else:
                 end = BEGINNING.match(text, at).end()
-                if end == len(text) or end == len(text) - 1 and text[end] == "\x1b" and text[at + 1:at + 2] in tuple("]PX^_"):
-                    self._unparsed = text[at:]      # its last ESC may begin the terminator
+                if end == len(text) or end == len(text) - 1 and text[end] == "\x1b" and text[
+                    at + 1:at + 2] in tuple("]PX^_"):
+                    # Its last ESC may begin the terminator.
+                    self._unparsed = text[at:]
                     return
                 self.unknown.append(text[at:end])
                 at = end
@@ -197,7 +201,8 @@ class Terminal:
             params = found["params"]
             prefix = params[:1] if params[:1] in tuple("<=>?") else ""
             handler = self.CSI.get(prefix + found["key"])
-            if handler is None or re.search("[<-?]", params[len(prefix):]) or ":" in params and handler is not Terminal._sgr:
+            if (handler is None or re.search("[<-?]", params[len(prefix):])
+                    or ":" in params and handler is not Terminal._sgr):
                 self.unknown.append(found[0])
             elif handler is Terminal._sgr:
                 self._sgr(params, found[0])
@@ -220,14 +225,17 @@ class Terminal:
             self._line_feed()
         column = min(self._column, self.columns - width)
         self._halve(self._row, column, column + width)
-        self._grid[self._row][column:column + width] = [Cell(text, width, style)] + [Cell("", 0, style)] * (width - 1)
+        self._grid[self._row][column:column
+                              + width] = [Cell(text, width,
+                                               style)] + [Cell("", 0, style)] * (width - 1)
         self.painted += 1
         self.rows_touched.add(self._row)
         self._column = min(column + width, self.columns - 1)
         self._pending = column + width == self.columns
 
     def _join(self, char):
-        """Add the character to the cell before the cursor if that is where it belongs: say whether it is done."""
+        """Add the character to the cell before the cursor if that is where it belongs: say whether
+        it is done."""
         if char_width(char) and not self.joins_emoji:
             return False
         cells, column = self._grid[self._row], self._column - (not self._pending)
@@ -236,7 +244,8 @@ class Terminal:
         column -= cells[column].width == 0
         before = cells[column]
         if char_width(char) == 0:
-            wide = char == "\ufe0f" and self.widens and (is_pictograph(before.text[0]) or before.text in tuple("#*0123456789"))
+            wide = (char == "\ufe0f" and self.widens
+                    and (is_pictograph(before.text[0]) or before.text in tuple("#*0123456789")))
         elif is_flag_half(char):
             if len(before.text) > 1 or not is_flag_half(before.text):
                 return False
@@ -260,11 +269,13 @@ class Terminal:
             self._erase(self._row, column, column + 1)
         else:
             self._column, self._pending = column, False
-        self.painted -= 1                           # it was counted when it was narrow
+        # It was counted when it was narrow.
+        self.painted -= 1
         self._put(cell.text, 2, cell.style)
 
     def _halve(self, row, first, end):
-        """Blank the halves outside of those wide cells that the columns from `first` to `end` cut."""
+        """Blank the halves outside of those wide cells that the columns from `first` to `end`
+        cut."""
         cells = self._grid[row]
         if first < self.columns and cells[first].width == 0:
             cells[first - 1] = Cell(" ", 1, cells[first - 1].style)
@@ -276,7 +287,8 @@ class Terminal:
     # Moving, erasing, scrolling
 
     def _move(self, row, column):
-        self._row, self._column = max(0, min(row, self.rows - 1)), max(0, min(column, self.columns - 1))
+        self._row = max(0, min(row, self.rows - 1))
+        self._column = max(0, min(column, self.columns - 1))
         self._pending = False
 
     def _vertical(self, rows):
@@ -284,7 +296,8 @@ class Terminal:
         if rows < 0:
             row = max(self._row + rows, self._top if self._row >= self._top else 0)
         else:
-            row = min(self._row + rows, self._bottom if self._row <= self._bottom else self.rows - 1)
+            row = min(self._row + rows, self._bottom if self._row <= self._bottom
+                      else self.rows - 1)
         self._move(row, self._column)
 
     def _line_feed(self):
@@ -318,7 +331,8 @@ class Terminal:
             self._move(self._row, 0)
 
     def _blank(self, columns):
-        return [Cell(" ", 1, frozenset(name for name in self._style if name.startswith("bg=")))] * columns
+        return [Cell(" ", 1,
+                     frozenset(name for name in self._style if name.startswith("bg=")))] * columns
 
     def _erase(self, row, first, end):
         end = min(end, self.columns)
@@ -330,7 +344,8 @@ class Terminal:
         if numbers[0] > 2:
             return False
         self._pending = False
-        self._erase(self._row, 0 if numbers[0] else self._column, self._column + 1 if numbers[0] == 1 else self.columns)
+        self._erase(self._row, 0 if numbers[0] else self._column,
+                    self._column + 1 if numbers[0] == 1 else self.columns)
 
     def _erase_screen(self, numbers):
         if numbers[0] > 3:
@@ -341,7 +356,8 @@ class Terminal:
         if numbers[0] < 2:
             self._erase_line(numbers)
         self._pending = False
-        for row in range(*{0: (self._row + 1, self.rows), 1: (0, self._row), 2: (0, self.rows)}[numbers[0]]):
+        for row in range(*{0: (self._row + 1, self.rows), 1: (0, self._row),
+                           2: (0, self.rows)}[numbers[0]]):
             self._erase(row, 0, self.columns)
 
     def _erase_chars(self, numbers):
@@ -361,7 +377,8 @@ class Terminal:
         self.rows_touched.add(self._row)
 
     def _region(self, numbers):
-        top, bottom = max(numbers[0], 1) - 1, min((numbers[1:] or [0])[0] or self.rows, self.rows) - 1
+        top, bottom = max(numbers[0], 1) - 1, min((numbers[1:] or [0])[0] or self.rows,
+                                                  self.rows) - 1
         if top < bottom:
             self._top, self._bottom = top, bottom
             self._move(0, 0)
@@ -370,17 +387,22 @@ class Terminal:
 
     def _reset(self):
         self.modes, self.alternate = {7, 25}, False
-        self._style, self._saved = frozenset(), {}  # the saved cursor of each screen, by `alternate`
-        self._main, self._other = ([self._blank(self.columns) for _ in range(self.rows)] for _ in range(2))
-        self._grid = self._main                     # the one that is shown
+        # The saved cursor of each screen, by `alternate`.
+        self._style, self._saved = frozenset(), {}
+        self._main, self._other = ([self._blank(self.columns) for _ in range(self.rows)]
+                                   for _ in range(2))
+        # The screen that is shown.
+        self._grid = self._main
         self._top, self._bottom = 0, self.rows - 1
-        self._move(0, 0)                            # _pending: the last column was printed to, the next character wraps
+        # _pending: the last column was printed to, the next character wraps.
+        self._move(0, 0)
 
     def _save(self):
         self._saved[self.alternate] = self._row, self._column, self._pending, self._style
 
     def _restore(self):
-        row, column, pending, self._style = self._saved.get(self.alternate, (0, 0, False, frozenset()))
+        initial = 0, 0, False, frozenset()
+        row, column, pending, self._style = self._saved.get(self.alternate, initial)
         self._move(row, column)
         self._pending = pending and self._column == self.columns - 1
 
@@ -405,7 +427,8 @@ class Terminal:
     def _sgr(self, params, sequence):
         codes, style = params.split(";"), set(self._style)
         while codes:
-            code, *more = codes.pop(0).split(":")   # 38:5:n is one parameter, 38;5;n three
+            # 38:5:n is one parameter, 38;5;n three.
+            code, *more = codes.pop(0).split(":")
             code = int(code[:5] or 0)
             if code in (38, 48):
                 colour, codes = (more, codes) if more else self._split_colour(codes)
@@ -424,7 +447,8 @@ class Terminal:
                 style.add(ON[code])
                 style.difference_update(["underline"] if code == 4 and more == ["0"] else [])
             elif code % 10 < 8 and code // 10 in (3, 4, 9, 10):
-                self._paint(style, "fg=" if code // 10 in (3, 9) else "bg=", str(code % 10 + 8 * (code >= 90)))
+                self._paint(style, "fg=" if code // 10 in (3, 9) else "bg=",
+                            str(code % 10 + 8 * (code >= 90)))
             elif code in (39, 49):
                 self._paint(style, "fg=" if code == 39 else "bg=")
             else:
@@ -457,12 +481,14 @@ class Terminal:
         self._reply(f"\x1b[?{mode};{0 if mode not in MODES else 1 if mode in self.modes else 2}$y")
 
     def _window(self, numbers):
-        if numbers[0] not in (18, 22, 23):          # 22 and 23 keep the title and take it back
+        # 22 and 23 keep the title and take it back.
+        if numbers[0] not in (18, 22, 23):
             return False
         if numbers[0] == 18:
             self._reply(f"\x1b[8;{self.rows};{self.columns}t")
 
-    CSI = {             # returns False for what is unknown
+    # Returns False for what is unknown.
+    CSI = {
         "A": lambda self, numbers: self._vertical(-max(numbers[0], 1)),
         "B": lambda self, numbers: self._vertical(max(numbers[0], 1)),
         "C": lambda self, numbers: self._move(self._row, self._column + max(numbers[0], 1)),
@@ -472,198 +498,26 @@ class Terminal:
         "G": lambda self, numbers: self._move(self._row, numbers[0] - 1),
         "d": lambda self, numbers: self._move(numbers[0] - 1, self._column),
         "H": lambda self, numbers: self._move(numbers[0] - 1, (numbers[1:] or [0])[0] - 1),
-        "J": _erase_screen, "K": _erase_line, "X": _erase_chars, "m": _sgr, "r": _region, "n": _report, "t": _window,
+        "J": _erase_screen, "K": _erase_line, "X": _erase_chars, "m": _sgr, "r": _region,
+        "n": _report, "t": _window,
         "L": lambda self, numbers: self._lines(-max(numbers[0], 1)),
         "M": lambda self, numbers: self._lines(max(numbers[0], 1)),
         "P": lambda self, numbers: self._shift(-max(numbers[0], 1)),
         "@": lambda self, numbers: self._shift(max(numbers[0], 1)),
         "S": lambda self, numbers: self._scroll(self._top, max(numbers[0], 1), keep=True),
-        "T": lambda self, numbers: len(numbers) == 1 and self._scroll(self._top, -max(numbers[0], 1)),
+        "T": lambda self, numbers: len(numbers) == 1
+        and self._scroll(self._top, -max(numbers[0], 1)),
         "s": lambda self, numbers: self._save(), "u": lambda self, numbers: self._restore(),
-        "c": lambda self, numbers: self._reply("\x1b[?62;22c"), ">c": lambda self, numbers: self._reply("\x1b[>41;370;0c"),
-        "?h": lambda self, numbers: self._set_modes(numbers, True), "?l": lambda self, numbers: self._set_modes(numbers, False),
+        "c": lambda self, numbers: self._reply("\x1b[?62;22c"),
+        ">c": lambda self, numbers: self._reply("\x1b[>41;370;0c"),
+        "?h": lambda self, numbers: self._set_modes(numbers, True),
+        "?l": lambda self, numbers: self._set_modes(numbers, False),
         "?$p": _report_mode, " q": lambda self, numbers: None,      # the cursor's shape
     }
     CSI["f"] = CSI["H"]
     ESC = {
         "7": _save, "8": _restore, "D": _line_feed, "M": _reverse_line_feed, "c": _reset,
         "E": lambda self: (self._line_feed(), self._move(self._row, 0)),
-        "=": lambda self: None, ">": lambda self: None, "(B": lambda self: None, ")B": lambda self: None,
+        "=": lambda self: None, ">": lambda self: None, "(B": lambda self: None,
+        ")B": lambda self: None,
     }
-
-
-# --- The pseudo-terminal ---
-
-class Program:
-    """A running command, and the `terminal` that it runs on. A thread reads what the command prints, another awaits its end.
-
-    `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at `terminal` in wait_until(),
-    in snapshot(), or after wait_exit(): in between, the reader feeds it. `process` is the Popen, `chunks` has
-    (seconds since the start, bytes) for each read, `first_settings` what settings() was before the command ran.
-    """
-
-    def __init__(self, command, rows=24, columns=80, env=None, cwd=None, **options):
-        self.terminal = Terminal(rows, columns, **options)
-        self.chunks = []
-        self._output = bytearray()
-        self._unsent = bytearray()                  # typed, but the command does not read
-        self._ended = False                         # all that it printed has been read
-        self._closed = False
-        self._changed = threading.Condition(threading.Lock())      # protects the terminal and all of the above; a leaf
-        self._master, self._slave = pty.openpty()
-        self._woken, self._wake = os.pipe()         # wakes the reader when there is something unsent
-        os.set_blocking(self._master, False)
-        self.first_settings = self._last_settings = termios.tcgetattr(self._slave)
-        self._set_size(rows, columns)
-        variables = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8",
-                     "LINES": None, "COLUMNS": None, "NO_COLOR": None, **(env or {})}
-        self._start = time.monotonic()
-        self.process = subprocess.Popen(
-            command, stdin=self._slave, stdout=self._slave, stderr=self._slave, cwd=cwd, start_new_session=True,
-            env={name: value for name, value in variables.items() if value is not None}, preexec_fn=take_terminal)
-        self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)      # ends after the waiter
-        self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)     # ends with the process
-        self._reader.start()
-        self._waiter.start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.stop()
-
-    raw_output = property(lambda self: self._locked(lambda: bytes(self._output)), doc="All that the command has printed.")
-
-    def snapshot(self):
-        """The screen's lines."""
-        return self._locked(self.terminal.lines)
-
-    def settings(self):
-        """The pseudo-terminal's termios settings; those at its end when the command has ended."""
-        return self._locked(lambda: self._last_settings if self._slave is None else termios.tcgetattr(self._slave))
-
-    def type(self, keys):
-        """Send text or bytes, as keys that are pressed; never blocks."""
-        with self._changed:
-            self._unsent += keys.encode("utf-8") if isinstance(keys, str) else keys
-            self._send()
-        os.write(self._wake, b"w")
-
-    def wait_until(self, predicate, what):
-        """Return what `predicate(terminal)` returns as soon as that is true; AssertionError when it ends or takes too long.
-
-        It is asked now, and when something has arrived: a state that lasts for one chunk only may pass between.
-        The lock is held, so it must not call this object.
-        """
-        deadline = time.monotonic() + TIMEOUT
-        with self._changed:
-            while not (result := predicate(self.terminal)):
-                assert not self._ended, self._describe(f"the command ended before {what}")
-                if not self._changed.wait(deadline - time.monotonic()):
-                    raise AssertionError(self._describe(f"in vain waited for {what}"))
-            return result
-
-    def wait_for(self, text):
-        """Return as soon as the text can be read in a row."""
-        self.wait_until(lambda terminal: any(text in line for line in terminal.lines()), repr(text))
-
-    def resize(self, rows, columns):
-        """Give the window another size; the kernel sends SIGWINCH."""
-        with self._changed:
-            self.terminal.resize(rows, columns)
-            self._set_size(rows, columns)
-
-    def signal(self, number):
-        """Send a signal to the process (not to its group)."""
-        self.process.send_signal(number)
-
-    def wait_exit(self):
-        """Return the exit code, after all that was printed is in the model."""
-        self._waiter.join(TIMEOUT)
-        self._reader.join(TIMEOUT)
-        assert self._ended, self._locked(lambda: self._describe("the command did not end"))
-        return self.process.returncode
-
-    def stop(self):
-        """End the command, kill it when that fails; return its exit code. May be called twice."""
-        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is None:
-                self.process.send_signal(number)
-                self._waiter.join(0 if number == signal.SIGCONT else TIMEOUT)
-        self._waiter.join(TIMEOUT)
-        if not self._closed:
-            self._closed = True
-            os.write(self._wake, b"w")              # a child that it left behind may hold the terminal open
-            self._reader.join(TIMEOUT)
-            for descriptor in (self._master, self._woken, self._wake):
-                os.close(descriptor)
-        return self.process.returncode
-
-    def _locked(self, function):
-        with self._changed:
-            return function()
-
-    def _set_size(self, rows, columns):
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def _describe(self, problem):
-        """What a failed test shows; needs the lock."""
-        terminal = self.terminal
-        screen = "\n".join(f"|{line}" for line in terminal.lines())
-        return (f"{problem}\n{screen}\ncursor {terminal.cursor}, unknown {terminal.unknown}, exit code "
-                f"{self.process.returncode}, end of the output: {bytes(self._output[-200:])!r}")
-
-    def _send(self):
-        """Write what the command takes; needs the lock, does not block."""
-        try:
-            while self._unsent:
-                del self._unsent[:os.write(self._master, self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:                             # it has ended
-            self._unsent.clear()
-
-    def _read(self):
-        while True:
-            wanted = [self._master] if self._locked(lambda: len(self._unsent)) else []
-            readable, _, _ = select.select([self._master, self._woken], wanted, [], 0 if self._closed else None)
-            if self._woken in readable:
-                os.read(self._woken, 65536)
-            try:
-                data = os.read(self._master, 65536)
-            except BlockingIOError:
-                data = None
-            except OSError:                         # EIO: how Linux says that the other side is closed
-                data = b""
-            if data == b"" or data is None and self._closed:
-                break
-            with self._changed:
-                if data:
-                    self._take(data)
-                self._send()
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def _take(self, data):
-        """Show what the command has printed; needs the lock."""
-        self._output += data
-        self.chunks.append((time.monotonic() - self._start, len(data)))
-        answered = len(self.terminal.replies)
-        self.terminal.feed(data)
-        self._unsent += self.terminal.replies[answered:]
-
-    def _await(self):
-        self.process.wait()
-        with self._changed:                         # open until now: some systems forget the settings with the last close
-            self._last_settings = termios.tcgetattr(self._slave)
-            os.close(self._slave)
-            self._slave = None
-
-
-def take_terminal():
-    """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in the background."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):       # nohup ignores the last
-        signal.signal(number, signal.SIG_DFL)
