@@ -3438,12 +3438,12 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
-        if others:
-            lines.append("Should that not lead here: " + ", ".join(others[:5]))
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
-            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
+        if others:
+            lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
 
