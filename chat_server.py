@@ -2948,7 +2948,8 @@ def _take_terminal() -> "Optional[list[Any]]":
         if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
             return None
         settings = termios.tcgetattr(0)
-        tty.setcbreak(0)
+        # What was typed already is not thrown away.
+        tty.setcbreak(0, termios.TCSADRAIN)
     except (AttributeError, OSError, ValueError, termios.error):
         return None
     return settings
@@ -3405,7 +3406,8 @@ class Invitation:
         only_4 = self._server.address_family == socket.AF_INET
         found = [each.host for each in chatproto.lan_addresses()
                  if not (only_4 and each.parsed.version == 6)]
-        return found or ["127.0.0.1"]
+        # A link-local address of IPv6 is for those who have no other.
+        return [host for host in found if "%" not in host] or found or ["127.0.0.1"]
 
     @property
     def command(self) -> str:
@@ -3437,12 +3439,12 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
-        if others:
-            lines.append("Should that not lead here: " + ", ".join(others[:5]))
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
-            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
+        if others:
+            lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
 
@@ -3874,9 +3876,9 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     return handler
 
 
-def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
+def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
+          had_terminal: bool) -> None:
     """Until the order to stop; tell meanwhile when nobody comes."""
-    had_terminal = sys.stdin is not None and sys.stdin.isatty()
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(str(server.server_address[0])):
         advise_at = math.inf
@@ -4066,7 +4068,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
             if line.open() and sys.stderr.isatty():
                 log.setStream(line)
             threading.Thread(target=console.run, name="console", daemon=True).start()
-        _obey(server, console, line, orders)
+        _obey(server, console, line, orders, has_terminal)
     # So long the system may have called it.
     del handler
     return 0

@@ -2139,7 +2139,9 @@ def aim(sock: socket.socket, index: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, number)
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _interface(index))
+    # A group stands before it, and is not looked at, but on Windows.
+    group = b"" if sys.platform == "win32" else b"\0\0\0\0"
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group + _interface(index))
     # IP_UNICAST_IF, which takes a number in the order of the network, and macOS's IP_BOUND_IF,
     # which does not; no module has names for them.
     if sys.platform == "darwin":
