@@ -31,9 +31,9 @@ that is printed on the server's terminal, and a connection from this machine. Th
 header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
 preflight request).
 
-The page is one file without a build: a browser gets it compressed (gzip, once, when it is loaded)
-and asks each time whether it is still the same (ETag). It stays readable by its order: one section
-a part, bottom up, each headed by a line of dashes: the words (one table, one column a language),
+The page is one file without a build. When it is loaded, the lines that are comments are left out,
+so that they cost nobody anything, and it is compressed once; a browser asks each time whether it is
+still the same (ETag). It stays readable by its comments and its order: one section a part, bottom up, each headed by a line of dashes: the words (one table, one column a language),
 text, storage, Session (no page in it), View (no protocol in it), and around these what a person
 touches. A row is a piece of the talk as data; its elements are made when it is drawn, together with
 all others that came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its
@@ -677,6 +677,10 @@ class Desk(NamedTuple):
     set_motd: Callable[[Optional[str]], None]
 
 
+# A line of the page that is a comment alone.
+_COMMENT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n", re.MULTILINE)
+
+
 class Page(NamedTuple):
     """The page, as it is and compressed, and what hashes its Content-Security-Policy lets run."""
 
@@ -694,8 +698,8 @@ class Page(NamedTuple):
         Raises OSError; ValueError when it has not exactly one script and one style.
         """
         with open(path, "rb") as file:
-            # The hashes are of what a browser sees.
-            body = file.read().replace(b"\r\n", b"\n")
+            # The hashes are of what a browser sees: comments are for who reads the file.
+            body = _COMMENT.sub(b"", file.read().replace(b"\r\n", b"\n"))
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
         return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
                    _hash_of(body, b"style"))
