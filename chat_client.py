@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_client: the client role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_client.py host 8087                         in a terminal
@@ -34,29 +35,52 @@ main thread, which alone writes to the terminal while there is a Window.
 Locks: Sayings has one, described there.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import codecs
+import contextlib
+import errno
 import functools
 import getpass
+import io
+import itertools
 import math
 import os
 import queue
 import random
 import re
+import secrets
 import select
-import signal
+import selectors
 import socket
-import sys
 import threading
 import time
 import traceback
 import unicodedata
 import zlib
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import (Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+                    Sequence, Tuple, Union)
 
-import chatproto
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
 from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
                        ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
                        Left, Message, MessageManager, MessageQueue, MessageSocket, News, Ping,
@@ -68,6 +92,8 @@ SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
 
 # Seconds for a connection, and then for its welcome.
 CONNECT_TIMEOUT = 10.0
+# Seconds that the first try waits for a server that is about to start.
+START_PATIENCE = 5.0
 # Seconds between two tries to connect, at most.
 LONGEST_DELAY = 30.0
 # Seconds for the ACK of `leave`.
@@ -623,17 +649,14 @@ class ChatClient(ClientSession):
         self.ended = ""
         # A daemon, as it waits in a socket: close() ends it.
         self._thread = threading.Thread(target=self._run, name="client", daemon=True)
-        # Until when nobody who listens is no reason to give up.
-        self._patient_until = 0.0
 
-    def connect(self, seconds: float = 2 * CONNECT_TIMEOUT, patience: float = 0.0) -> None:
-        """Connect and join; from then on the connection heals by itself. Where nobody listens it is
-        tried for `patience` seconds. Raises ConnectionError when that fails, or after close()."""
+    def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
+        """Connect and join; from then on the connection heals by itself. Raises ConnectionError
+        when the first try fails, or after close()."""
         if self._closing.is_set():
             raise ConnectionError("the client was closed")
-        self._patient_until = time.monotonic() + patience
         self._thread.start()
-        if not self._first.wait(seconds + patience):
+        if not self._first.wait(seconds):
             self.ended = f"{self.where} does not answer"
             self.close(0)
         if self.ended:
@@ -698,9 +721,6 @@ class ChatClient(ClientSession):
             if self._first.is_set() and self._was_joined:
                 delay = 1.0
             elif not self._first.is_set():
-                if not self.ended and time.monotonic() < self._patient_until:
-                    self._closing.wait(0.2)
-                    continue
                 self.ended = self.ended or why
             if self.ended or self._leaving or self._closing.is_set():
                 break
@@ -717,14 +737,17 @@ class ChatClient(ClientSession):
         """One connection from its start to its end; return why it ended. Raises JoinRefused."""
         self._was_joined = False
         try:
-            sock = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
+            sock = self._dial()
         except (OSError, UnicodeError) as error:
             # UnicodeError: a host name that cannot be one.
-            return f"cannot connect to {self.where}: {getattr(error, 'strerror', None) or error}"
-        self._patient_until = 0.0
+            why = getattr(error, "strerror", None) or str(error)
+            if not self._first.is_set():
+                why = why_not_connected(self._host, self._port, error)
+            return f"cannot connect to {self.where}: {why}"
         sock.settimeout(None)
         self._cut_because = ""
         wire = self._wire = MessageSocket(sock)
+        first = b""
         try:
             if self._closing.is_set():
                 return "closing"
@@ -732,6 +755,7 @@ class ChatClient(ClientSession):
             until = time.monotonic() + CONNECT_TIMEOUT
             while True:
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
+                first = first or data
                 if not data:
                     return f"{self.where} does not answer"
                 self._receive(data, wire)
@@ -739,11 +763,25 @@ class ChatClient(ClientSession):
                     self._was_joined = True
                     self._first.set()
         except (ConnectionClosed, ProtocolError) as end:
+            other = "" if self._was_joined else what_answers(first)
+            if other:
+                return f"{self.where} is {other}, not a chat server: is the port right?"
             return self._cut_because or str(end)
         finally:
             self.closed()
             self._wire = None
             wire.close()
+
+    def _dial(self) -> socket.socket:
+        """Connect; the first try waits for a server that was started at the same time as we were.
+        Raises OSError."""
+        until = time.monotonic() + (0 if self._first.is_set() else START_PATIENCE)
+        while True:
+            try:
+                return socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
+            except ConnectionRefusedError:
+                if time.monotonic() >= until or self._closing.wait(0.2):
+                    raise
 
     def _receive(self, data: bytes, wire: MessageSocket) -> None:
         """received(), but for a name that is taken: the server suggests another."""
@@ -2746,6 +2784,223 @@ class Commands:
         self._ui.quit()
 
 
+# --- Mistakes that explain themselves ---
+
+# What other servers say first, to us or to a `join`.
+_OTHER_SERVERS = ((b"HTTP/", "a web server"), (b"<", "a web server"), (b"SSH-", "an ssh server"),
+                  (b"\x15\x03", "a server that speaks TLS"), (b"220", "a mail or ftp server"),
+                  (b"+OK", "a mail server"), (b"* OK", "a mail server"),
+                  (b"RFB ", "a screen that is shared (VNC)"))
+
+
+def what_answers(first: bytes) -> str:
+    """What a server is that begins so: "" when it may be one of ours."""
+    return next((what for start, what in _OTHER_SERVERS if first.startswith(start)), "")
+
+
+def why_not_connected(host: str, port: int, error: Exception) -> str:
+    """Why there is no connection, and what to do; for the first try, where a mistake is likely.
+
+    It may take a second: where nothing listens, the machine is asked whether another port is right.
+    """
+    code = getattr(error, "errno", None)
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (f"no machine is called {host} here: use the address that the server printed "
+                "(a name for yourself goes with -n NAME)")
+    if isinstance(error, ConnectionRefusedError):
+        for server in find_servers(port, [host], 0.5):
+            return (f"nothing listens there, but a chat server on port {server.port}: "
+                    f"chat_client.py {host} {server.port}")
+        return "nothing listens there: is the server running, and is that its port?"
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        return ("no answer: the address may be wrong, or a firewall is in the way (the server's "
+                f"machine has to allow port {port})")
+    if code in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
+        return "no way leads there: are both machines in the same network?"
+    if code in (errno.EACCES, errno.EPERM):
+        return "a firewall on this machine forbids it"
+    if code == errno.EINVAL and host.startswith("fe80:") and "%" not in host:
+        return f"such an address needs the interface that leads there: {host}%eth0"
+    return getattr(error, "strerror", None) or str(error)
+
+
+# --- Which server ---
+
+class Found(NamedTuple):
+    """A server that has answered: where it is, and what it says of itself."""
+
+    host: str
+    port: int
+    name: str
+    here: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({chatproto.in_url(self.host)}:{self.port}, {self.here} here)"
+
+
+def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
+                 seconds: float = 1.0) -> "list[Found]":
+    """Ask the LAN, or these hosts alone, for servers; wait `seconds` for their answers.
+
+    They are asked on that port and on 8087, twice, as a datagram may be lost.
+    """
+    token = secrets.token_hex(8)
+    best: "dict[Any, Found]" = {}
+    with contextlib.ExitStack() as stack:
+        ways = [(stack.enter_context(sock), place) for sock, place in _ways(hosts)]
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for sock in {sock for sock, _ in ways}:
+            selector.register(sock, selectors.EVENT_READ, sock)
+        start = time.monotonic()
+        for until in (start + seconds / 3, start + seconds):
+            for (sock, place), to in itertools.product(ways, {port, PORT}):
+                with contextlib.suppress(OSError):
+                    sock.sendto(chatproto.encode_question(token), (place[0], to, *place[1:]))
+            for data, sender in _datagrams(selector, until):
+                answer = chatproto.decode_answer(data, token)
+                if answer is None or answer.tls:
+                    continue
+                found = Found(_host_of(sender), answer.port, answer.name, answer.here)
+                # A server is heard over each of its addresses.
+                key = answer.id or (answer.name, answer.port)
+                best[key] = min(best.get(key, found), found, key=_unhandiness)
+    return sorted(best.values(), key=lambda found: (found.name.casefold(), found.host))
+
+
+def _ways(hosts: "Sequence[str]") -> "Iterator[tuple[socket.socket, tuple[Any, ...]]]":
+    """Sockets, and where to ask with them: host, and for IPv6 what follows the port."""
+    if hosts:
+        for host in hosts:
+            with contextlib.suppress(OSError, UnicodeError):
+                for family, _, _, _, to in socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM):
+                    yield socket.socket(family, socket.SOCK_DGRAM), (to[0], *to[2:])
+        return
+    yield socket.socket(socket.AF_INET, socket.SOCK_DGRAM), ("127.0.0.1",)
+    interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
+    for number, version in sorted(interfaces):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6,
+                                 socket.SOCK_DGRAM)
+            try:
+                chatproto.aim(sock, number)
+            except OSError:
+                sock.close()
+                continue
+            places: "list[tuple[Any, ...]]" = [(chatproto.BROADCAST,), (chatproto.GROUP4,)]
+            for place in places if version == 4 else [(chatproto.GROUP6, 0, number)]:
+                yield sock, place
+
+
+def _datagrams(selector: selectors.BaseSelector, until: float) -> "Iterator[tuple[bytes, Any]]":
+    """What comes until then, and from whom."""
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        for key, _ in selector.select(left):
+            # On Windows an error may say that an earlier question found no port.
+            with contextlib.suppress(OSError):
+                yield key.data.recvfrom(2 * chatproto.QUESTION_SIZE)
+
+
+def _host_of(sender: Any) -> str:
+    """The host of a sender: a link-local address of IPv6 needs the interface's number."""
+    return f"{sender[0]}%{sender[3]}" if len(sender) == 4 and sender[3] else str(sender[0])
+
+
+def _unhandiness(found: Found) -> "tuple[bool, bool, bool]":
+    """Of several addresses of one server the loopback comes first, then IPv4."""
+    return "%" in found.host, ":" in found.host, not found.host.startswith("127.")
+
+
+def choose_server() -> "tuple[str, int]":
+    """The server of this LAN: the only one that answers, else the one that the user chooses.
+
+    Raises LookupError, whose text says what to do.
+    """
+    until = time.monotonic() + START_PATIENCE
+    while True:
+        servers = find_servers()
+        # One that keeps quiet may run on this machine.
+        if not servers and _listens("localhost", PORT):
+            return "localhost", PORT
+        if servers or time.monotonic() >= until:
+            break
+    if len(servers) == 1:
+        return servers[0].host, servers[0].port
+    if not servers:
+        raise LookupError("no chat server answers on this LAN: is one running? If it is, say "
+                          "where: chat_client.py HOST PORT, as the server printed it")
+    if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise LookupError(f"{len(servers)} chat servers answer, say which one: "
+                          + ", ".join(map(str, servers)))
+    return _ask_which(servers)
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether anything accepts connections there."""
+    try:
+        socket.create_connection((host, port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+def _ask_which(servers: "list[Found]") -> "tuple[str, int]":
+    print("Chat servers on this LAN:")
+    for number, server in enumerate(servers, 1):
+        print(f"  {number}  {escape(str(server))}")
+    while True:
+        try:
+            line = input(f"Which one (1 to {len(servers)})? ").strip()
+        except EOFError:
+            raise LookupError("none was chosen") from None
+        if re.fullmatch("[0-9]{1,4}", line) and 1 <= int(line) <= len(servers):
+            server = servers[int(line) - 1]
+            return server.host, server.port
+
+
+def parse_where(words: "Sequence[str]") -> "tuple[str, int]":
+    """Host and port from what was typed; host "" asks the LAN. Raises ValueError: what to do."""
+    if not words:
+        return "", PORT
+    first, second, third = (*words, "", "")[:3]
+    if third:
+        raise ValueError(f"{third} is one too many; a name for yourself goes with -n: "
+                         f"chat_client.py {first} {second} -n {third}")
+    if first.isascii() and first.isdecimal():
+        if second:
+            raise ValueError(f"HOST comes before PORT: chat_client.py {second} {first}")
+        return "localhost", _port_of(first)
+    host, port = _split(first)
+    if second and not (second.isascii() and second.isdecimal()):
+        raise ValueError(f"{second} is no port, that is a number from 1 to 65535; a name for "
+                         f"yourself goes with -n: chat_client.py {first} -n {second}")
+    if second and port and int(port) != int(second):
+        raise ValueError(f"port {port} or {second}? Say one")
+    return host, _port_of(port or second or str(PORT))
+
+
+def _port_of(text: str) -> int:
+    if not 1 <= int(text[:6]) <= 65_535:
+        raise ValueError(f"{text} is no port, that is a number from 1 to 65535")
+    return int(text)
+
+
+def _split(where: str) -> "tuple[str, str]":
+    """Host and port ("" for none) from host, host:port, [IPv6]:port, IPv6 or a URL."""
+    scheme, _, rest = where.rpartition("://")
+    rest = rest.partition("/")[0]
+    if rest.count(":") > 1 and not rest.startswith("["):
+        return rest, ""
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::([0-9]{1,6}))?", rest)
+    if found is None:
+        raise ValueError(f"{where} names no server: HOST, HOST PORT, HOST:PORT or "
+                         "http://HOST:PORT/ does")
+    ports = {"http": "80", "https": "443"}
+    return found[1] or found[2], found[3] or ports.get(scheme.lower(), "")
+
+
 # --- main ---
 
 def complain(what: str) -> None:
@@ -2753,7 +3008,8 @@ def complain(what: str) -> None:
     try:
         sys.stderr.write(f"chat_client: {escape(what)}\n")
         sys.stderr.flush()
-    except (OSError, AttributeError):                   # stderr is gone, or never was
+    except (OSError, AttributeError):
+        # stderr is gone, or never was.
         pass
 
 
@@ -2761,7 +3017,8 @@ def login_name() -> str:
     """The login name as far as it can be a name here."""
     try:
         login = getpass.getuser()
-    except (OSError, KeyError, ImportError):            # no such user in the system
+    except (OSError, KeyError, ImportError):
+        # The system knows no such user.
         login = ""
     login = "".join(char for char in login if char.isalnum() or char in "_-.")[:MAX_NAME]
     try:
@@ -2770,43 +3027,86 @@ def login_name() -> str:
         return "guest"
 
 
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        complain(f"{message} (--help says what there is)")
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
+              "                      [--timeout SECONDS] [--version] [-h]",
+        description="A client of Roger, a LAN chat that is copied, not installed.",
+        epilog="""When stdin is a pipe each line is a message, and the exit code is 0 only when
+        all were acknowledged. Exit codes: 0 all well, 1 cannot connect or deliver, 2 usage, 130
+        interrupted.""")
+    add = parser.add_argument
+    # What was typed is taken for what it means: see parse_where().
+    add("where", nargs="*", metavar="HOST PORT",
+        help=f"the server: HOST, HOST PORT ({PORT} without), HOST:PORT, http://HOST:PORT/; a "
+             "number alone is a port of this machine, and nothing asks the LAN who is there")
+    add("-n", "--name", default=login_name(), metavar="NAME",
+        help="default: the login name (%(default)s)")
+    add("--plain", action="store_true", help="no screen control: a line a message")
+    add("--json", action="store_true", help="print the frames as they come, for scripts")
+    add("--bell", choices=["off", "mentions", "all"], default="mentions",
+        help="ring for nothing, for your name and private messages, or for all "
+             "(default %(default)s)")
+    add("--timeout", type=float, default=30.0, metavar="SECONDS",
+        help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
+    add("--version", action="version", version=f"Roger {chatproto.__version__}")
+    return parser
+
+
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A client of Roger, a LAN chat that is copied, not installed.", epilog="""
-        When stdin is a pipe each line is a message, and the exit code is 0 only when all were acknowledged. Exit codes:
-        0 all well, 1 cannot connect or deliver, 2 usage, 130 interrupted.""")
-    parser.add_argument("host", nargs="?", default="localhost", metavar="HOST", help="default localhost")
-    parser.add_argument("port", nargs="?", type=int, default=PORT, metavar="PORT", help=f"default {PORT}")
-    parser.add_argument("-n", "--name", default=login_name(), metavar="NAME", help="default: the login name (%(default)s)")
-    parser.add_argument("--plain", action="store_true", help="no screen control: a line a message")
-    parser.add_argument("--json", action="store_true", help="print the frames as they come, for scripts")
-    parser.add_argument("--bell", choices=["off", "mentions", "all"], default="mentions",
-                        help="ring for nothing, for your name and private messages, or for all (default %(default)s)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
-                        help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
-    parser.add_argument("--version", action="version", version=f"Roger {chatproto.__version__}")
-    arguments = parser.parse_args(argv)
-    if not 1 <= arguments.port <= 65_535:
-        parser.error(f"{arguments.port} is no port (1 to 65535)")
+    """The options, with `host` ("" asks the LAN) and `port`."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        arguments.host, arguments.port = parse_where(arguments.where)
+    except ValueError as error:
+        parser.error(str(error))
     if not 0 < arguments.timeout <= 86_400:
         parser.error("the time-out is a number of seconds, at most a day")
     try:
         chatproto.check_name(arguments.name)
     except ProtocolError as error:
-        parser.error(f"{escape(arguments.name)}: {error}")
+        parser.error(f"-n {arguments.name}: {error}")
     return arguments
+
+
+def _use_utf8() -> None:
+    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
+
+    A terminal keeps its encoding, and shows a letter that it does not have as its code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the client; return the exit code."""
+    _use_utf8()
     arguments = _arguments(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")       # a terminal that cannot show a letter shows its code
     interface = None
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not arguments.host:
+            arguments.host, arguments.port = choose_server()
         terminal = WindowsTerminal() if os.name == "nt" else Terminal()
-        interface = Window(arguments, terminal) if takes_screen(arguments) else Plain(arguments)
+        screen = takes_screen(arguments)
+        interface = Window(arguments, terminal) if screen else Plain(arguments)
         code = interface.run()
+    except LookupError as error:
+        complain(str(error))
+        code = 1
     except KeyboardInterrupt:
         code = 130
     if interface is not None and interface.killed_by not in (0, signal.SIGINT):
@@ -2814,7 +3114,8 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else Python complains when it flushes at the end
+        # Else Python complains when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
 
