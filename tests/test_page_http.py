@@ -38,7 +38,8 @@ def test_weight(get):
 
 
 @pytest.mark.parametrize("accepts, packed", [
-    ("gzip", True), ("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=1.0", True), ("x-gzip", True),
+    ("gzip", True), ("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=1.0", True), ("x-gzip",
+        True),
     ("gzip;q=0", False), ("gzip;q=0.000", False), ("deflate, br", False), ("", False),
     ("gzipped", False), ("identity", False), ("gzip;q=;", False), (",,;", False)])
 def test_who_takes_gzip(get, accepts, packed):
@@ -49,7 +50,8 @@ def test_who_takes_gzip(get, accepts, packed):
 
 
 def test_same_page_again(get):
-    """The browser asks each time, and is told that it has the page already: no body, the same policy."""
+    """The browser asks each time, and is told that it has the page already: no body, the same
+    policy."""
     _, first, _ = get("Accept-Encoding: gzip")
     assert first["cache-control"] == "no-cache"
     for tag in (first["etag"], first["etag"][2:], f'"x", {first["etag"]}', "*"):
