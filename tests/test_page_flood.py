@@ -26,7 +26,7 @@ FLOOD = """for (let at = 0; at < %d; at++) fake.say(at %% 3 ? "bob" : "carol", `
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_flood(alone, hidden):
-    """All of a flood is confirmed; the newest 2,000 are on the page, in order, and no more nodes."""
+    """All of a flood is confirmed; the newest 2,000 are on the page, in order, no more."""
     tab = alone("ann")
     if hidden:
         tab.js(HIDE)
