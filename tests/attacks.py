@@ -145,7 +145,12 @@ def _be_innocent(port, pipe):
     innocents = Innocents(port)
     pipe.send("ready")
     while pipe.recv():
-        pipe.send(innocents.felt(pipe.poll))
+        try:
+            felt = innocents.felt(pipe.poll)
+        except (OSError, EOFError) as error:
+            print(f"the pair was put out: {error}", file=sys.stderr)
+            felt = Felt([float("inf")], [float("inf")], 0)
+        pipe.send(felt)
         pipe.recv()
     os._exit(0)
 
@@ -380,11 +385,15 @@ def _fill_log(port, sessions=30, texts=500):
                      "epoch": welcome["epoch"], "seen": welcome["last"]})
     with open(_session_path(port), "w") as file:
         json.dump(kept, file)
-    with harness.RawClient(port, auto_ack=True) as speaker:
-        speaker.join("speaker")
-        for number in range(texts):
-            speaker.say(EMOJI)
-            speaker.recv_until("chat", text=EMOJI)
+    # Six are what a new session may say at once.
+    for number in range(texts // 6):
+        with harness.RawClient(port, auto_ack=True) as speaker:
+            speaker.join(f"speaker{number}")
+            for _ in range(6):
+                speaker.say(EMOJI)
+            while speaker.texts().count(EMOJI) < 6:
+                speaker.recv()
+            speaker.tell("leave")
     for peer in peers:
         peer.close()
 
@@ -494,6 +503,8 @@ class Outcome(NamedTuple):
 def run_attack(one, folder=str(harness.ROOT), during=DURING, count=None, before=BEFORE):
     """Run one attack against a fresh server; return its Outcome."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    # Else what is buffered is written by each process that is forked.
+    sys.stdout.flush()
     with tempfile.TemporaryDirectory() as files:
         if one.prepare:
             one.prepare(os.path.join(files, "history"))
@@ -507,6 +518,7 @@ def run_attack(one, folder=str(harness.ROOT), during=DURING, count=None, before=
             innocents = context.Process(target=_be_innocent, args=(server.port, theirs),
                                         daemon=True)
             innocents.start()
+            theirs.close()
             assert ours.recv() == "ready"
             try:
                 return _phases(context, server, ours, one, during, count or one.count, before)
