@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_server: the server role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_server.py 8087
@@ -45,7 +46,20 @@ which waits for a signal. Locks: ChatServer has one, for its set of connections;
 purpose: rooms, accounts, encryption.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import bisect
@@ -69,16 +83,15 @@ import pathlib
 import queue
 import re
 import secrets
-import signal
+import selectors
 import socket
 import socketserver
-import sys
 import threading
 import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
-                    Optional)
+                    NoReturn, Optional)
 
 try:
     import sqlite3
@@ -86,7 +99,12 @@ except ImportError:
     # A Python that was built without it: everything but --history works.
     sqlite3 = None  # type: ignore[assignment]
 
-import chatproto
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_server: chatproto.py is missing: copy it into the same folder as chat_server.py")
 from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack,
                        Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError,
                        Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
@@ -1145,10 +1163,11 @@ class Journal:
         """The last public chats with an id above `after`."""
         return [chat for chat in self._recent if chat[0] > after]
 
-    def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int]]":
+    def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int, int]]":
         """What `session` hears next behind a place before its `begin` or below the start of the
-        log: at most a window of frames, and the place behind them. None when it is there no more:
-        the reader is too slow, or comes back and is told what it missed."""
+        log: at most a window of frames, the place behind them, and the id of the last one. None
+        when it is there no more: the reader is too slow, or comes back and is told what it
+        missed."""
         upto = session.begin if after < session.begin else self.log.start
         found: "list[tuple[int, bytes]]" = []
         if self._history is not None and after < self.log.start:
@@ -1253,16 +1272,18 @@ class Journal:
 _CHAT_START = b'{"type":"chat"'
 
 
-def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int]":
-    """As many frames as a window takes, and the place behind them: `upto` with the last one."""
+def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int, int]":
+    """As many frames as a window takes, the place behind them (`upto` with the last one), and the
+    id of the last one (0: there is none)."""
     frames: "list[bytes]" = []
     room = chatproto.WINDOW_BYTES
-    for id, frame in found:
+    for _, frame in found:
         room -= len(frame)
         if len(frames) == chatproto.WINDOW or room < 0:
-            return frames, found[len(frames) - 1][0]
+            place = found[len(frames) - 1][0]
+            return frames, place, place
         frames.append(frame)
-    return frames, upto
+    return frames, upto, found[-1][0] if found else 0
 
 
 # --- Who is here ---
@@ -3308,6 +3329,244 @@ class _Output:
             file.close()
 
 
+# --- Discovery ---
+
+class Responder:
+    """Answers whoever asks the LAN for servers; it never speaks by itself.
+
+    Its thread, "discovery", owns the sockets: one for each port and family. It is a daemon, as
+    nothing is lost with it, and ends with close(). Besides the server's own port it listens on
+    8087, which every client asks; the servers of a machine share that.
+    """
+
+    # Seconds from one look for new interfaces to the next.
+    LOOK_EVERY = 30.0
+    # Answers to one address in a second, and addresses in a second: a client asks a few times over
+    # each of its interfaces. Whoever asks more, or is the 1,001st, gets no answer.
+    ANSWERS = 10
+    ADDRESSES = 1_000
+
+    def __init__(self, server: ChatServer, name: str) -> None:
+        """`name` is what the server is called."""
+        self._server = server
+        self._name = name
+        # Tells the answers of this run from those of another server of the same name.
+        self._id = secrets.token_hex(8)
+        # Answers in that second (of time.monotonic()), by address.
+        self._second = 0
+        self._answered: "collections.Counter[str]" = collections.Counter()
+        # close() closes the one, which ends the thread's wait at the other.
+        self._waking, self._woken = socket.socketpair()
+        self._sockets = list(self._open())
+        self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer no more. May be called twice."""
+        self._waking.close()
+        self._thread.join(5)
+
+    def _open(self) -> "Iterator[socket.socket]":
+        """The sockets that can be had: another program may have the port."""
+        server, own = self._server, str(self._server.server_address[0])
+        families = {server.address_family}
+        if own == "::":
+            families.add(socket.AF_INET)
+        # What is sent to everybody is heard only by a socket that is bound to every address.
+        at = own if _is_loopback(own) else ""
+        for family, port in itertools.product(families, {server.port, PORT}):
+            try:
+                yield _udp(family, at, port)
+            except OSError as error:
+                logger.info("who asks on port %d does not find us: %s", port, error.strerror)
+
+    # On the thread
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for sock in (self._woken, *self._sockets):
+                selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
+            look_at = 0.0
+            while True:
+                if time.monotonic() >= look_at:
+                    self._listen()
+                    look_at = time.monotonic() + self.LOOK_EVERY
+                for key, _ in selector.select(self.LOOK_EVERY):
+                    if key.data is self._woken:
+                        return
+                    self._attend(key.data)
+
+    def _listen(self) -> None:
+        """Have the sockets listen to their groups on every interface, also on new ones."""
+        versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
+        interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
+        for sock, (number, version) in itertools.product(self._sockets, interfaces):
+            if versions[sock.family] == version:
+                # It does already, or the interface has gone.
+                with contextlib.suppress(OSError):
+                    chatproto.listen_to_group(sock, number)
+
+    def _attend(self, sock: socket.socket) -> None:
+        """Read a question and answer it."""
+        # On Windows also that nobody was there any more to hear the last answer.
+        with contextlib.suppress(OSError):
+            data, asker = sock.recvfrom(2048)
+            token = chatproto.decode_question(data)
+            if token is not None and self._may_answer(str(asker[0])):
+                here = self._server.room.connected
+                answer = chatproto.Answer(self._name, self._server.port, here,
+                                          chatproto.__version__, False, self._id)
+                self._send(sock, chatproto.encode_answer(token, answer), asker)
+
+    def _may_answer(self, asker: str) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second = second
+            self._answered.clear()
+        if asker not in self._answered and len(self._answered) >= self.ADDRESSES:
+            return False
+        self._answered[asker] += 1
+        return self._answered[asker] <= self.ANSWERS
+
+    def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
+        """Answer from the address where the server listens, as the asker goes there."""
+        own = str(self._server.server_address[0])
+        if own in ("0.0.0.0", "::") or _is_loopback(own):
+            sock.sendto(data, asker)
+            return
+        with _udp(sock.family, own, self._server.port) as speaker:
+            speaker.sendto(data, asker)
+
+
+def _udp(family: int, ip: str, port: int) -> socket.socket:
+    """A datagram socket on a port that other servers of this machine may listen on as well.
+
+    Raises OSError.
+    """
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "darwin":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((ip, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+# --- The invitation: how others come here ---
+
+FIREWALL_AFTER = 60.0           # seconds
+
+
+class Door(ChatServer):
+    """A ChatServer that knows whether anybody has come from another machine yet.
+
+    Where nobody has for a while, a firewall may be in the way.
+    """
+
+    # Whether anybody has; only the acceptor sets it.
+    visited = False
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """On the acceptor's thread."""
+        address = _plain_address(client_address).partition("%")[0]
+        if not self.visited and not _is_loopback(address):
+            self.visited = address not in {each.ip for each in chatproto.own_addresses()}
+        return super().verify_request(request, client_address)
+
+
+class Invitation:
+    """What others type or open to come here; asked anew each time, as addresses come and go."""
+
+    def __init__(self, server: ChatServer, name: str) -> None:
+        """`name` is what the server is called."""
+        self.name = name
+        self._server = server
+        self._bound = str(server.server_address[0])
+
+    def hosts(self) -> "list[str]":
+        """Where others reach this server, the likeliest first; at least one."""
+        if self._bound not in ("0.0.0.0", "::"):
+            return [self._bound]
+        only_4 = self._server.address_family == socket.AF_INET
+        found = [each.host for each in chatproto.lan_addresses()
+                 if not (only_4 and each.parsed.version == 6)]
+        return found or ["127.0.0.1"]
+
+    @property
+    def command(self) -> str:
+        """The line that others type, with Python as it is called here."""
+        return f"{_python()} chat_client.py {self.hosts()[0]} {self._server.port} -n NAME"
+
+    @property
+    def url(self) -> str:
+        """The page's address; "" when browsers are not served, or have no way to come."""
+        hosts = self.hosts() if self._server.web is not None else []
+        return next((f"http://{chatproto.in_url(host)}:{self._server.port}/" for host in hosts
+                     if "%" not in host), "")
+
+    @property
+    def host_page(self) -> str:
+        """The address of the host's page, which only this machine may open; "" if it cannot."""
+        own = "127.0.0.1" if self._bound in ("0.0.0.0", "::") else self._bound
+        # Only a connection from loopback is known to come from this machine.
+        if self._server.web is None or not _is_loopback(own):
+            return ""
+        url = f"http://{chatproto.in_url(own)}:{self._server.port}/"
+        return f"{url}#host={self._server.web.secret}"
+
+    def lines(self) -> "list[str]":
+        """What is printed when the server has started."""
+        listening = "0.0.0.0" if self._bound == "::" else self._bound
+        first, *others = self.hosts()
+        lines = [f"Listening on {chatproto.in_url(listening)}:{self._server.port}",
+                 f"Others join with: {self.command}"]
+        if self.url:
+            lines.append(f"or in a browser: {self.url}")
+        if others:
+            lines.append("Should that not lead here: " + ", ".join(others[:5]))
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
+        if self.host_page:
+            lines.append(f"Host's page: {self.host_page}")
+        return lines
+
+
+def _python() -> str:
+    """Python as it was called here: python3, python or py."""
+    # From 3.10 on sys.orig_argv has what was typed.
+    called: "list[str]" = getattr(sys, "orig_argv", None) or [sys.executable or ""]
+    name = os.path.splitext(os.path.basename(called[0]))[0].lower()
+    if name in ("python", "python3", "py"):
+        return name
+    return "python" if sys.platform == "win32" else "python3"
+
+
+def firewall_advice(port: int) -> str:
+    """What to do where a firewall keeps others out."""
+    if sys.platform == "win32":
+        how = ('in "Allow an app through Windows Firewall" tick Python for private networks, '
+               "and make this network a private one")
+    elif sys.platform == "darwin":
+        how = ("in System Settings, Network, Firewall, Options allow Python to receive "
+               "connections")
+    elif os.path.exists("/etc/ufw/ufw.conf"):
+        how = f"sudo ufw allow {port}"
+    elif os.path.exists("/etc/firewalld"):
+        how = f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp"
+    else:
+        how = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
+               f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
+    return ("nobody has come from another machine yet; if somebody tries, a firewall may be in "
+            f"the way: {how}")
+
+
 # --- The console ---
 
 class Console:
@@ -3317,8 +3576,9 @@ class Console:
     """
 
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
-                 chat_log: ChatLog, stop: Callable[[], None]) -> None:
+                 chat_log: ChatLog, invitation: Invitation, stop: Callable[[], None]) -> None:
         self._server = server
+        self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
         # The message of the day as it was read or set last.
@@ -3328,7 +3588,7 @@ class Console:
         self._commands = {
             "/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
             "/banned": self.banned, "/say": self.say, "/motd": self.motd, "/reload": self.reload,
-            "/help": self.help, "/quit": self.quit}
+            "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator."""
@@ -3439,6 +3699,18 @@ class Console:
         except (OSError, ProtocolError) as error:
             logger.error("cannot reload: %s", error)
 
+    def qr(self, rest: str) -> str:
+        """/qr: the page's address as a QR code; /qr light where the terminal is light"""
+        if rest not in ("", "light"):
+            raise ValueError("/qr for a dark terminal, /qr light for a light one")
+        url = self._invitation.url
+        if not url:
+            return "there is no page to go to: browsers are not served"
+        import chat_web
+        code = chat_web.qr_code(url)
+        lines = chat_web.qr_lines(code, rest == "light", _can_show("\u2580\u2584\u2588"))
+        return "\n".join([*lines, url])
+
     def help(self, rest: str) -> str:
         """/help: this list"""
         return "\n".join((run.__doc__ or "").strip() for run in self._commands.values())
@@ -3447,6 +3719,14 @@ class Console:
         """/quit: tell everybody, and end the server"""
         self._stop()
         return ""
+
+
+def _can_show(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        return bool(text.encode(sys.stdout.encoding))
+    except (UnicodeError, AttributeError):
+        return False
 
 
 def escape_lines(text: str) -> str:
@@ -3480,19 +3760,32 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _port(text: str) -> int:
     """An argparse type: a port."""
-    try:
-        port = int(text)
-    except ValueError:
-        port = -1
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: that is a number from 1 to 65535, "
-                                         f"usually {PORT}; 0 takes a free one")
-    return port
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{escape(text)} is no port, that is a number from 1 to "
+                                         f"65535, usually {PORT}; 0 takes a free one")
+    return int(text)
+
+
+def _title(text: str) -> str:
+    """An argparse type: what a server is called."""
+    if not text.strip() or chatproto.clean_text(text) != text or len(text) > chatproto.MAX_TITLE:
+        raise argparse.ArgumentTypeError(
+            f"a server's name has 1 to {chatproto.MAX_TITLE} characters")
+    return text.strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        complain(f"{message} (--help says what there is)")
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
     default = Settings()
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
@@ -3502,6 +3795,13 @@ def _parser() -> argparse.ArgumentParser:
     add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
         help=f"default {PORT}; 0 takes a free one")
     add("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
+    add("--name", type=_title, default=_machine_name(), metavar="TITLE",
+        help="what the server is called, for those who look for one (default: %(default)s)")
+    add("--no-discovery", action="store_true",
+        help="do not answer those who look for a server without knowing its address")
+    add("--dns-name", action="append", default=[], metavar="NAME",
+        help="a name by which browsers may come, besides the machine's own; more than once for "
+             "several")
     add("--motd", metavar="FILE", help="message of the day, shown to whoever joins")
     add("--log", metavar="FILE",
         help="append what is said to FILE (- is stdout); private messages are not")
@@ -3532,6 +3832,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-v", "--verbose", action="store_true", help="log more")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
+
+
+def _machine_name() -> str:
+    """What this machine is called, without its domain."""
+    name = chatproto.clean_text(socket.gethostname()).partition(".")[0]
+    return name[:chatproto.MAX_TITLE] or "Roger"
 
 
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
@@ -3589,80 +3895,43 @@ def complain(what: str) -> None:
         pass
 
 
-def _load_web(console: Console, server: ChatServer) -> Any:
+def _load_web(console: Console, server: ChatServer, invitation: Invitation,
+              names: "list[str]") -> Any:
     """What serves browsers, where chat_web.py and chat_web.html lie beside this file; else None."""
     try:
         import chat_web
     except ModuleNotFoundError as error:
         if error.name != "chat_web":
             raise
+        logger.warning("nothing for browsers: chat_web.py is missing, copy it and chat_web.html "
+                       "beside chat_server.py")
         return None
     ask, room = server.ask, server.room
     desk = chat_web.Desk(
         people=lambda: ask(room.people), boot=lambda name, reason: ask(room.boot, name, reason),
         say=lambda text: ask(room.say, text), motd=lambda: console.current_motd,
-        set_motd=console.change_motd)
+        set_motd=console.change_motd, invitation=lambda: (invitation.name, invitation.url))
     try:
-        return chat_web.Web(desk)
+        return chat_web.Web(desk, names=names)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
         return None
 
 
-def _announce(server: ChatServer, host: str) -> None:
+def _announce(invitation: Invitation) -> None:
     """The first lines on stdout."""
-    shown = host or "0.0.0.0"
-    reached = shown if host else lan_address()
-    lines = [f"Listening on {_in_url(shown)}:{server.port}",
-             f"Others join with: python chat_client.py {reached} {server.port}"]
-    if server.web is not None:
-        lines.append(f"or in a browser: http://{_in_url(reached)}:{server.port}/")
-        own = str(server.server_address[0])
-        own = "127.0.0.1" if host in ("", "0.0.0.0", "::") else own
-        # Only a connection from loopback is known to come from this machine.
-        if _is_loopback(own):
-            secret = server.web.secret
-            lines.append(f"Host's page: http://{_in_url(own)}:{server.port}/#host={secret}")
     try:
-        for line in lines:
+        for line in invitation.lines():
             print(line, flush=True)
     except OSError as error:
         if not _nobody_reads(error):
             raise
 
 
-def lan_address() -> str:
-    """The address by which others on the LAN reach this machine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # A documentation address (RFC 5737). connect() of a UDP socket sends nothing: it only
-            # looks the route up.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
-def _in_url(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
 # What the main thread is told. Signal handlers may interrupt one another and the main thread
 # anywhere: only a SimpleQueue may be put into there, an Event would lock itself up.
 Orders = queue.SimpleQueue
-
-
-def _next_order(orders: "Orders[str]") -> str:
-    """Wait for an order, a second at a time.
-
-    On Windows no signal ends a wait; elsewhere one may come just before it begins.
-    """
-    while True:
-        try:
-            return orders.get(timeout=1)
-        except queue.Empty:
-            continue
 
 
 def _catch_signals(orders: "Orders[str]") -> None:
@@ -3676,16 +3945,64 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
-def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
-    """Until the order to stop."""
+def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
+    """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
+
+    The system calls the handler on a thread of its own, and ends the process when it returns, or
+    after 5 s.
+    """
+    if sys.platform != "win32":
+        return None
+    import ctypes
+    ends = {2: "close", 5: "log off", 6: "shut down"}
+
+    def handle(event: int) -> bool:
+        if event in ends:
+            orders.put(STOP)
+            ended.wait(4.5)
+        return event in ends
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, True)
+    return handler
+
+
+def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
+    """Until the order to stop; tell meanwhile when nobody comes."""
+    had_terminal = sys.stdin is not None and sys.stdin.isatty()
+    advise_at = time.monotonic() + FIREWALL_AFTER
+    if _is_loopback(str(server.server_address[0])):
+        advise_at = math.inf
+    order = ""
     try:
-        for order in iter(lambda: _next_order(orders), STOP):
-            (line.reopen if order == RESUME else console.reload_by_signal)()
+        while order != STOP:
+            order = _next_order(orders)
+            if order == RESUME:
+                line.reopen()
+            elif order == RELOAD and had_terminal and not sys.stdin.isatty():
+                # The terminal was closed, and nobody could end this server any more.
+                order = STOP
+            elif order == RELOAD:
+                console.reload_by_signal()
+            if time.monotonic() >= advise_at:
+                advise_at = math.inf
+                if not server.visited:
+                    logger.info("%s", firewall_advice(server.port))
         logger.info("closing")
         server.say_goodbye("the server is closing")
         server.server_close()
     finally:
         line.close()
+
+
+def _next_order(orders: "Orders[str]") -> str:
+    """Wait a second for an order; "" when there is none.
+
+    On Windows no signal ends a wait; elsewhere one may come just before it begins.
+    """
+    try:
+        return orders.get(timeout=1)
+    except queue.Empty:
+        return ""
 
 
 def _raise_file_limit() -> None:
@@ -3735,7 +4052,7 @@ def _tune_interpreter() -> None:
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,
-           stop: Callable[[], None]) -> "tuple[ChatServer, Console, ChatLog]":
+           stop: Callable[[], None]) -> "tuple[Door, Console, ChatLog, Invitation]":
     """Everything but the threads of the server.
 
     Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
@@ -3746,22 +4063,74 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
-        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history)
-        console = Console(server, line, arguments.motd, chat_log, stop)
+        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history)
+        invitation = Invitation(server, arguments.name)
+        console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.
         server.room.set_motd(console.read_motd())
-        server.web = None if arguments.no_web else _load_web(console, server)
+        if not arguments.no_web:
+            server.web = _load_web(console, server, invitation, arguments.dns_name)
     except BaseException:
         if history is not None:
             history.close()
         raise
-    return server, console, chat_log
+    return server, console, chat_log, invitation
+
+
+def _why_not(error: Exception, arguments: argparse.Namespace) -> str:
+    """Why the server cannot start, and what to do."""
+    if isinstance(error, HistoryError):
+        return f"cannot keep the history in {error}"
+    if isinstance(error, ProtocolError):
+        return f"the message of the day, {arguments.motd}, is too long: {error}"
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
+        return (f"--bind {arguments.bind}: there is no machine of that name; this one has "
+                + _own_hosts())
+    if error.filename is not None:
+        return _why_no_file(error)
+    port, where = arguments.port, f"cannot listen on port {arguments.port}"
+    if error.errno == errno.EADDRINUSE:
+        return (f"{where}: it is in use, perhaps by another chat server; {_free_port(arguments)} "
+                f"is free, so try: {_python()} chat_server.py {_free_port(arguments)}")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (f"{where} of {arguments.bind}: that is no address of this machine; it has "
+                + _own_hosts())
+    if error.errno == errno.EACCES and port < 1024:
+        return (f"{where}: ports below 1024 are the administrator's; "
+                f"try: {_python()} chat_server.py {PORT}")
+    return f"{where}: {error.strerror or error}"
+
+
+def _why_no_file(error: OSError) -> str:
+    """Why a file cannot be used."""
+    name = escape(str(error.filename))
+    if os.path.isdir(error.filename):
+        return f"{name} is a folder; a file is wanted"
+    if error.errno == errno.ENOENT:
+        folder = os.path.dirname(os.path.abspath(error.filename))
+        missing = "" if os.path.isdir(folder) else " (nor its folder)"
+        return f"{name}: there is no such file{missing}"
+    return f"{name} cannot be opened: {error.strerror or error}"
+
+
+def _own_hosts() -> str:
+    return ", ".join([each.host for each in chatproto.lan_addresses()] + ["127.0.0.1"])
+
+
+def _free_port(arguments: argparse.Namespace) -> int:
+    """A port near the one that is in use; 0, which takes any, where none is free."""
+    for port in range(arguments.port + 1, min(arguments.port + 20, 65_536)):
+        address, family = _bind_address(arguments.bind, port)
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind(address)
+            return port
+    return 0
 
 
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the server until it is told to stop; return the exit code."""
-    arguments = _arguments(argv)
     _use_utf8()
+    arguments = _arguments(argv)
     if arguments.export is not None:
         return _export(*arguments.export)
     log = _set_up_logging(arguments.verbose)
@@ -3770,23 +4139,28 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     orders: "Orders[str]" = Orders()
     line = OperatorLine()
     try:
-        server, console, chat_log = _build(arguments, line, lambda: orders.put(STOP))
-    except (OSError, UnicodeError, ProtocolError) as error:
-        named = getattr(error, "filename", None) is not None
-        complain(str(error) if named else f"cannot listen on port {arguments.port}: {error}")
-        return 1
-    except HistoryError as error:
-        complain(f"cannot keep the history in {error}")
+        server, console, chat_log, invitation = _build(arguments, line, lambda: orders.put(STOP))
+    except (OSError, UnicodeError, ProtocolError, HistoryError) as error:
+        complain(_why_not(error, arguments))
         return 1
     _catch_signals(orders)
-    server.start()
-    _announce(server, arguments.bind)
-    if sys.stdin is not None and sys.stdin.isatty():
-        if line.open() and sys.stderr.isatty():
-            log.setStream(line)
-        threading.Thread(target=console.run, name="console", daemon=True).start()
-    _obey(server, console, line, orders)
-    chat_log.close()
+    ended = threading.Event()
+    handler = _heed_closed_window(orders, ended)
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(ended.set)
+        at_the_end.callback(chat_log.close)
+        server.start()
+        if not arguments.no_discovery:
+            at_the_end.callback(Responder(server, arguments.name).close)
+        _announce(invitation)
+        has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        if has_terminal:
+            if line.open() and sys.stderr.isatty():
+                log.setStream(line)
+            threading.Thread(target=console.run, name="console", daemon=True).start()
+        _obey(server, console, line, orders)
+    # So long the system may have called it.
+    del handler
     return 0
 
 

@@ -36,24 +36,23 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
-import contextlib
 import functools
 import hashlib
 import hmac
 import http
 import http.server
 import ipaddress
+import itertools
 import json
 import logging
 import os
 import re
 import secrets
-import select
 import socket
 import struct
 import threading
 import time
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
+from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional, Union
 
 import chatproto
 from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_for
@@ -621,6 +620,8 @@ class Desk(NamedTuple):
     say: Callable[[str], None]
     motd: Callable[[], str]
     set_motd: Callable[[Optional[str]], None]
+    # The server's name, and the page's address for others ("" when none leads here).
+    invitation: "Callable[[], tuple[str, str]]" = lambda: ("", "")
 
 
 class Page(NamedTuple):
@@ -652,25 +653,20 @@ def _hash_of(body: bytes, tag: bytes) -> str:
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-def is_our_host(host: str) -> bool:
-    """Whether a Host header names an address, localhost or this machine: a name that anybody can have lead here does not."""
+def is_our_host(host: str, names: Collection[str] = ()) -> bool:
+    """Whether a Host header names an address, or this machine: by its own names or one of `names`.
+
+    A name that anybody can have lead here does not.
+    """
     found = _HOST.fullmatch(host)
     if found is None:
         return False
-    name = found[1].strip("[]").lower()
+    name = found[1].strip("[]")
     try:
         ipaddress.ip_address(name)
         return True
     except ValueError:
-        return name == "localhost" or name in _own_names()
-
-
-@functools.lru_cache(maxsize=1)
-def _own_names() -> "frozenset[str]":
-    """What this machine is called; .local is how a LAN without a name server calls it (mDNS). Asked when somebody comes by
-    a name, not before: a resolver that does not answer takes seconds."""
-    own = socket.gethostname().lower()
-    return frozenset([own, own.partition(".")[0], own.partition(".")[0] + ".local", socket.getfqdn().lower()])
+        return chatproto.is_own_name(name, names)
 
 
 class PageRequest(Request):
@@ -681,7 +677,7 @@ class PageRequest(Request):
     def answer(self) -> None:
         self.web = self.server                              # type: ignore[assignment]
         path, host = self.path.partition("?")[0], self.one_header("Host")
-        if not is_our_host(host):
+        if not is_our_host(host, self.web.names):
             raise Refusal(http.HTTPStatus.FORBIDDEN, "come by an address, localhost or this machine's name")
         methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST", **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
         if methods is None:
@@ -728,7 +724,9 @@ class PageRequest(Request):
         try:
             if self.command == "POST":
                 self._host_does(self._body())
-            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd()}
+            name, url = self.web.desk.invitation()
+            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd(), "name": name,
+                     "url": url, "qr": qr_rows(url)}
             self._reply_json(http.HTTPStatus.OK, state)
         except (LookupError, ProtocolError, TimeoutError) as error:
             self._reply_json(http.HTTPStatus.CONFLICT, {"error": str(error.args[0] if error.args else error)})
@@ -775,9 +773,13 @@ class Web:
 
     socket = HttpSocket
 
-    def __init__(self, desk: Desk, folder: str = HERE) -> None:
-        """Read the files. Raises OSError when the page is not there, ValueError when it is none of ours."""
+    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = ()) -> None:
+        """Read the files; `names` are those by which browsers may come, besides the machine's own.
+
+        Raises OSError when the page is not there, ValueError when it is none of ours.
+        """
         self.desk = desk
+        self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         self.page = Page.load(os.path.join(folder, "chat_web.html"))
         self.files: "dict[str, bytes]" = {}
@@ -808,3 +810,212 @@ def speaks_http(first: bytes) -> bool:
     """Whether a connection that begins so is HTTP. One byte decides: a frame begins with { or white space, so what has come
     of a method's name is enough, and nobody waits for the rest of it here."""
     return first[:1].isalpha() and any(first.startswith(method) or method.startswith(first) for method in METHODS)
+
+
+# --- QR codes ---
+
+# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
+# version: error correction codewords in a block, blocks (table 9), and the middles of the
+# alignment patterns (annex E).
+_QR = [(10, 1, ()), (16, 1, (6, 18)), (26, 1, (6, 22)), (18, 2, (6, 26)), (24, 2, (6, 30)),
+       (16, 4, (6, 34)), (18, 4, (6, 22, 38)), (22, 4, (6, 24, 42)), (22, 5, (6, 26, 46)),
+       (26, 5, (6, 28, 50))]
+# The conditions of the eight masks, for row and column (table 10).
+_QR_MASKS: "list[Callable[[int, int], int]]" = [
+    lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
+    lambda y, x: (y // 2 + x // 3) % 2, lambda y, x: y * x % 2 + y * x % 3,
+    lambda y, x: (y * x % 2 + y * x % 3) % 2, lambda y, x: ((y + x) % 2 + y * x % 3) % 2]
+QR_QUIET = 4                    # modules of light around the code
+
+
+def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
+    """`text` as a QR code: its rows, a byte a module, 1 for dark; the quiet zone is left out.
+
+    The mask is for tests: without it the best one is chosen. Raises ValueError when the text takes
+    more than 213 bytes.
+    """
+    data = text.encode("utf-8")
+    for version in range(1, len(_QR) + 1):
+        codewords = _qr_codewords(data, version)
+        if codewords is not None:
+            break
+    else:
+        raise ValueError("too long for a QR code")
+    grids = []
+    for each in range(len(_QR_MASKS)) if mask is None else [mask]:
+        grid = _QrGrid(version)
+        grid.draw_format(each)
+        grid.draw_codewords(codewords, _QR_MASKS[each])
+        grids.append(grid)
+    return [bytes(row) for row in min(grids, key=_QrGrid.penalty).dark]
+
+
+@functools.lru_cache(maxsize=1)
+def qr_rows(url: str) -> "list[str]":
+    """The QR code of an address for the host's page: a row a string, "1" for dark; [] for none."""
+    return ["".join(map(str, row)) for row in qr_code(url)] if url else []
+
+
+def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = True) -> "list[str]":
+    """A QR code for a terminal: what is painted is its light, or its dark with `dark_on_light`.
+
+    With half blocks a line has two rows; without, where they cannot be shown, a module is ##.
+    """
+    width = len(code) + 2 * QR_QUIET
+    light = [bytes(width)] * QR_QUIET
+    rows = [*light, *(bytes(QR_QUIET) + row + bytes(QR_QUIET) for row in code), *light]
+    painted = [[bool(module) == dark_on_light for module in row] for row in rows]
+    if not blocks:
+        return ["".join("##" if module else "  " for module in row) for row in painted]
+    painted.append([False] * width)
+    return ["".join(" \u2580\u2584\u2588"[upper + 2 * lower] for upper, lower in zip(*pair))
+            for pair in zip(painted[::2], painted[1::2])]
+
+
+def _qr_codewords(data: bytes, version: int) -> "Optional[bytes]":
+    """The codewords of a symbol in their order (7.4 to 7.6), None when there is no room."""
+    correction, blocks, _ = _QR[version - 1]
+    total = _qr_modules(version) // 8
+    room = total - correction * blocks
+    length = 8 if version < 10 else 16
+    bits = f"0100{len(data):0{length}b}" + "".join(f"{byte:08b}" for byte in data)
+    if len(bits) > 8 * room:
+        return None
+    bits += "0" * min(4, 8 * room - len(bits))
+    bits += "0" * (-len(bits) % 8)
+    words = bytes(int(bits[at:at + 8], 2) for at in range(0, len(bits), 8))
+    words += (b"\xec\x11" * room)[:room - len(words)]
+    # The later blocks have one codeword more where it does not come out even.
+    parts, start = [], 0
+    for number in range(blocks):
+        size = room // blocks + (number >= blocks - room % blocks)
+        parts.append(words[start:start + size])
+        start += size
+    checks = [_qr_correction(part, correction) for part in parts]
+    return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
+                 for column in columns if at < len(column))
+
+
+def _qr_modules(version: int) -> int:
+    """How many modules are for codewords: all, without those of a fixed meaning."""
+    middles = len(_QR[version - 1][2])
+    # Three finders with separators and format, the dark module, the timing patterns.
+    free = (17 + 4 * version) ** 2 - 3 * 64 - 31 - 2 * (1 + 4 * version)
+    if middles:
+        # Those in the corners are finders, and those in row and column 6 share 5 modules with a
+        # timing pattern.
+        free -= 25 * (middles ** 2 - 3) - 2 * 5 * (middles - 2)
+    return free - (36 if version >= 7 else 0)
+
+
+def _qr_multiply(left: int, right: int) -> int:
+    """In the field of 256 elements that x^8 + x^4 + x^3 + x^2 + 1 makes."""
+    product = 0
+    for bit in range(7, -1, -1):
+        product = (product << 1) ^ (product >> 7) * 0x11D
+        product ^= (right >> bit & 1) * left
+    return product
+
+
+@functools.lru_cache(maxsize=None)
+def _qr_divisor(degree: int) -> bytes:
+    """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
+    divisor, root = bytearray(degree - 1) + b"\1", 1
+    for _ in range(degree):
+        for at in range(degree):
+            divisor[at] = _qr_multiply(divisor[at], root)
+            divisor[at] ^= divisor[at + 1] if at + 1 < degree else 0
+        root = _qr_multiply(root, 2)
+    return bytes(divisor)
+
+
+def _qr_correction(data: bytes, degree: int) -> bytes:
+    """The Reed-Solomon code of a block: the remainder of a division."""
+    divisor, rest = _qr_divisor(degree), bytearray(degree)
+    for byte in data:
+        factor = byte ^ rest.pop(0)
+        rest.append(0)
+        for at, coefficient in enumerate(divisor):
+            rest[at] ^= _qr_multiply(coefficient, factor)
+    return bytes(rest)
+
+
+def _qr_checked(value: int, polynomial: int, degree: int) -> int:
+    """`value` with the remainder of its division (BCH, annexes C and D) behind it."""
+    rest = value
+    for _ in range(degree):
+        rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
+    return value << degree | rest
+
+
+class _QrGrid:
+    """The modules of a symbol: `dark` has rows of 0 and 1, `fixed` says which are no data."""
+
+    def __init__(self, version: int) -> None:
+        """Draw all that does not depend on data and mask."""
+        self.size = 17 + 4 * version
+        self.dark = [bytearray(self.size) for _ in range(self.size)]
+        self.fixed = [bytearray(self.size) for _ in range(self.size)]
+        for at in range(self.size):
+            self._fix(6, at, at % 2 == 0)
+            self._fix(at, 6, at % 2 == 0)
+        end = self.size - 4
+        for y, x in ((3, 3), (3, end), (end, 3)):
+            self._draw_square(y, x, 4, (0, 1, 3))
+        middles = _QR[version - 1][2]
+        for y, x in itertools.product(middles, middles):
+            # In three corners a finder is there already.
+            if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
+                self._draw_square(y, x, 2, (0, 2))
+        if version >= 7:
+            word = _qr_checked(version, 0x1F25, 12)
+            for bit in range(18):
+                near, far = bit // 3, self.size - 11 + bit % 3
+                self._fix(near, far, word >> bit & 1)
+                self._fix(far, near, word >> bit & 1)
+
+    def draw_format(self, mask: int) -> None:
+        """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
+        word = _qr_checked(mask, 0x537, 10) ^ 0x5412
+        first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
+                 *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
+        end = self.size
+        second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
+        for bit, places in enumerate(zip(first, second)):
+            for y, x in places:
+                self._fix(y, x, word >> (14 - bit) & 1)
+        self._fix(end - 8, 8, 1)
+
+    def draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
+        """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
+        bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
+        upwards = True
+        for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
+            rows = range(self.size)
+            for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
+                if not self.fixed[y][x]:
+                    self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+            upwards = not upwards
+
+    def penalty(self) -> int:
+        """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
+        rows = [bytes(row) for row in self.dark]
+        lines = rows + [bytes(column) for column in zip(*rows)]
+        runs = sum(len(run[0]) - 2 for line in lines
+                   for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
+        squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
+                      for upper, lower in zip(rows, rows[1:]) for x in range(self.size - 1))
+        finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
+        finders = sum(line.startswith(pattern, at) for line in lines
+                      for pattern in (finder + light, light + finder) for at in range(self.size))
+        percent = 100 * sum(map(sum, rows)) / self.size ** 2
+        return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
+
+    def _fix(self, y: int, x: int, dark: int) -> None:
+        self.dark[y][x], self.fixed[y][x] = int(dark), 1
+
+    def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
+        """Squares around a middle, dark at these distances; what lies outside is left out."""
+        for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
+            if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
+                self._fix(y + dy, x + dx, max(abs(dy), abs(dx)) in dark)

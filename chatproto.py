@@ -75,13 +75,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import json
 import math
+import os
 import queue
 import re
 import sched
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -90,7 +93,7 @@ import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
-                    NamedTuple, Optional, Protocol, Tuple)
+                    NamedTuple, Optional, Protocol, Tuple, Union)
 
 __version__ = "1.0"
 
@@ -409,20 +412,6 @@ def _acked_id(value: Any) -> int:
 # --- Messages: the instruction list ---
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-# What the encoder makes of a string.
-_quoted = json.encoder.encode_basestring
-
-
-def _json(value: Any) -> str:
-    """A field's value as JSON: for what most fields are without an encoder, which json makes anew
-    for each value."""
-    if type(value) is str:
-        return _quoted(value)
-    if type(value) is int or type(value) is float and math.isfinite(value):
-        return repr(value)
-    if type(value) is bool:
-        return "true" if value else "false"
-    return _encode_json(value)
 
 
 def encode_strings(texts: "list[str]") -> bytes:
@@ -447,24 +436,18 @@ class Message:
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
-        message = cls.__new__(cls)
-        # Past __init__, which takes as long as all of this where nothing may be assigned.
-        values = message.__dict__
-        for name, key, _, check, required in _wire_fields(cls):  # type: ignore[arg-type]
-            value = fields.get(key)
-            # A required one that is missing fails its check, as None.
-            if value is not None or required:
-                values[name] = check(value)
-        return message
+        return cls(**_checked(cls, fields))
 
     def encode(self) -> bytes:
         """The frame, with its line end."""
-        frame = f'{{"type":"{self.type}"' + (f',"id":{self.id}' if self.id else "")
-        for name, _, prefix, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
+        fields: "dict[str, Any]" = {"type": self.type}
+        if self.id:
+            fields["id"] = self.id
+        for name, key, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if value is not None:
-                frame += prefix + _json(value)
-        return (frame + "}\n").encode("utf-8")
+                fields[key] = value
+        return (_encode_json(fields) + "\n").encode("utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,9 +461,7 @@ class Numbered(Message):
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """As Message's; raises FrameError without an id."""
         id = cls._id_of(fields)
-        message = super().from_fields(fields)
-        message.__dict__["id"] = id
-        return message
+        return cls(id=id, **_checked(cls, fields))
 
     @staticmethod
     def _id_of(fields: "dict[str, Any]") -> int:
@@ -488,12 +469,18 @@ class Numbered(Message):
 
 
 @functools.lru_cache(maxsize=None)
-def _wire_fields(cls: Any) -> "tuple[tuple[str, str, str, Callable[[Any], Any], bool], ...]":
-    """Of each field of a message class: attribute, key on the wire, what comes before it in a
-    frame, check, whether it is required."""
-    keys = [(f, f.metadata["key"] or f.name) for f in dataclasses.fields(cls) if f.metadata]
-    return tuple((f.name, key, f',"{key}":', f.metadata["check"],
-                  f.default is dataclasses.MISSING) for f, key in keys)
+def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
+    """Of each field of a message class: attribute, key on the wire, check, whether it is
+    required."""
+    return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"],
+                  f.default is dataclasses.MISSING) for f in dataclasses.fields(cls) if f.metadata)
+
+
+def _checked(cls: Any, fields: "dict[str, Any]") -> "dict[str, Any]":
+    """The values of a message's fields. One that is required and missing fails its check, as
+    None."""
+    return {name: check(fields.get(key)) for name, key, check, required in _wire_fields(cls)
+            if required or fields.get(key) is not None}
 
 
 def _frame_id(fields: "dict[str, Any]") -> int:
@@ -508,6 +495,10 @@ class Ack(Message):
     """Confirms every numbered frame up to and including `upto`."""
     type = "ack"
     upto: int = _field(_acked_id, key="id")
+
+    def encode(self) -> bytes:
+        """The frame, with its line end: by far the most common one."""
+        return b'{"type":"ack","id":%d}\n' % self.upto
 
 
 @dataclasses.dataclass(frozen=True)
@@ -664,7 +655,7 @@ class Recalled(Message):
         """The same from chats that are encoded already."""
         end = "]" if older is None else f'],"older":{older}'
         if find is not None:
-            end += ',"find":' + _json(find)
+            end += ',"find":' + _encode_json(find)
         return (b'{"type":"history","about":%d,"entries":[' % about
                 + b",".join(frame.rstrip() for frame in frames) + end.encode("utf-8") + b"}\n")
 
@@ -748,6 +739,7 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
 _HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
 class FrameDecoder:
@@ -846,13 +838,14 @@ def _too_deep(line: bytes) -> bool:
     if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
         return False
     quoted = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-    brackets, before = b"".join(quoted[::2]).translate(None, _NO_BRACKETS), -1
+    # Of both kinds alike: where they do not match the parser stops.
+    brackets, before = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS), -1
     for _ in range(MAX_DEPTH):
         # Where nothing closes any more the other steps would change nothing.
         if len(brackets) in (0, before):
             break
         before = len(brackets)
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 
@@ -1419,7 +1412,7 @@ class MessageManager:
     """
 
     __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
-                 "sent", "acked", "_flying", "_flying_bytes", "_since", "_retries", "seen",
+                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries", "seen",
                  "_refused", "_late", "_ack_by", "_ring_at", "patient", "__weakref__")
 
     def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
@@ -1441,6 +1434,9 @@ class MessageManager:
         # Two places in the log. What lies between is in flight.
         self.sent = NOWHERE
         self.acked = NOWHERE
+        # Of what was fed last the id of its last frame, and the place behind: between these nothing
+        # is this reader's, whatever the log has there.
+        self._fed = (NOWHERE, NOWHERE)
         # How many frames of this reader lie between them, and their bytes. (A ping is not counted:
         # it is in flight with none of both.)
         self._flying = 0
@@ -1506,14 +1502,16 @@ class MessageManager:
             ring_at = self._next_ring()
         self._call(is_behind, ring_at)
 
-    def feed(self, frames: "list[bytes]", place: int) -> None:
+    def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
-        window of frames. Only while nothing is in flight (see behind())."""
+        window of frames, `last` the id of the last (0: it is the place). Only while nothing is in
+        flight (see behind())."""
         with self._lock:
             if self._flying or place < self.sent:
                 return
             was_idle = self.acked == self.sent
             self.sent = place
+            self._fed = (last or place, place)
             self._put_flying(frames, len(frames), sum(map(len, frames)), was_idle)
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1567,8 +1565,13 @@ class MessageManager:
                 raise FrameError("bad-frame", f"an ack of {id}, which was never sent")
             if id <= self.acked:
                 return False
-            rest = (0, 0) if id == self.sent else self._log.count(id, self.sent, self._reader)
-            # Below the start of the log nobody can count: then only an ACK of all opens the window.
+            last, place = self._fed
+            if last <= id < place:
+                id = place
+            rest = ((0, 0) if id == self.sent else None if id < place
+                    else self._log.count(id, self.sent, self._reader))
+            # In what was fed, and below the start of the log, nobody can count: then only an ACK of
+            # all opens the window.
             if rest is not None:
                 self._flying, self._flying_bytes = rest
             # Over what was not this reader's as well.
@@ -1616,8 +1619,9 @@ class MessageManager:
 
     @property
     def is_behind(self) -> bool:
-        """Whether this reader waits to be fed."""
-        return not self._flying and NOWHERE < self.sent < max(self._begin, self._log.start)
+        """Whether this reader waits to be fed; one that was closed does not."""
+        return (self._write is not None and not self._flying
+                and NOWHERE < self.sent < max(self._begin, self._log.start))
 
     @property
     def is_empty(self) -> bool:
@@ -1865,3 +1869,338 @@ class Inbox:
             self._events.put_nowait((int, ()))
         except queue.Full:
             pass
+
+
+# --- Addresses and discovery ---
+
+# Discovery is a question by UDP to everybody on the LAN, and each server's answer to the asker:
+#     {"roger":1,"ask":TOKEN}    padded with blanks to QUESTION_SIZE, so that no answer is longer
+#     {"roger":1,"answer":TOKEN,"name":...,"port":...,"here":...,"version":...,"tls":...,"id":...}
+# A server speaks when it is asked, and never by itself. `id` tells servers of the same name apart,
+# and is one for all the answers of a server that is asked over several interfaces.
+QUESTION_SIZE = 512
+# The groups that are asked, besides the broadcast address. Routers pass on neither.
+GROUP4, GROUP6 = "239.255.80.87", "ff02::8087"
+BROADCAST = "255.255.255.255"
+# Characters of a server's name.
+MAX_TITLE = 40
+
+# What an interface is, the likelier one to be the LAN first.
+WIRE, MACHINES, TUNNEL = range(3)
+# How the systems name the interfaces that lead to containers and virtual machines, ...
+_MACHINES = re.compile(r"^(?:docker|br-[0-9a-f]|veth|virbr|vmnet|vboxnet|vnet|lxc|lxd|podman|cni|"
+                       r"flannel|cali|kube|bridge1\d\d|awdl|llw|anpi|ap\d)|"
+                       r"vethernet|virtualbox|vmware|hyper-v|wsl", re.IGNORECASE)
+# ... and to a VPN's other end.
+_TUNNEL = re.compile(r"^(?:u?tun|tap|wg|ppp|ipsec|tailscale|zt|nordlynx|gif|stf|sit|gre|he-|ham)|"
+                     r"vpn|wireguard|wintun|tap-windows|teredo|isatap|anyconnect|fortinet|"
+                     r"zerotier|tailscale|tunnel", re.IGNORECASE)
+_IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_RUNNING = 0x1, 0x8, 0x10, 0x40
+
+
+class Address(NamedTuple):
+    """An address of this machine, on an interface that is up."""
+
+    # IPv4 or IPv6, without a zone.
+    ip: str
+    # The interface, as the system names it, and the system's number for it (0: unknown).
+    interface: str
+    number: int
+    # WIRE, MACHINES or TUNNEL.
+    kind: int
+
+    @property
+    def parsed(self) -> "Union[ipaddress.IPv4Address, ipaddress.IPv6Address]":
+        """What ipaddress knows of it."""
+        return ipaddress.ip_address(self.ip)
+
+    @property
+    def host(self) -> str:
+        """As a client on this machine would name it: a link-local one of IPv6 needs its zone."""
+        zoned = self.parsed.version == 6 and self.parsed.is_link_local
+        return f"{self.ip}%{self.interface}" if zoned else self.ip
+
+
+def own_addresses() -> "list[Address]":
+    """The addresses of this machine, 127.0.0.1 among them.
+
+    The standard library cannot list them, so the system is asked through ctypes; where that fails,
+    an address is known from the way that the system would take to the outside.
+    """
+    try:
+        found = _windows_addresses() if sys.platform == "win32" else _posix_addresses()
+    except (ImportError, OSError, AttributeError, ValueError):
+        found = []
+    if not found:
+        found = [Address(ip, "", 0, WIRE) for ip in (_routed_address(), "127.0.0.1") if ip]
+    return found
+
+
+def lan_addresses() -> "list[Address]":
+    """The addresses by which others reach this machine, the likeliest one first.
+
+    Real interfaces come before containers and tunnels, private IPv4 before other IPv4, IPv6 after
+    both; link-local IPv6 last, as browsers cannot use it. Of what is alike, the one comes first by
+    which this machine would leave the LAN.
+    """
+    routed = _routed_address()
+
+    def unlikely(address: Address) -> "tuple[Any, ...]":
+        ip = address.parsed
+        if ip.version == 6:
+            width = 3
+        else:
+            width = 2 if ip.is_link_local else 0 if ip.is_private else 1
+        return (ip.version == 6 and ip.is_link_local, address.kind, width, address.ip != routed,
+                address.number)
+    return sorted((each for each in own_addresses() if not each.parsed.is_loopback), key=unlikely)
+
+
+def in_url(host: str) -> str:
+    """`host` as it stands in a URL, or before a colon and a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _routed_address() -> str:
+    """Our address on the way to the outside, "" where there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # A documentation address (RFC 5737). connect() of a UDP socket sends nothing: it only
+            # looks the route up.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
+
+
+def _posix_addresses() -> "list[Address]":
+    """By getifaddrs(3). Its nodes begin with the same five words on Linux and the BSDs.
+
+    They are: the next node, the interface's name, flags, the address, its mask.
+    """
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    first, word = ctypes.c_void_p(), ctypes.sizeof(ctypes.c_void_p)
+    if libc.getifaddrs(ctypes.byref(first)) != 0:
+        raise OSError(ctypes.get_errno(), "getifaddrs")
+    try:
+        found, node = [], first.value
+        while node:
+            following, name, _, address = (ctypes.c_void_p * 4).from_address(node)
+            flags = ctypes.c_uint.from_address(node + 2 * word).value
+            ip = _ip_of(ctypes.string_at, address) if address else ""
+            if ip and flags & _IFF_UP and flags & _IFF_RUNNING:
+                interface = os.fsdecode(ctypes.string_at(name or 0))
+                tunnel = flags & _IFF_POINTOPOINT and not flags & _IFF_LOOPBACK
+                kind = TUNNEL if tunnel else _kind_of(interface)
+                found.append(Address(ip, interface, socket.if_nametoindex(interface), kind))
+            node = following
+        return found
+    finally:
+        libc.freeifaddrs(first)
+
+
+def _windows_addresses() -> "list[Address]":
+    """By GetAdaptersAddresses. The offsets are those of IP_ADAPTER_ADDRESSES in iptypes.h."""
+    if sys.platform != "win32":
+        return []
+    import ctypes
+    word, size = ctypes.sizeof(ctypes.c_void_p), ctypes.c_ulong(32_768)
+    for _ in range(3):
+        memory = ctypes.create_string_buffer(size.value)
+        # All families; neither anycast nor multicast addresses, nor name servers.
+        status = ctypes.windll.iphlpapi.GetAdaptersAddresses(0, 0xE, None, memory,
+                                                             ctypes.byref(size))
+        if status == 0:
+            break
+    else:
+        raise OSError(status, "GetAdaptersAddresses")
+
+    def pointer(at: int) -> int:
+        return ctypes.c_void_p.from_address(at).value or 0
+
+    def number(at: int) -> int:
+        return ctypes.c_ulong.from_address(at).value
+    found, adapter = [], ctypes.addressof(memory)
+    while adapter:
+        name = ctypes.wstring_at(pointer(adapter + 8 + 8 * word))
+        description = ctypes.wstring_at(pointer(adapter + 8 + 7 * word))
+        if_type, status = (number(adapter + at + 9 * word) for at in (28, 32))
+        index = number(adapter + 4) or number(adapter + 36 + 9 * word)
+        # PPP and tunnels by their type; "up" is 1.
+        kind = TUNNEL if if_type in (23, 131) else _kind_of(f"{name} {description}")
+        unicast = pointer(adapter + 8 + 2 * word) if status == 1 else 0
+        while unicast:
+            ip = _ip_of(ctypes.string_at, pointer(unicast + 8 + word))
+            if ip:
+                found.append(Address(ip, name, index, kind))
+            unicast = pointer(unicast + 8)
+        adapter = pointer(adapter + 8)
+    return found
+
+
+def _ip_of(string_at: Callable[[int, int], bytes], sockaddr: int) -> str:
+    """The IP address in the system's `sockaddr` at that place; "" for another family's."""
+    start = string_at(sockaddr, 2)
+    # The BSDs, macOS among them, have the length in the first byte.
+    bsd = sys.platform not in ("linux", "win32")
+    family = start[1] if bsd else int.from_bytes(start, sys.byteorder)
+    if family == socket.AF_INET:
+        return str(ipaddress.IPv4Address(string_at(sockaddr + 4, 4)))
+    if family != socket.AF_INET6:
+        return ""
+    raw = string_at(sockaddr + 8, 16)
+    if raw.startswith(b"\xfe\x80"):
+        # The BSDs' kernels keep the interface's number in here.
+        raw = raw[:2] + b"\0\0" + raw[4:]
+    return str(ipaddress.IPv6Address(raw))
+
+
+def _kind_of(interface: str) -> int:
+    """What an interface of that name leads to."""
+    if _TUNNEL.search(interface):
+        return TUNNEL
+    return MACHINES if _MACHINES.search(interface) else WIRE
+
+
+class Answer(NamedTuple):
+    """What a server says of itself to one who asks the LAN."""
+
+    name: str
+    port: int
+    here: int
+    version: str
+    tls: bool
+    id: str
+
+
+def encode_question(token: str) -> bytes:
+    """The datagram that asks who is there."""
+    return json.dumps({"roger": 1, "ask": token}, separators=(",", ":")).encode().ljust(
+        QUESTION_SIZE)
+
+
+def decode_question(data: bytes) -> Optional[str]:
+    """The token of a question; None when `data` is none, or shorter than an answer may be."""
+    token = _datagram(data).get("ask") if len(data) >= QUESTION_SIZE else None
+    # 64 printable characters are at most 128 in JSON.
+    fits = type(token) is str and len(token) <= 64 and token.isascii() and token.isprintable()
+    return token if fits else None
+
+
+def encode_answer(token: str, answer: Answer) -> bytes:
+    """The answer to the question with that token."""
+    fields = {"roger": 1, "answer": token, **answer._asdict()}
+    data = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    assert len(data) <= QUESTION_SIZE, "the parts' bounds are too large"
+    return data
+
+
+def decode_answer(data: bytes, token: str) -> Optional[Answer]:
+    """The answer to our question, None for anything else: anybody may send us anything."""
+    fields = _datagram(data)
+    try:
+        answer = Answer(*(fields.get(name, default) for name, default in _DEFAULTS.items()))
+        fits = all(type(value) is type(default)
+                   for value, default in zip(answer, _DEFAULTS.values()))
+    except TypeError:
+        fits = False
+    if not fits or fields.get("answer") != token:
+        return None
+    if not 1 <= answer.port <= 65_535 or not 0 <= answer.here <= MAX_ID:
+        return None
+    return answer._replace(name=clean_text(answer.name)[:MAX_TITLE])
+
+
+# What a field of an Answer is when an older or another server leaves it out.
+_DEFAULTS: "dict[str, Any]" = {"name": "", "port": 0, "here": 0, "version": "", "tls": False,
+                               "id": ""}
+
+
+def _datagram(data: bytes) -> "dict[str, Any]":
+    """The object in a datagram of discovery's; {} for anything else."""
+    try:
+        fields = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return fields if type(fields) is dict and fields.get("roger") == 1 else {}
+
+
+def aim(sock: socket.socket, index: int) -> None:
+    """Have what `sock` sends to a group or to everybody leave by the interface of that number.
+
+    Without a default route it would be unreachable else. Raises OSError.
+    """
+    number = struct.pack("=I", index)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, number)
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _interface(index))
+    # IP_UNICAST_IF, which takes a number in the order of the network, and macOS's IP_BOUND_IF,
+    # which does not; no module has names for them.
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.IPPROTO_IP, 25, number)
+    else:
+        option = 31 if sys.platform == "win32" else 50
+        sock.setsockopt(socket.IPPROTO_IP, option, struct.pack("!I", index))
+
+
+def listen_to_group(sock: socket.socket, index: int) -> None:
+    """Have `sock` hear what is sent to its group on the interface of that number.
+
+    Raises OSError, also when it does already.
+    """
+    if sock.family == socket.AF_INET6:
+        group = socket.inet_pton(socket.AF_INET6, GROUP6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP,
+                        group + struct.pack("=I", index))
+    else:
+        group = socket.inet_aton(GROUP4)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + _interface(index))
+
+
+def _interface(index: int) -> bytes:
+    """An interface of IPv4 by its number: Windows takes it for an address, others beside one."""
+    if sys.platform == "win32":
+        return struct.pack("!I", index)
+    return struct.pack("=4sI", b"\0\0\0\0", index)
+
+
+# --- The names of this machine ---
+
+# What routers put behind a machine's name in their LAN: nobody can have such a name lead here from
+# outside, but by the router itself.
+ROUTER_DOMAINS = frozenset(["lan", "home", "home.arpa", "fritz.box", "internal", "intranet",
+                            "localdomain", "private", "speedport.ip", "easy.box"])
+
+
+def is_own_name(name: str, others: Collection[str] = ()) -> bool:
+    """Whether this machine is called so: by itself, by its router, or by one of `others`.
+
+    What takes no time is looked at first: a resolver that does not answer takes 10 s, and is asked
+    only about names that begin as ours.
+    """
+    name, own = name.lower().rstrip("."), socket.gethostname().lower()
+    short, _, domain = own.partition(".")
+    # .local is how a LAN without a name server calls a machine (mDNS).
+    if name in ("localhost", own, short, f"{short}.local") or name in map(str.lower, others):
+        return True
+    first, _, domain = name.partition(".")
+    if first != short or not domain:
+        return False
+    return _leads_here(name) if domain in ROUTER_DOMAINS else name == _full_name()
+
+
+def _leads_here(name: str) -> bool:
+    """Whether all addresses of that name are this machine's."""
+    try:
+        found = {str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(name, None)}
+    except (OSError, UnicodeError):
+        return False
+    return found <= {each.ip for each in own_addresses()}
+
+
+@functools.lru_cache(maxsize=1)
+def _full_name() -> str:
+    return socket.getfqdn().lower()

@@ -11,7 +11,8 @@ The process ends with that pipe; until then it goes on acknowledging.
 What makes it cheap: everybody in the room is sent the same bytes. So the frames are kept once, in
 `log`, decoded and checked when they come first; what any other member receives is compared with the
 log, a whole read at a time, whatever it holds. Only what differs (an ACK, a ping, a frame that is
-missing) is taken apart. A frame's place in the log is its number. One thread, no locks. """
+missing) is taken apart. A frame's place in the log is its number. One thread, no locks.
+"""
 
 import bisect
 import contextlib
@@ -37,9 +38,8 @@ BURST = 64
 SETTLE = 0.3
 # Seconds in which nobody joins or hears anything: the rest is lost.
 STALL = 10.0
-# A late ACK is written by so many bytes,.
+# A late ACK is written after so many bytes, or so many seconds, as chatproto does.
 ACK_BYTES = 32_768
-# Or after so many seconds, as chatproto does.
 ACK_DELAY = 0.25
 # What a text begins with: speaker, its number, the time in units of 10 us, modulo 168 s. It fits
 # into 16 bytes.
@@ -50,14 +50,14 @@ UNITS, MODULO = 100_000, 1 << 24
 class Spec(NamedTuple):
     """What one process has to do."""
 
-    # Json, irc or mqtt.
+    # One of json, irc and mqtt.
     protocol: str
     port: int
     members: int
     speakers: int = 0
     # Messages under way until all have heard them.
     window: int = 1
-    # Bytes of a text.
+    # So many bytes has a text.
     size: int = 64
     # Frames by which a member acknowledges (1: at once; 0: never).
     late: int = 32
@@ -65,7 +65,8 @@ class Spec(NamedTuple):
     rate: float = 0.0
     # Further members, who never read once they are in.
     deaf: int = 0
-    prefix: str = "u"           # of the names
+    # How the members' names begin.
+    prefix: str = "u"
     # Wait until the joins are history.
     settle: bool = True
 
@@ -158,12 +159,12 @@ class Member:
 
     def __init__(self, sock, listens=True):
         self.sock, self.listens = sock, listens
-        # Its place in the log is known.
+        # Whether its place in the log is known.
         self.synced = False
         self.pos = self.off = self.acked = self.acked_off = self.said = 0
         # When a late ACK has to be written.
         self.due = 0.0
-        # Read and not a frame yet; not taken by the kernel yet.
+        # What was read and is no frame yet, and what the kernel has not taken yet.
         self.rest = self.out = b""
 
 
@@ -175,7 +176,7 @@ class Driver:
         self.selector = selectors.DefaultSelector()
         self.buffer = memoryview(bytearray(1 << 18))
         self.members, self.speakers, self.joined = [], [], 0
-        # (when an ACK is due, member); members with something in `out`.
+        # When whose late ACK is due; and the members with something in `out`.
         self.late, self.blocked = deque(), set()
         # The log: bytes, and for each frame where it ends, its number, its ACK, when it was said,
         # the chats up to it.
@@ -186,10 +187,10 @@ class Driver:
         # Members that have heard so many frames; the lowest such number.
         self.at, self.low = [0], 0
         self.listeners = self.unsynced = spec.members - (0 if self.protocol.echo else spec.speakers)
-        # Speaker -> its newest number.
+        # For each speaker its newest number.
         self.sequence = {}
         self.doubled = self.reordered = 0
-        # (when, frames heard before, and after).
+        # For each read: when, and the frames heard before and after it.
         self.heard = []
         self.orders = []                        # of fanout.py
 
@@ -203,7 +204,7 @@ class Driver:
         for i in range(spec.members + spec.deaf):
             sock = socket.create_connection(("127.0.0.1", spec.port), 30)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # No TIME_WAIT: it eats the ports.
+            # There is to be no TIME_WAIT, which eats the ports.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.setblocking(False)
             listens = i < spec.members and (self.protocol.echo or i not in speaking)

@@ -10,12 +10,13 @@ Starts each server on a free port of this machine, fills it with members from an
 (driver.py), and lets them speak: at most `window` messages are under way until every member has
 heard them. A window of 1 shows latency and what a single message costs, 64 shows throughput.
 Compared with a bare send loop and an asyncio chat (peers.py), with ngIRCd and mosquitto where they
-are installed, and with fanout_limit.c where --tools names its folder. report.py makes the table,
-page and plot.
+are installed, and with a send loop in C (fanout_limit.c, no part of this repository) where --tools
+names its folder. report.py makes the table, page and plot.
 
 The exit code is 1 when a message was lost, doubled or out of order, or a server failed: each is in
 the table. CPU, memory and wake-ups of a server are known on Linux only; elsewhere they are "-". One
-thread here, but for the one that feeds a client. """
+thread here, but for the one that feeds a client.
+"""
 
 import argparse
 import contextlib
@@ -47,7 +48,7 @@ except ImportError:             # Windows
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-# Also for the processes that multiprocessing starts.
+# This is also for the processes that multiprocessing starts.
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import driver                                   # noqa: E402
@@ -57,7 +58,7 @@ import report                                   # noqa: E402
 START = 20.0
 # Messages that a client is sent; a multiple of 32, so that its last ACK is not late.
 FEED = 64_000
-# Nothing inherited: a driver's pipe ends with this process.
+# Nothing is inherited: a driver's pipe ends with this process.
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -84,8 +85,8 @@ class Server(NamedTuple):
     command: Callable
     protocol: str = "json"
     acks: bool = True
-    most: int = 10**6           # members,
-    # And bytes of a text, that are tried.
+    # The most members, and the longest texts in bytes, that are tried.
+    most: int = 10**6
     longest: int = 10**6
 
 
@@ -291,10 +292,10 @@ def idle(options):
     """Nobody says anything."""
     with started(ROGER) as running, loaded(running, protocol="json",
                                            members=options.members) as load:
-        # Late ACKs, deadlines of the joins.
+        # Late ACKs and the deadlines of joins are due.
         time.sleep(3)
         cpu, wakeups, since = running.cpu(), running.wakeups(), time.monotonic()
-        # Two rounds of pings.
+        # That is time for two rounds of pings.
         time.sleep(31 * options.seconds)
         seconds = time.monotonic() - since
         yield {"workload": "idle", "server": ROGER.name, "members": options.members, **load.usage,
@@ -343,7 +344,7 @@ def feed(listener, times):
                  b'"got":0,"missed":0}\n')
     data = "".join(text % (i, one) for i, one in enumerate(texts, 1)).encode()
     times.append(time.monotonic())
-    # A client that gave up.
+    # It is a client that gave up.
     with contextlib.suppress(OSError):
         sock.sendall(data)
         while sock.recv(65536):
@@ -360,7 +361,7 @@ def clients(options):
         times, (master, slave) = [], pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            # Ends with the client.
+            # It ends with the client.
             threading.Thread(target=feed, args=(listener, times), name="feed", daemon=True).start()
             with child([sys.executable, *command, str(listener.getsockname()[1])], stdin=slave,
                        stdout=slave, stderr=slave,

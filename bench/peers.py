@@ -8,7 +8,8 @@ asyncio  what one writes first: asyncio streams and JSON, without ACKs, and with
 waits for a slow member.
 
 Both speak enough of Roger's frames for bench/driver.py: a join is answered by a welcome, a chat
-goes to everybody. One thread, no locks; served until killed. """
+goes to everybody. One thread, no locks; served until killed.
+"""
 
 import asyncio
 import json
@@ -19,7 +20,7 @@ import sys
 
 def bare(port):
     """The bare loop."""
-    # Partial: socket -> a line without its end.
+    # `partial` has for each socket its line without an end.
     selector, members, partial = selectors.DefaultSelector(), [], {}
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     selector.register(listener, selectors.EVENT_READ)

@@ -3,9 +3,9 @@ in, text out."""
 
 import math
 
-# Of the time: a driver that is busier, or waits for a core, may be the bottleneck.
+# A part of the time: a driver that is busier, or waits for a core, may be the bottleneck.
 BUSY = 0.85
-# Title, key, format; a column without a figure is left out.
+# Title, key and format of each column; one without a figure is left out.
 COLUMNS = [
     ("workload", "workload", "{}"), ("members", "members", "{:,}"), ("server", "server", "{}"),
     ("deliveries/s", "rate", "{:,.0f}"), ("of bare loop", "of_bare", "{:.2f}"),

@@ -11,7 +11,8 @@ Chrome's DevTools Protocol.
     browser.close()
 
 Nothing sleeps: wait() is a promise in the page, which looks whenever the page changes, and every 20
-ms for what is no element. """
+ms for what is no element.
+"""
 
 import base64
 import itertools
@@ -83,11 +84,11 @@ class Browser:
         self._ids = itertools.count(1)
         # Protects the table below.
         self._lock = threading.Lock()
-        # Id -> queue of one.
+        # For each id of a call, a queue for its one answer.
         self._answers = {}
         # Exceptions and console errors of all pages, as text.
         self.events = queue.Queue()
-        # Ends with the process.
+        # It ends with the process.
         self._reader = threading.Thread(target=self._read, name="browser", daemon=True)
         self._reader.start()
 
@@ -149,7 +150,7 @@ class Browser:
     def close(self):
         """End the browser; may be called twice."""
         if self._process.poll() is None:
-            # Its helpers, too: they would write to the profile once more.
+            # Its helpers end, too: they would write to the profile once more.
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(TIMEOUT)
         self._reader.join(TIMEOUT)
@@ -277,7 +278,7 @@ class Tab:
     def forget(self):
         """Leave the page, and nothing of it in the storage: for the next test. Far cheaper than
         another tab."""
-        # It would keep all of it when it goes.
+        # Otherwise the page would keep all of it when it goes.
         self.js("store = () => true; sessionStorage.clear(); localStorage.clear()")
         self.call("Page.navigate", url="about:blank")
         self.size()

@@ -10,7 +10,8 @@ messages that were acknowledged, then a random moment more), and is started agai
 its file. In the end everybody says a last word, and HistoryChecker judges what each has said and
 heard; check_file() judges the file: nothing that was acknowledged is lost, nothing is there twice,
 one order, for everybody and in the file. And nobody's session is forgotten: every welcome but the
-first is a resume. """
+first is a resume.
+"""
 
 import argparse
 import logging
@@ -99,7 +100,7 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
             target = acknowledged(talkers) + chance.randint(least, most)
             wait_until(lambda: acknowledged(talkers) >= target or any(t.ended for t in talkers),
                        what=lambda: f"no progress: {server.stderr_text()[-2000:]}")
-            # Anywhere between two commits, or within one.
+            # It dies anywhere between two commits, or within one.
             stop.wait(chance.uniform(0, 0.01))
             server.kill()
             down = time.monotonic()

@@ -49,7 +49,7 @@ def serve():
         return servers[-1]
     yield start
     for server in servers:
-        # Faster than to stop it, and stopping is tested elsewhere.
+        # To kill it is faster than to stop it, and stopping is tested elsewhere.
         server.kill()
     for server in servers:
         server.assert_no_bug()

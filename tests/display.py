@@ -122,7 +122,7 @@ class Display:
     def new_terminal(self, rows, columns):
         terminal = Terminal(rows, columns, **self.options)
         terminal.feed(chat_client.Terminal.ENTER.encode())
-        # Saving the wheel's mode, which the model does not know.
+        # It saves the wheel's mode, which the model does not know.
         terminal.unknown.clear()
         return terminal
 

@@ -95,7 +95,7 @@ class ServerProcess:
         self.lines = []
         # The first line, or "" for the end of stdout.
         self._first = queue.Queue()
-        # Ends with the process.
+        # It ends with the process.
         self._reader = threading.Thread(target=self._read, args=(self.process, self.lines),
                                         name="server stdout", daemon=True)
         self._reader.start()
@@ -194,12 +194,23 @@ class ServerProcess:
             return next(int(line.split()[1]) for line in file if line.startswith(key + ":"))
 
 
-def start_server(*args, env=None, port=0, files=None, program=None):
+def sockets_of(system):
+    """The environment in which a Python process on Linux has sockets like those of "windows" or
+    "macos": othersystems/sitecustomize.py says which differences that makes. None: as they are."""
+    if system is None:
+        return ENVIRONMENT
+    return {**ENVIRONMENT, "ROGER_SOCKETS": system,
+            "PYTHONPATH": str(ROOT / "tests" / "othersystems")}
+
+
+def start_server(*args, env=None, port=0, files=None, program=None, sockets=None):
     """Start `chat_server.py PORT *args` with this Python and wait until it listens.
 
     `env` is added to the environment, `files` limits the descriptors, `program` is what Python is
-    to run in place of the server's module: arguments such as ("-c", SOURCE).
+    to run in place of the server's module: arguments such as ("-c", SOURCE). `sockets` is the
+    system whose sockets it is to have: "windows" or "macos".
     """
+    env = {**sockets_of(sockets), **(env or {})}
     command = SERVER if program is None else [sys.executable, *program]
     return ServerProcess([command, port, *map(str, args)], env, files)
 

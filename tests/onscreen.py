@@ -12,7 +12,7 @@ LEFT, RIGHT, UP, HOME, END, DELETE, PAGE_UP, PAGE_DOWN = (
 ALT_ENTER, BACKSPACE = "\x1b\r", "\x7f"
 CTRL_C, CTRL_D, CTRL_U, CTRL_W, CTRL_Z = "\x03", "\x04", "\x15", "\x17", "\x1a"
 INDENT = "      "
-# Erases, sets the title, returns, turns around, rings, moves up.
+# It erases, sets the title, returns, turns around, rings, moves up.
 EVIL = "\x1b[2J\x1b]0;title\x07\r\u202e\x07\x9b5A\n\x08"
 WELCOME = {"type": "welcome", "name": "ann", "session": "s", "epoch": "e", "users": ["ann"],
            "last": 0}

@@ -28,7 +28,7 @@ try:
     import pty
     import termios
 except ImportError:
-    # Windows: neither of them runs there.
+    # This is Windows, and neither of them runs there.
     pty = None
 
 
@@ -39,13 +39,14 @@ class Program:
     `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at
     `terminal` in wait_until(), in snapshot(), or after wait_exit(): in between, the reader feeds
     it. `process` is the Popen, `chunks` has (seconds since the start, bytes) for each read,
-    `first_settings` what settings() was before the command ran. """
+    `first_settings` what settings() was before the command ran.
+    """
 
     def __init__(self, command, rows=24, columns=80, env=None, cwd=None, **options):
         self.terminal = Terminal(rows, columns, **options)
         self.chunks = []
         self._output = bytearray()
-        # Typed, but the command does not read.
+        # What was typed while the command does not read.
         self._unsent = bytearray()
         # All that it printed has been read.
         self._ended = False
@@ -53,7 +54,7 @@ class Program:
         # Protects the terminal and all of the above; a leaf.
         self._changed = threading.Condition(threading.Lock())
         self._master, self._slave = pty.openpty()
-        # Wakes the reader when there is something unsent.
+        # To write to it wakes the reader when there is something unsent.
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._master, False)
         self.first_settings = self._last_settings = termios.tcgetattr(self._slave)
@@ -66,9 +67,9 @@ class Program:
             start_new_session=True,
             env={name: value for name, value in variables.items() if value is not None},
             preexec_fn=take_terminal)
-        # Ends after the waiter.
+        # It ends after the waiter.
         self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)
-        # Ends with the process.
+        # It ends with the process.
         self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)
         self._reader.start()
         self._waiter.start()
@@ -103,7 +104,8 @@ class Program:
         ends or takes too long.
 
         It is asked now, and when something has arrived: a state that lasts for one chunk only may
-        pass between. The lock is held, so it must not call this object. """
+        pass between. The lock is held, so it must not call this object.
+        """
         deadline = time.monotonic() + TIMEOUT
         with self._changed:
             while not (result := predicate(self.terminal)):
@@ -186,7 +188,7 @@ class Program:
             except BlockingIOError:
                 data = None
             except OSError:
-                # EIO: how Linux says that the other side is closed.
+                # It is EIO, by which Linux says that the other side is closed.
                 data = b""
             if data == b"" or data is None and self._closed:
                 break
@@ -209,7 +211,7 @@ class Program:
 
     def _await(self):
         self.process.wait()
-        # Open until now: some systems forget the settings with the last close.
+        # It was open until now: some systems forget the settings with the last close.
         with self._changed:
             self._last_settings = termios.tcgetattr(self._slave)
             os.close(self._slave)
@@ -220,7 +222,7 @@ def take_terminal():
     """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in
     the background."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # Nohup ignores the last.
+    # (nohup ignores the last one.)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

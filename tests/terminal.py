@@ -39,13 +39,13 @@ SEQUENCE = re.compile(
     r"\x1b(?:\[(?P<params>[0-?]*)(?P<key>[ -/]*[@-~])|"
     r"\](?P<osc>[^\x07\x18\x1a\x1b]*)(?:\x07|\x1b\\)|"
                       r"[PX^_][^\x18\x1a\x1b]*\x1b\\|(?P<esc>[ -/]*[0-OQ-WYZ\\`-~]))")
-# Of one; longest match.
+# The beginning of a sequence, the longest that fits.
 BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x18\x1a\x1b]*|[ -/]*)")
 ON = {1: "bold", 2: "dim", 3: "italic", 4: "underline", 5: "blink", 7: "reverse", 8: "hidden",
       9: "strike", 21: "underline"}
 OFF = {22: {"bold", "dim"}, 23: {"italic"}, 24: {"underline"}, 25: {"blink"}, 27: {"reverse"},
        28: {"hidden"}, 29: {"strike"}}
-# Those with ? that are known.
+# The modes with ? that are known.
 MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049, 2004, 2026}
 
 
@@ -82,7 +82,8 @@ class Terminal:
     to `on_reply`) and `scrollback` (lines that have left the main screen at its top) only grow.
     `modes` is the set of private modes that are on. `painted` (cells printed), `rows_touched`
     (printed or erased), `scrolls` and `bells` start anew with reset_counters(). `alternate`: the
-    alternate screen is shown. """
+    alternate screen is shown.
+    """
 
     def __init__(self, rows=24, columns=80, joins_emoji=True, widens=True, on_reply=None):
         self.rows, self.columns = rows, columns
@@ -90,7 +91,7 @@ class Terminal:
         self.titles, self.unknown, self.replies = [], [], bytearray()
         self.scrollback = collections.deque(maxlen=SCROLLBACK)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # The beginning of a sequence.
+        # What has come of a sequence that is not whole yet.
         self._unparsed = ""
         self.reset_counters()
         self._reset()
@@ -390,7 +391,7 @@ class Terminal:
         self._style, self._saved = frozenset(), {}
         self._main, self._other = ([self._blank(self.columns) for _ in range(self.rows)]
                                    for _ in range(2))
-        # The one that is shown.
+        # The screen that is shown.
         self._grid = self._main
         self._top, self._bottom = 0, self.rows - 1
         # _pending: the last column was printed to, the next character wraps.

@@ -3,7 +3,8 @@
 Every test with `connect` has a bystander pair of members: they chat before the bad input and after
 it, and then the server has to be alive, with no bug of its own on its stderr. The malformed lines
 are those of test_chatproto. (test_room_doors.py has what a real server would take seconds or luck
-to show.) """
+to show.)
+"""
 
 import itertools
 
@@ -57,16 +58,22 @@ class Others:
         "renamed") and name in (f["name"], f.get("to"))]
 
 
-@pytest.fixture
-def others(server):
-    """The bystander pair; they chat before and after."""
+@pytest.fixture(scope="module")
+def bystanders(server):
+    """The same two for all tests: who is not disturbed by any of them is disturbed by none."""
     others = Others(server.port)
-    others.chat()
     yield others
-    others.chat()
-    server.assert_healthy()
     for client in others.pair:
         client.close()
+
+
+@pytest.fixture
+def others(server, bystanders):
+    """The bystander pair; they chat before and after."""
+    bystanders.chat()
+    yield bystanders
+    bystanders.chat()
+    server.assert_healthy()
 
 
 @pytest.fixture
@@ -104,7 +111,7 @@ def assert_works(client):
     text = f"still here {next(_numbers)}"
     id = client.say(text)
     heard = acknowledged = None
-    # In either order: the message may wait behind a replay.
+    # They come in either order: the message may wait behind a replay.
     while heard is None or acknowledged is None:
         frame = client.recv()
         if frame["type"] == "ack" and frame["id"] >= id:

@@ -64,7 +64,7 @@ def events(path):
 
 
 def test_chat_log_writes_what_waits_before_it_ends(make, path):
-    """close() returns when all is in the file; what was there stays, and what comes later is not."""
+    """close() returns when all is in the file; what comes later is not."""
     path.write_text("before\n")
     log = make()
     for number in range(1_000):
@@ -80,7 +80,7 @@ def test_chat_log_writes_what_waits_before_it_ends(make, path):
     ([ALL, 0, 0, ALL], None, 2), ([ALL, 10, 0, 0, ALL], "[", 2),
     ([ALL, 24, 0, 0, 0, ALL], "lo", 3), ([ALL, 0], None, 1)])
 def test_chat_log_goes_on_after_a_full_disk(make, path, disk, script, torn, missing, caplog):
-    """Whatever came of a line: what is written next begins a line, and says how many are missing."""
+    """Whatever came of a line, the next begins a line, and says how many are missing."""
     disk.script = iter(script)
     log = make()
     log.write("first")
@@ -108,7 +108,7 @@ def test_chat_log_full_disk_to_the_end(make, path, disk, caplog):
 
 
 def test_chat_log_slow_disk_drops_lines_and_counts_them(make, path, disk, monkeypatch):
-    """A disk that hangs keeps nobody waiting; the file says where lines are missing and how many."""
+    """A disk that hangs keeps nobody waiting; the file says where lines are missing."""
     monkeypatch.setattr(chat_server.ChatLog, "WAITING", 1_000)
     log = make()
     log.write("first")

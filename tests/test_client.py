@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from chatproto import MAX_TEXT, QUEUE_BYTES
+from chat_client import UNSENT_BYTES
+from chatproto import MAX_TEXT
 from harness import (ENVIRONMENT, ROOT, TIMEOUT, RawClient, client_command, heed_interrupts,
                      posix_only, run_client, run_python, start_server)
 
@@ -329,7 +330,7 @@ def test_pipe_of_long_lines_loses_none(serve, tmp_path):
     log = tmp_path / "chat.log"
     server = serve("--log", log)
     lines = [f"{number} " + "x" * 8_000 for number in range(1_200)]
-    assert sum(map(len, lines)) > QUEUE_BYTES
+    assert sum(map(len, lines)) > UNSENT_BYTES
     done = run_client(server.port, input="\n".join(lines).encode())
     assert done.returncode == 0 and done.stderr == b""
     said = [line.partition("> ")[2] for line in log.read_text(encoding="utf-8").splitlines()

@@ -243,7 +243,7 @@ def test_keys_garbage():
     (f"|{KEYCAP}x", "right", f"{KEYCAP}|x"),
 ])
 def test_editor_key(before, name, after):
-    """Each key does to the line what CONVENTIONS.md says, by what a reader takes for characters."""
+    """Each key does to the line what its name says, by what a reader takes for characters."""
     editor = editor_of(before)
     assert press(editor, name) == after
 

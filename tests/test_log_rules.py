@@ -361,6 +361,23 @@ def test_feed_without_frames_moves_on():
     assert line.sent() == pings(9, 10)
 
 
+def test_ack_of_the_last_frame_that_was_fed():
+    """What lies between it and the place of the piece is not this reader's: nothing is in flight
+    after it, and nobody is retried to death over it. An ACK below it opens nothing."""
+    line = Line(opened=False)
+    line.add(*range(1, 101))
+    line.publish()
+    line.manager.open(0, begin=90)
+    line.manager.feed([Ping(id).encode() for id in (3, 7)], 90, 7)
+    assert line.sent() == pings(3, 7, *range(91, 101))
+    assert line.manager.take_ack(3) and line.in_flight[0] == 12 and line.manager.acked == 3
+    assert line.manager.take_ack(7) and line.in_flight[0] == 10 and line.manager.acked == 90
+    assert not line.manager.take_ack(7)
+    line.manager.take_ack(100)
+    line.time.advance(20)
+    assert line.sent() == [] and line.manager.is_empty and line.deaths == []
+
+
 def test_retry_of_what_was_fed_is_an_event():
     """The log has not what is in flight: the owner is asked for it, once each retry, and after
     three of them the reader is dead."""

@@ -33,7 +33,7 @@ def test_console_commands(console, peer):
     window.expect("bob is out")
     assert bob.recv_until("booted")["reason"] == "spamming and more" and bob.eof()
     assert ann.recv_until("left", name="bob")["reason"] == "booted: spamming and more"
-    # Booted is not banned.
+    # To be booted is not to be banned.
     bob = peer(port, "bob")
     window.type("/ban bob 10m")
     window.expect("bob is banned")
@@ -47,9 +47,9 @@ def test_console_commands(console, peer):
     window.type("/unban bob", "/banned")
     window.expect("bob may come back")
     window.expect("nobody is banned")
-    # Or the end waits for its ACK.
+    # Otherwise the end waits for its ACK.
     peer(port, "bob").close()
-    # Before the answers below.
+    # This comes before the answers below.
     window.expect(r".* (left|lost): bob.*")
     window.type("/wrong", "hello", "/boot", "/boot nobody", "/ban", "/ban x 5y", "/unban nobody",
                 "/say", "/motd x", "/motd", "")

@@ -83,7 +83,7 @@ def test_terminal_commands(serve, peer, chat):
     ann.type("  /not a command", "the end")
     bob.recv_until("chat", text="the end")
     ann.type("/quit", "never said")
-    # One of the whispers was refused.
+    # It is 1, as one of the whispers was refused.
     assert ann.end() == 1
     assert ann.printed.endswith(
         "\nchat_client: not delivered: hello (nobody here is called nobody)\n")
@@ -176,7 +176,7 @@ def test_terminal_is_safe_from_a_hostile_server(chat, terminal):
               {"type": "joined", "id": 1, "name": evil, "at": 2**53 - 1},
               {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": evil, "text": "hi \u202e", "at": 0, "to": evil},
-              # No text: not shown.
+              # This is no valid text, and is not shown.
               {"type": "chat", "id": 4, "from": evil, "text": evil, "at": 0},
               {"type": "error", "id": 5, "code": evil, "text": evil},
               {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},

@@ -5,7 +5,7 @@ import pytest
 
 import chat_server
 from chat_server import JOIN_TIMEOUT, LAST_WORDS
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, QUEUE_FRAMES, WINDOW, ConnectionClosed,
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, WINDOW, ConnectionClosed,
                        FrameDecoder, name_key)
 from harness import frame
 from roombench import Bench
@@ -146,14 +146,14 @@ def test_gone_before_the_welcome(bench, together):
 
 
 def test_gone_before_a_long_replay(bench):
-    """Who comes back for a replay longer than a queue, and is gone between welcome and replay,
+    """Who comes back for a replay of many windows, and is gone between welcome and replay,
     costs nobody a frame."""
     bob, ann = bench.visitor(), bench.visitor()
     bob.auto_ack = True
     bob.join("bob")
     ann.join("ann")
     ann.lose()
-    for start in range(0, QUEUE_FRAMES + 100, 50):
+    for start in range(0, 10 * WINDOW, 50):
         for number in range(start, start + 50):
             bench.say(f"number {number}")
         bench.settle()
@@ -162,6 +162,32 @@ def test_gone_before_a_long_replay(bench):
     bench.say("after")
     bench.settle()
     assert chat_texts(bob.read()) == ["after"]
+
+
+# --- Newcomers ---
+
+@pytest.mark.parametrize("between", [1, WINDOW + 10])
+def test_newcomer_behind_many_that_came_and_went(between):
+    """What lies between the last chat and its own join is not a newcomer's: it confirms the chat
+    and hears on, and is not given up for dead."""
+    bench = Bench(grace=0)
+    bob = bench.member("bob")
+    bob.say("hello")
+    bob.take()
+    for number in range(between):
+        bench.member(f"m{number}").send(frame("leave", id=1))
+        bench.advance(0.3)
+        bob.take()
+    ann = bench.visitor("ann")
+    ann.mute = False
+    ann.send(frame("join", name="ann"))
+    assert ann.texts() == ["hello"] and ann.in_flight == 0
+    bob.say("bye")
+    assert ann.texts() == ["bye"]
+    for _ in range(20):
+        bench.advance(1)
+        ann.take(), bob.take()
+    assert not ann.is_over
 
 
 # --- Many ---
@@ -236,7 +262,7 @@ def test_room_with_more_members_than_are_listed(monkeypatch):
     assert ann.take() == []
     eve.send(frame("leave", id=2))
     bench.advance(1)
-    # Nobody had been told of her.
+    # Nobody had been told of eve.
     assert ann.take() == []
     bob.send(frame("leave", id=1))
     bench.advance(1)

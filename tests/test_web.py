@@ -69,7 +69,7 @@ def test_page_asks_nobody_else():
     """No address in the page leads elsewhere, nothing is loaded, and no text of others is ever
     taken for markup."""
     page = (harness.ROOT / "chat_web.html").read_text(encoding="utf-8")
-    # The name of SVG.
+    # That is the name of SVG.
     assert set(re.findall(r"https?://[\w.]+", page)) <= {"http://www.w3.org"}
     assert not re.search(
         r"\bsrc=|@import|url\(|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|\son\w+=",
@@ -184,7 +184,7 @@ def test_peer_that_has_sent_one_byte_costs_nothing(server):
     before = ticks()
     # What is looked at is that nothing happens.
     threading.Event().wait(0.3)
-    # Of 30 or more.
+    # Who spins uses 30 or more.
     assert ticks() - before < 15
     for sock in socks:
         sock.close()

@@ -168,7 +168,7 @@ def test_keys_in_any_pieces(window, join):
     for byte in (KEYS + "\r").encode():
         ann.type(bytes([byte]))
         deadline = time.monotonic() + TIMEOUT
-        # Until the client has read it.
+        # Wait until the client has read it.
         while struct.unpack("i", fcntl.ioctl(ann._slave, termios.FIONREAD, b"\0" * 4))[0]:
             assert time.monotonic() < deadline, "the client does not read"
             tick.wait(0.0005)
@@ -322,7 +322,7 @@ def test_hostile_server(launch):
               {"type": "renamed", "id": 2, "name": EVIL, "to": EVIL, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": EVIL, "text": "hi \u202e", "at": 0, "to": EVIL},
               {"type": "chat", "id": 4, "from": EVIL, "text": "me", "at": 0},
-              # No text: not shown.
+              # This is no valid text, and is not shown.
               {"type": "chat", "id": 5, "from": "bob", "text": EVIL, "at": 0},
               {"type": "error", "id": 6, "code": EVIL, "text": EVIL},
               {"type": "left", "id": 7, "name": EVIL, "at": 0, "reason": EVIL},

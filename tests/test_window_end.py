@@ -1,6 +1,7 @@
 """How the client in a terminal ends, however it ends, and that the terminal is as it was; that it
 can be stopped and continued; and what it does on terminals that can less. (test_window.py: what is
-shown while it runs.) """
+shown while it runs.)
+"""
 
 import os
 import re
@@ -140,7 +141,7 @@ def test_end_with_unsent(window, join, paused):
     ann.wait_for("waiting for the ACK of 1 message, Ctrl-C gives up")
     ann.type(CTRL_C)
     assert ann.wait_exit() == 130
-    # Echoed before or after what is printed.
+    # The ^C is echoed before or after what is printed.
     lines = [line.replace("^C", "") for line in left_behind(ann)]
     assert [line for line in lines[1:] if line] == ["chat_client: not confirmed: unsent"]
     resume()
@@ -232,7 +233,7 @@ def test_stop_and_continue(window):
     before, raw = ann.snapshot(), ann.settings()
     ann.signal(signal.SIGSTOP)
     import termios
-    # As a shell does.
+    # A shell does this.
     termios.tcsetattr(ann._slave, termios.TCSANOW, ann.first_settings)
     ann._locked(
         lambda: ann.terminal.feed(b"\x1b[?1049l\x1b[?2004l\x1b[?7h\x1b[2J\x1b[Hready> jobs"))

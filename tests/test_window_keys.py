@@ -56,7 +56,7 @@ def window(monkeypatch):
         window._paint()
     window.hear = hear
     yield window
-    # Else it waits for the ACK of its leave.
+    # Otherwise close() waits for the ACK of its leave.
     window.client.closed()
     window.client.close()
 

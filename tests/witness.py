@@ -26,13 +26,13 @@ class Talker:
     def __init__(self, port, name):
         self.history = History(name)
         self.connections = self.lost = 0
-        # Welcomes that were no resumes.
+        # How many welcomes were no resumes.
         self.fresh = 0
         self.welcome = None             # the newest
         self.ended = ""
-        # The last one of each Said.
+        # The last state of each Said.
         self._states = {}
-        # (what happened, name) of the list of users.
+        # What happened to the list of users: a type and a name each.
         self.names = []
         self.client = ChatClient("127.0.0.1", port, name, on_welcome=self._on_welcome,
                                  on_message=self._on_message,
@@ -76,17 +76,17 @@ class History:
 
     def __init__(self, name):
         self.name = name
-        # Of the run of ids it is in.
+        # The epoch of the run of ids that this member is in.
         self.epoch = ""
-        # Epoch -> the newest id when it came: it hears what has a greater one.
+        # For each epoch the newest id when this member came: it hears what has a greater one.
         self.since = {}
         # Frames that the server could not replay.
         self.missed = 0
-        # (epoch, Chat) as they were heard.
+        # Pairs of an epoch and a Chat, as they were heard.
         self.chats = []
         # Said, in the order of saying.
         self.said = []
-        # (epoch, text, state): the changes, as they were told.
+        # Each change as it was told: epoch, text and state.
         self.states = []
 
     def welcomed(self, welcome):
@@ -125,7 +125,8 @@ class HistoryChecker:
 
     `epoch` is the run of ids to judge (the only one where there was no restart). Losses are looked
     for among the messages whose ACK came in that run: in a crash without history what was
-    acknowledged before it may be gone. """
+    acknowledged before it may be gone.
+    """
 
     def __init__(self, histories, epoch):
         self._histories = histories
