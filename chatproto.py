@@ -1614,7 +1614,7 @@ class MessageManager:
     @property
     def is_behind(self) -> bool:
         """Whether this reader waits to be fed; one that was closed does not."""
-        return (self._write is not None and not self._flying
+        return (self._ring_at > -math.inf and not self._flying
                 and NOWHERE < self.sent < max(self._begin, self._log.start))
 
     @property
