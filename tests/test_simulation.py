@@ -37,7 +37,8 @@ FAULTS = {
         ("chat_server", "        for number, _, _, frame in history.refusals():\n",
          "        for number, _, _, frame in ():\n")],
     "3: private messages go to everybody": [
-        ("chat_server", "(session,) if recipient is session else (session, recipient))", "())")],
+        ("chat_server", "            self._delivery.add(chat, both, speaker=session)\n",
+         "            self._delivery.add(chat, speaker=session)\n")],
     "3: a reader takes what is private to others for its own": [
         ("chatproto", "            if audience is None or reader in audience:\n"
          "                room_bytes -=", "            if True:\n                room_bytes -=")],
@@ -45,7 +46,7 @@ FAULTS = {
         ("chatproto", "            if piece.frames:\n                break\n",
          "            break\n")],
     "4: who is concerned takes the fast way": [
-        ("chatproto", "and news.data and self._reader not in news.concerned", "and news.data")],
+        ("chatproto", "\n                    and self._reader not in news.concerned):", "):")],
     "4: a reader that is behind takes the fast way": [
         ("chatproto", "            if (news.after <= self.sent < news.first and",
          "            if (")],
@@ -115,10 +116,10 @@ FAULTS = {
     "a client's ids start again with each connection": [
         ("chat_client", "        self._session, self._epoch = welcome.session, welcome.epoch\n",
          "        self._session, self._epoch = welcome.session, welcome.epoch\n"
-         "        self._last_id = 0\n")],
+         "        self._sayings.last_id = 0\n")],
     "a broken connection takes what was in flight along": [
-        ("chat_client", "        self.manager.open(self._log.start, seen=seen)\n",
-         "        self.manager.open(self._log.end, seen=seen)\n")],
+        ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",
+         "        self.manager.open(self._sayings.log.end, seen=seen)\n")],
     "no grace time": [
         ("chat_server", "        self._alarm.at(lost_at + self._settings.grace,\n",
          "        self._alarm.at(lost_at,\n")],
@@ -130,9 +131,7 @@ FAULTS = {
          "            self.here -= 1\n            self.users.pop(name_key(message.name), None)\n",
          "            self.here -= 1\n")],
     "an ACK counts as sent for all that was said": [
-        ("chat_client",
-         "            self._settle(message.upto)\n            # The answer",
-         "            self._settle(self._last_id)\n            # The answer")],
+        ("chat_client", "settle(message.upto))", "settle(self._sayings.last_id))")],
     "a commit that failed is forgotten": [
         ("chat_server", "            self._hold(str(error))\n            return False\n",
          "            self._rows.clear()\n            return True\n")],
