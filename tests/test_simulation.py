@@ -46,10 +46,9 @@ FAULTS = {
         ("chatproto", "            if piece.frames:\n                break\n",
          "            break\n")],
     "4: who is concerned takes the fast way": [
-        ("chatproto", "\n                    and self._reader not in news.concerned):", "):")],
+        ("chatproto", "\n                        and self._reader not in news.concerned)", ")")],
     "4: a reader that is behind takes the fast way": [
-        ("chatproto", "            if (news.after <= self.sent < news.first and",
-         "            if (")],
+        ("chatproto", "is_usual = (news.after <= self.sent < news.first and", "is_usual = (")],
     "5: a reader below the start of the log is forgotten": [
         ("chatproto", "                return not self._flying\n",
          "                return False\n")],
@@ -121,8 +120,9 @@ FAULTS = {
         ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",
          "        self.manager.open(self._sayings.log.end, seen=seen)\n")],
     "no grace time": [
-        ("chat_server", "        self._alarm.at(lost_at + self._settings.grace,\n",
-         "        self._alarm.at(lost_at,\n")],
+        ("chat_server", "session.lost_at + self._settings.grace)", "session.lost_at)"),
+        ("chat_server", "            if self._alarm.clock() < lost_at + self._settings.grace:\n",
+         "            if False:\n")],
     "the client does not look at the epoch": [
         ("chat_client", "            if welcome.epoch != self._epoch or welcome.last < seen:",
          "            if False:")],
@@ -158,12 +158,11 @@ FAULTS = {
         ("chat_server", "        for number in (None, session.number):\n            said",
          "        for number in list(self._chats):\n            said")],
     "a restart gives no grace time": [
-        ("chat_server",
-         "                session.here_since = self._journal.last\n"
+        ("chat_server", "                session.here_since = self._journal.last\n"
          "                self._await(session)\n",
          "                session.here_since = self._journal.last\n"
          "                self._alarm.at(0, lambda session=session: self._post("
-         "self.grace_over, session, session.lost_at))\n")],
+         "self.leave, session, 'gone away'))\n")],
 }
 
 
