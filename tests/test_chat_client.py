@@ -1,5 +1,5 @@
-"""A ChatClient as a bot uses it: its ends, its callbacks and their faults, and what it says when the
-network is silent. The server runs in this process."""
+"""A ChatClient as a bot uses it: its ends, its callbacks and their faults, and what it says when
+the network is silent. The server runs in this process."""
 
 import queue
 import socket
