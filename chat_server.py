@@ -1118,8 +1118,10 @@ class Journal:
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
     def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, of what is published."""
-        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)
+        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+        published."""
+        count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
+        return min(self.log.oldest(count), self.log.end)
 
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
