@@ -2807,10 +2807,10 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.web: Any = None
         # Protects the three below; a leaf.
         self._lock = threading.Lock()
-        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket
-        # while its first bytes are awaited.
-        self._connections: "dict[threading.Thread, Any]" = {}
-        # Connections of each address.
+        # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
+        # bare socket while its first bytes are awaited. The oldest first.
+        self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
+        # Connections of each origin.
         self._addresses: "collections.Counter[str]" = collections.Counter()
         self._closed = False
         # Ends the wait of an acceptor that ran out of descriptors.
@@ -2854,7 +2854,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         while self.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
-            if all(link.manager.is_empty for link in links
+            if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
 
@@ -2876,7 +2876,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             threads = dict(self._connections)
         # First: that they are all lost now is no news.
         self.sequencer.stop()
-        for connection in threads.values():
+        for _, connection in threads.values():
             # What was written still arrives, then the end.
             connection.cut()
         for thread in threads:
@@ -2906,16 +2906,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         with self._lock:
-            same = -1 if _is_loopback(address) else self._addresses[address]
+            same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
             unjoined = len(self._connections) - self.room.connected
-        if same >= self.settings.max_per_address:
-            what = f"{same} connections from {address}"
-        elif unjoined >= UNJOINED:
-            what = f"{unjoined} connections that have not joined"
-        else:
+        if same < self.settings.max_per_address:
+            if unjoined >= UNJOINED:
+                self._cut_unjoined()
             return True
+        what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         try:
             request.send(Error(0, "full", f"the limit is reached: {what}").encode())
@@ -2923,6 +2922,22 @@ class ChatServer(socketserver.ThreadingTCPServer):
         except OSError:
             pass
         return False
+
+    def _cut_unjoined(self) -> None:
+        """Make room for who comes next: a few of those that have not joined are cut, the oldest of
+        the address that has most of them. So nobody else is kept out."""
+        origins: "dict[str, list[tuple[threading.Thread, Any]]]" = {}
+        with self._lock:
+            for thread, (origin, connection) in self._connections.items():
+                if getattr(connection, "session", None) is None:
+                    origins.setdefault(origin, []).append((thread, connection))
+            origin, oldest = max(origins.items(), key=lambda item: len(item[1]), default=("", []))
+            del oldest[CUT_AT_ONCE:]
+            for thread, _ in oldest:
+                del self._connections[thread]
+        self._complain(f"too many connections have not joined: the oldest from {origin} are cut")
+        for _, connection in oldest:
+            connection.cut()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, when the room is not behind. It ends with the
@@ -2960,24 +2975,24 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def attend(self, request: socket.socket, client_address: Any) -> None:
         """Serve one connection to its end: frames, a request of a browser, or frames over the
         WebSocket that it asked for."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         wire = MessageSocket(request) if self.web is None else self.web.socket(request)
         thread = threading.current_thread()
         with self._lock:
             if self._closed:
                 return
-            self._connections[thread] = wire
-            self._addresses[address] += 1
+            self._connections[thread] = origin, wire
+            self._addresses[origin] += 1
         try:
-            self._serve(thread, wire, address)
+            self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
-                del self._connections[thread]
-                self._addresses[address] -= 1
-                # Forgets those of which there are none.
-                self._addresses += collections.Counter()
+                self._connections.pop(thread, None)
+                self._addresses[origin] -= 1
+                if not self._addresses[origin]:
+                    del self._addresses[origin]
 
-    def _serve(self, thread: threading.Thread, wire: Any, address: str) -> None:
+    def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.alarm.clock()
         spoken: Any = wire
         if self.web is not None:
@@ -2988,10 +3003,12 @@ class ChatServer(socketserver.ThreadingTCPServer):
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
         connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
-                                self.settings.rate, join_by)
+                                self.settings.rate, join_by, origin)
         connection.since = came
         with self._lock:
-            self._connections[thread] = connection
+            # Else it was cut meanwhile.
+            if thread in self._connections:
+                self._connections[thread] = origin, connection
         connection.run()
 
 
@@ -3011,6 +3028,22 @@ def _plain_address(client_address: Any) -> str:
     """The peer's address, an IPv4 one without the prefix that a socket for both kinds gives it."""
     address = str(client_address[0])
     return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _origin(request: socket.socket, client_address: Any) -> str:
+    """What a connection counts for in the limits of an address: its address; but the network of an
+    IPv6 one from elsewhere (its /64), in which anybody may have as many as they like. On this link
+    they are counted each: there a /64 is everybody."""
+    address = _plain_address(client_address)
+    if ":" not in address or "%" in address:
+        return address
+    network = ipaddress.ip_network((address, 64), strict=False)
+    try:
+        is_here = ipaddress.ip_address(request.getsockname()[0].partition("%")[0]) in network
+    except (OSError, ValueError):
+        # It has gone already.
+        is_here = False
+    return address if is_here or network.is_link_local else str(network)
 
 
 # --- The operator's line ---
