@@ -1806,7 +1806,8 @@ class Delivery:
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
-            if link is not None and NOWHERE < link.manager.acked < upto:
+            # What comes before its begin is not read from the log.
+            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
                 if link.manager.acked < upto and not self._journal.feeds:
@@ -1958,8 +1959,9 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log.
-            if journal.feeds or seen >= session.begin:
+            # In memory the last chats, which are before its begin, outlive the start of the log; but
+            # where that is past its begin nobody could feed it what comes between.
+            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
@@ -2577,12 +2579,11 @@ class Connection:
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
         if self.is_full or owed:
-            self.manager.patient = True
+            self.manager.excuse()
             self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(owed or wait):
+            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
-        self.manager.patient = False
         if self.has_more:
             return b""
         data: bytes = self._wire.read(wait)
@@ -3073,7 +3074,8 @@ def _take_terminal() -> "Optional[list[Any]]":
         if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
             return None
         settings = termios.tcgetattr(0)
-        tty.setcbreak(0)
+        # What was typed already is not thrown away.
+        tty.setcbreak(0, termios.TCSADRAIN)
     except (AttributeError, OSError, ValueError, termios.error):
         return None
     return settings
@@ -3530,7 +3532,8 @@ class Invitation:
         only_4 = self._server.address_family == socket.AF_INET
         found = [each.host for each in chatproto.lan_addresses()
                  if not (only_4 and each.parsed.version == 6)]
-        return found or ["127.0.0.1"]
+        # A link-local address of IPv6 is for those who have no other.
+        return [host for host in found if "%" not in host] or found or ["127.0.0.1"]
 
     @property
     def command(self) -> str:
@@ -3562,12 +3565,12 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
-        if others:
-            lines.append("Should that not lead here: " + ", ".join(others[:5]))
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
-            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
+        if others:
+            lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
 
@@ -3999,9 +4002,9 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     return handler
 
 
-def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
+def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
+          had_terminal: bool) -> None:
     """Until the order to stop; tell meanwhile when nobody comes."""
-    had_terminal = sys.stdin is not None and sys.stdin.isatty()
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(str(server.server_address[0])):
         advise_at = math.inf
@@ -4191,7 +4194,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
             if line.open() and sys.stderr.isatty():
                 log.setStream(line)
             threading.Thread(target=console.run, name="console", daemon=True).start()
-        _obey(server, console, line, orders)
+        _obey(server, console, line, orders, has_terminal)
     # So long the system may have called it.
     del handler
     return 0
