@@ -142,6 +142,11 @@ INBOX = 10_000
 # client sends without an ACK. Then its socket is not read.
 HELD = WINDOW
 HELD_BYTES = WINDOW_BYTES
+# Bytes that came from all peers together and wait to be whole lines, or for the flood limit. Then
+# who has whole lines is not read for a while, and who has more than so many bytes of a line that is
+# not whole is cut: it sends it again when it comes back.
+WAITING_BYTES = 48 * 1024 * 1024
+WAITING_LINE = 4 * 1024
 # Bytes of a line that cost as much of the flood limit as the line itself, and what a request for
 # older messages costs besides.
 COST_BYTES = 2_048
@@ -2133,6 +2138,8 @@ class Room:
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings)
+        # For all connections.
+        self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
@@ -2505,6 +2512,21 @@ class Allowance:
         self._left -= cost
 
 
+class Waiting:
+    """How many bytes came from all peers together and wait. Any thread."""
+
+    def __init__(self) -> None:
+        # Protects the number; a leaf.
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def change(self, more: int) -> bool:
+        """So many more wait, or less; return whether that is within WAITING_BYTES."""
+        with self._lock:
+            self._bytes += more
+            return self._bytes <= WAITING_BYTES
+
+
 class Connection:
     """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's
     WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
@@ -2517,7 +2539,8 @@ class Connection:
 
     __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
-                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "__weakref__")
+                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
+                 "__weakref__")
 
     def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
                  alarm: Alarm, rate: float, join_by: Optional[float] = None,
@@ -2544,6 +2567,8 @@ class Connection:
         self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
         # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
         self._held: "list[bytes]" = []
+        # Bytes that wait here, as the room's Waiting was told.
+        self._waiting = 0
         # When it was told that it is slowed down.
         self._slowed_at = -math.inf
         # Its join waits in the inbox until the room is no longer held.
@@ -2571,6 +2596,10 @@ class Connection:
             # After a bug, too: else its member would stay for ever.
             self._post(self._room.lost, self, why)
             self.manager.close()
+            # Some who are over are kept for a while.
+            self._decoder = None
+            self._held.clear()
+            self._room.waiting.change(-self._waiting)
             self._wire.close()
 
     def _next_bytes(self) -> bytes:
@@ -2578,7 +2607,7 @@ class Connection:
         ConnectionClosed."""
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
-        if self.is_full or owed:
+        if self.is_full or owed or self._waits_too_much():
             self.manager.excuse()
             self._over = self._over or threading.Event()
             if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
@@ -2588,6 +2617,19 @@ class Connection:
             return b""
         data: bytes = self._wire.read(wait)
         return data
+
+    def _waits_too_much(self) -> bool:
+        """Whether so much waits from all peers that this one is not read. Raises ConnectionClosed
+        where only its reading could change that."""
+        begun = (self._decoder.begun if self._decoder is not None else 0) + self._wire.begun
+        waiting = begun + sum(map(len, self._held))
+        if waiting == self._waiting:
+            return False
+        fits = self._room.waiting.change(waiting - self._waiting)
+        self._waiting = waiting
+        if not fits and not self._held and begun > WAITING_LINE:
+            raise ConnectionClosed("too much waits from all together")
+        return not fits and bool(self._held)
 
     def _pay(self, frames: int) -> float:
         """Charge what a WebSocket had to do besides messages; return the seconds that it owes."""
@@ -2693,7 +2735,8 @@ class Connection:
         """End our half, so that the last words arrive, and cut the connection a little later."""
         self.manager.close(*self._last_words)
         self._wire.finish()
-        self._alarm.at(self._alarm.clock() + LAST_WORDS, self.cut)
+        # Its thread keeps it until it is over.
+        self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
@@ -2933,6 +2976,9 @@ class ChatServer(socketserver.ThreadingTCPServer):
                 if getattr(connection, "session", None) is None:
                     origins.setdefault(origin, []).append((thread, connection))
             origin, oldest = max(origins.items(), key=lambda item: len(item[1]), default=("", []))
+            if sum(map(len, origins.values())) < UNJOINED:
+                # The others are members whose connections are ending.
+                return
             del oldest[CUT_AT_ONCE:]
             for thread, _ in oldest:
                 del self._connections[thread]
