@@ -903,13 +903,14 @@ class Web:
         """On the connection's thread: find out what `wire` speaks.
 
         Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer
-        that says nothing, or has gone), a WebSocket, or None: it was a request, and is over.
+        that says nothing), a WebSocket, or None: it was a request, or has gone, and is over.
         """
         try:
             if not speaks_http(wire.peek(seconds)):
                 return wire
         except ConnectionClosed:
-            return wire
+            wire.close()
+            return None
         request = PageRequest(wire, address, self)          # type: ignore[arg-type]
         if request.websocket is None:
             wire.linger()
