@@ -2,6 +2,7 @@
 
 import json
 
+import harness
 import page
 import pytest
 from page import row, say, texts
@@ -320,6 +321,30 @@ def test_search(searching):
     tab.key("Escape")
     tab.wait("document.getElementById('search').hidden && view.atEnd && nearEnd()")
     assert tab.js("document.activeElement.id") == "input" and not tab.js(HIT)
+
+
+def test_search_in_a_real_history(browser, tmp_path):
+    """What was said long before one came is found by the server, and shown in its place."""
+    with harness.serving("--rate", "0", "--history", str(tmp_path / "chat.db")) as server:
+        bob = harness.RawClient(server.port, auto_ack=True)
+        bob.join("bob")
+        for number in range(300):
+            bob.say(f"said {number}" + (" Käse" if number in (20, 150) else ""))
+        bob.recv_until("ack", id=300)
+        tab = browser.tab()
+        tab.open(f"http://127.0.0.1:{server.port}/")
+        page.join(tab, "ann")
+        tab.wait(row("said 299"))
+        say(tab, "/search KÄSE")
+        tab.wait(f"{HIT} === 'said 150 Käse'")
+        tab.key("ArrowUp")
+        tab.wait(f"{HIT} === 'said 20 Käse'")
+        assert tab.js("document.getElementById('found').textContent").endswith("said 20 Käse")
+        shown = [int(text.split()[1]) for text in texts(tab)]
+        assert shown == list(range(shown[0], 300))
+        tab.js("session.active = false; session.said.clear()")
+        tab.close()
+        bob.close()
 
 
 @pytest.mark.parametrize("words", ["nothing like it", "[", "x" * 256])
