@@ -178,6 +178,23 @@ def test_reply(alone):
     tab.wait("fake.of('chat').at(-1).to === 'bob'")
 
 
+@pytest.mark.parametrize("width", [1280, 320])
+def test_what_failed_can_be_taken_up(alone, width):
+    """Why it failed and what can be done about it is in view, on a phone as well."""
+    tab = alone("ann", width=width)
+    tab.js("""fake.answer = frame => { if (frame.type !== "chat") return false;
+        fake.number({type: 'error', code: 'no-such-user', text: 'nobody here is called zoe',
+            about: frame.id}); return true; }""")
+    say(tab, "/msg zoe hello?")
+    tab.wait("document.querySelectorAll('#pending .state button').length === 2")
+    assert tab.js("""[...document.querySelectorAll("#pending .state, #pending .state button")]
+        .every(at => { const box = at.getBoundingClientRect();
+            return box.left >= 0 && box.right <= innerWidth && box.width > 20; })""")
+    tab.click("#pending .state button")
+    assert tab.js("input.value") == "/msg zoe hello?"
+    assert not tab.js("document.querySelector('#pending .msg')")
+
+
 # --- The rules of the room ---
 
 def test_rules(alone):
