@@ -7,7 +7,8 @@ import pytest
 
 browser, fresh, server = page.browser, page.fresh, page.server
 
-HOST = """window.state = {people: [["bob", "192.0.2.7", 61]], motd: "", name: "", url: "%s", qr: %s};
+HOST = """window.state = {people: [["bob", "192.0.2.7", 61]], motd: "", name: "", url: "%s",
+        qr: %s};
     window.orders = []; window.fetch = async (path, options) => {
         if (options.body) orders.push(JSON.parse(options.body));
         return {status: 200, json: async () => state}; };"""

@@ -389,6 +389,25 @@ def test_search_where_the_server_cannot(searching):
     tab.wait(f"{HIT} === 'now 11'")
 
 
+def test_search_under_a_flood(searching):
+    """What comes meanwhile, and moves the top of the page, does not stop a search."""
+    tab = searching(True)
+    tab.js("""const answer = fake.answer; window.asked = [];
+        fake.answer = frame => frame.type === "history" ? (asked.push(frame), true) : answer(frame);
+        openSearch("pelikan"); for (let at = 0; at < 2300; at++) fake.say("bob", `flood ${at}`);
+        for (const frame of asked.splice(0)) answer(frame); fake.answer = answer;""")
+    tab.wait(f"/^1 of/.test({COUNT})")
+    assert "said 70" in tab.js("document.getElementById('found').textContent")
+
+
+def test_search_for_too_much(searching):
+    """A search for 8,192 characters asks for no more than a server takes."""
+    tab = searching(True)
+    tab.js("run('/search ' + 'x'.repeat(8192))")
+    tab.wait(f"{COUNT} === 'nothing found'")
+    assert tab.js("Math.max(...fake.of('history').map(frame => frame.find?.length || 0))") == 256
+
+
 def test_filter_over_the_people(alone):
     """A part of a name, in any case, leaves those who have it."""
     tab = alone("ann", users=["bob", "Bobby", "carol"])
