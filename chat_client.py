@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 """chat_client: the client role of Roger, a LAN chat in which every message is acknowledged.
 
     python chat_client.py host 8087                         in a terminal
-    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, exits 0 when all were acknowledged
+    make 2>&1 | python chat_client.py host 8087 -n ci       in a pipe: each line is a message, and
+                                                            it exits 0 when all were acknowledged
 
 The protocol and its promises are in chatproto's docstring. The parts, bottom up:
 
-    Said            something this client said, and what became of it: sending, there, heard by n of m, failed, unknown
+    Said            something this client said, and what became of it: sending, there, heard by n of
+                    m, failed, unknown
+    Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Formatter       what is heard -> Entries, lines of spans that are safe to show
     Columns         how wide a text is on this terminal
     Keys, Editor    bytes from a terminal -> keys -> the line that is typed
-    Screen          what is on the terminal, row by row: what was said, one status line, the line that is typed
+    Screen          what is on the terminal, row by row: what was said, one status line, the line
+                    that is typed
     Terminal        the only one that touches the terminal: raw mode and back, whatever happens
-    Plain           lines in, lines out: the interface in a pipe, on a dumb terminal, for a screen reader
-    Window          the interface in a terminal: nothing that comes in touches the line that is typed
+    Plain           lines in, lines out: in a pipe, on a dumb terminal, for a screen reader
+    Window          in a terminal: nothing that comes in touches the line that is typed
     Commands        what both do on a line that begins with a slash
 
 A bot:
@@ -24,49 +29,86 @@ A bot:
     client.say("hello")
     client.close()
 
-Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's timer), "stdin" or "keys"
-(reads for main) and the main thread, which alone writes to the terminal while there is a Window.
-Locks: ClientSession has one, described there; a leaf but for MessageManager's lock.
+Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
+timer), "close" (a close() that a callback asked for), "stdin" or "keys" (reads for main) and the
+main thread, which alone writes to the terminal while there is a Window.
+Locks: Sayings has one, described there.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Roger needs Python 3.9 or newer
+
+import signal
+import sys
+
+# An older Python ends here. One that cannot even read this file stops at one of the two lines that
+# say so, and shows it: 3.6 and older 3s above, 2.7 below.
+__oldest__: "tuple[int, int]" = (3, 9)  # Roger needs Python 3.9 or newer
+if sys.version_info < __oldest__:
+    sys.exit("Roger needs Python %d.%d or newer, this is %d.%d: %s"
+             % (__oldest__ + sys.version_info[:2] + (sys.executable,)))
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until main() takes over, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import codecs
 import collections
+import contextlib
+import errno
 import functools
 import getpass
+import io
+import itertools
 import json
 import math
 import os
 import queue
 import random
 import re
+import secrets
 import select
-import signal
+import selectors
 import socket
-import sys
 import threading
 import time
 import traceback
 import unicodedata
 import zlib
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import (Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+                    Sequence, Tuple, Union)
 
-import chatproto
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder,
-                       Heard, Invalid, Join, Joined, Leave, Left, Message, MessageManager, MessageSocket, Motd, PendingMessage, Ping,
-                       ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say, Unknown, Welcome, clean_text, escape, name_key)
+try:
+    import chatproto
+except ModuleNotFoundError as error:
+    if error.name != "chatproto":
+        raise
+    sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
+                       ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
+                       Left, Message, MessageManager, MessageQueue, MessageSocket, Motd, News,
+                       Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say,
+                       Unknown, Welcome, clean_text, escape, name_key)
 
-SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"     # the states of what was said
+# The states of what was said.
+SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
 
-CONNECT_TIMEOUT = 10.0          # seconds for a connection, and then for its welcome
-LONGEST_DELAY = 30.0            # seconds between two tries to connect
-LEAVE_TIMEOUT = 1.0             # seconds for the ACK of `leave`
-HOPELESS = ("banned", "bad-version", "bad-name")    # answers to a join that will not change by trying again
-UNSENT = 10_000                 # messages that may wait for their ACK; then say() raises queue.Full
-UNSENT_PIPE = 1_000             # in a pipe reading stops at so many, until some are acknowledged
-PLACES = 1_000                  # own messages whose `heard` is still looked at
+# Seconds for a connection, and then for its welcome.
+CONNECT_TIMEOUT = 10.0
+# Seconds that the first try waits for a server that is about to start.
+START_PATIENCE = 5.0
+# Seconds between two tries to connect, at most.
+LONGEST_DELAY = 30.0
+# Seconds for the ACK of `leave`.
+LEAVE_TIMEOUT = 1.0
+# Answers to a join that will not change by trying again.
+HOPELESS = ("banned", "bad-version", "bad-name")
+# Messages, or bytes of them, that may wait for their ACK; then say() raises queue.Full.
+UNSENT = 10_000
+UNSENT_BYTES = 8 * 1024 * 1024
+# In a pipe reading stops at so many, until some are acknowledged.
+UNSENT_PIPE = 1_000
+# Own messages whose `heard` is still looked at; then the oldest is forgotten.
+PLACES = 1_000
 
 
 class JoinRefused(Exception):
@@ -87,269 +129,196 @@ def bug(error: Optional[BaseException]) -> str:
 # --- One person's side of the chat ---
 
 class Said:
-    """Something this client said. Its state only goes forward: from sending to there or failed; unknown when one gave up."""
+    """Something this client said. Its state only goes forward: from sending to there or failed;
+    unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "state", "reason", "heard", "of")
+    __slots__ = ("id", "text", "to", "state", "reason", "place", "heard", "of")
 
     def __init__(self, id: int, text: str, to: Optional[str]) -> None:
-        self.id = id                    # ours: the `cid` of its chat
+        # Ours: the `cid` of its chat.
+        self.id = id
         self.text = text
-        self.to = to                    # the recipient of a private message
+        # The recipient of a private message.
+        self.to = to
         self.state = SENDING
-        self.reason = ""                # why it failed
-        self.heard = 0                  # how many members have confirmed it,
-        self.of = 0                     # of so many
+        # Why it failed.
+        self.reason = ""
+        # The server's id, once its chat has come back in its place in the order.
+        self.place = 0
+        # How many members have acknowledged it, of so many.
+        self.heard = 0
+        self.of = 0
 
 
-class ClientSession:
-    """Name, users, what was said and what became of it, over any number of connections.
+class Callbacks(NamedTuple):
+    """What a ClientSession calls, on the thread that reads."""
 
-    say() and the like may be called from any thread and do not block. opened(), received() and closed() are for the one
-    thread that reads; it runs the callbacks: on_welcome(welcome), on_message(message) for what the server sends,
-    on_state(said), on_recalled(answer) for older messages that recall() asked for, None where the server keeps none.
+    on_welcome: Callable[[Welcome], None] = lambda welcome: None
+    on_message: Callable[[Message], None] = lambda message: None
+    on_state: Callable[[Said], None] = lambda said: None
+    on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None
+
+
+class Sayings:
+    """What this client says and what became of it: the log that the connection of now reads, and
+    beside it each message by its id. Any thread may call, and but for wait_settled() none blocks.
     """
 
-    def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
-                 on_dead: Callable[[], None] = lambda: None,
-                 on_welcome: Callable[[Welcome], None] = lambda welcome: None,
-                 on_message: Callable[[Message], None] = lambda message: None,
-                 on_state: Callable[[Said], None] = lambda said: None,
-                 on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None) -> None:
-        self.name = name
-        self.users: "dict[str, str]" = {}       # name_key -> name, in the order of coming
-        self.here = 0                           # how many there are: more than `users` in a very large room
-        self.joined = False                     # welcomed on the connection of now
-        self.history_until = 0                  # a message with an id up to this was said before we came
-        self.last_frame = b""                   # the line of the message that a callback is called for
-        self._receipts = receipts
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_state = on_state
-        self._on_recalled = on_recalled
-        self.oldest: Optional[int] = None       # the oldest message that was heard or recalled is not before this id
-        self._session: Optional[str] = None
-        self._epoch: Optional[str] = None
-        self.wanted = name                     # what we ask for: another one may be all that is free for now
-        self._names = {name}                    # those we have had in this session: our own messages come from one of them
-        self._decoder = FrameDecoder(FROM_SERVER)
-        self._write: Callable[[bytes], None] = lambda data: None
-        self.list_as_of = 0                    # the newest id that the list of users in the welcome takes into account
-        self._places: "dict[int, Said]" = {}    # id of a chat of ours -> what was said
-        # Protects the four below, and keeps frames in the order of their ids: so the manager's lock is taken
-        # inside it. Waiters for fewer unsettled ones are notified through it.
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._last_id = 0                       # the newest id that we gave
-        self.unsettled: "dict[int, Said]" = {}  # what was said and is neither there nor failed, in order
-        self._unplaced: "dict[int, Said]" = {}  # what was said and has not come back in its place, by our id
-        self._recalls: "dict[int, Recall]" = {}     # requests for older messages without an answer
-        self.manager = MessageManager(alarm, on_dead=on_dead, on_idle=self._ping)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # Protects all below; inside it the log's lock is taken. Waiters for fewer unsettled
+        # messages are notified through it.
+        self._changed = threading.Condition(threading.Lock())
+        # What the server has not acknowledged, and the newest id that was given.
+        self.log = MessageQueue()
+        self.last_id = 0
+        # What was said by its id, in order, while it is unsettled or has not come back in its
+        # place; and then, of the newest PLACES, by that place.
+        self._said: "dict[int, Said]" = {}
+        self._places: "dict[int, Said]" = {}
+        # Why nothing can be said any more.
+        self._over = ""
 
-    # Speaking
-
-    def say(self, text: str, to: Optional[str] = None) -> Said:
-        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when UNSENT wait already."""
-        chatproto.check_text(text)
-        with self._lock:
-            if len(self.unsettled) >= UNSENT:
+    def add(self, make: Callable[[int], Message], said: Optional[Said] = None,
+            exempt: bool = False) -> Optional[News]:
+        """Put a message into the log, made with the next id, and remember what was `said` in it.
+        Raises queue.Full, and ConnectionError after the end, unless it is exempt."""
+        with self._changed:
+            if self._over and not exempt:
+                raise ConnectionError(self._over)
+            if not exempt and (len(self.log) >= UNSENT or self.log.size >= UNSENT_BYTES):
                 raise queue.Full
-            said = Said(self._last_id + 1, text, to)
-            self._number(Say(said.id, text, to, self.manager.seen if to else None))
-            self.unsettled[said.id] = self._unplaced[said.id] = said
-        return said
+            self.last_id += 1
+            message = make(self.last_id)
+            if said is not None:
+                said.id = message.id
+                self._said[message.id] = said
+            self.log.append(message.id, message.encode())
+            return self.log.publish(message.id, self._clock())
 
-    def whisper(self, name: str, text: str) -> Said:
-        """Say something to one."""
-        return self.say(text, name)
+    def next_id(self) -> int:
+        """An id for what is not in the log: a ping."""
+        with self._changed:
+            self.last_id += 1
+            return self.last_id
 
-    def rename(self, name: str) -> None:
-        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad name."""
-        with self._lock:
-            self._number(Rename(self._last_id + 1, chatproto.check_name(name)))
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What is neither there nor failed, in order."""
+        with self._changed:
+            return [said for said in self._said.values() if said.state in (SENDING, UNKNOWN)]
 
-    def recall(self, count: int = 20, before: Optional[int] = None, find: Optional[str] = None) -> None:
-        """Ask for `count` messages before the id `before`, or before the oldest that is known; with `find` for those
-        that hold all its words. One request at a time."""
-        self._recall(count, self.oldest if before is None else before, find)
+    def at(self, place: int) -> Optional[Said]:
+        """What has that place in the order; None where it is another's, or long ago."""
+        return self._places.get(place)
 
-    def leave(self) -> None:
-        """Say that we go on purpose."""
-        with self._lock:
-            self._number(Leave(self._last_id + 1))
-
-    def _ping(self) -> None:
-        """On the alarm's thread."""
-        with self._lock:
-            self._number(Ping(self._last_id + 1))
-
-    def _recall(self, count: int, before: Optional[int], find: Optional[str] = None, again: bool = False) -> None:
-        with self._lock:
-            request = Recall(self._last_id + 1, before, count, find)
-            self._number(request, again)        # one that is asked again may not fail because the queue is full
-            self._recalls[request.id] = request
-
-    def _number(self, message: Message, exempt: bool = False) -> None:
-        """Send a numbered message. Needs the lock."""
-        assert self._lock.locked()
-        self.manager.send(PendingMessage([message.id], [message.encode()]), exempt)
-        self._last_id = message.id
-
-    # One connection after the other
-
-    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
-        """There is a connection: ask to come in, or back; under `name` where the server suggested one."""
-        self._decoder = FrameDecoder(FROM_SERVER)
-        self._write = write
-        write(Join(name or self.wanted, session=self._session, seen=self.manager.seen, epoch=self._epoch,
-                   receipts=self._receipts).encode())
-
-    def received(self, data: bytes) -> None:
-        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused, and ConnectionClosed
-        when we were booted."""
-        for message in self._decoder.feed(data):
-            self.last_frame = self._decoder.line
-            if message.id and self.joined:
-                if self.manager.is_duplicate(message.id):
-                    self.manager.received(message.id)
-                    continue
-                self._numbered(message)
-                self.manager.received(message.id, len(self.last_frame))     # after its work is done: then it is confirmed
-                if isinstance(message, Booted):
-                    raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason else "you were booted")
-            elif isinstance(message, Ack):
-                self.manager.acknowledged(message.upto)
-                self._settle(message.upto)
-                for request in self._answered(message.upto):        # the answer comes before the ACK, if one comes
-                    self._on_recalled(None)
-            elif isinstance(message, Welcome):
-                self._welcomed(message)
-            elif self.joined:
-                self._bare(message)
-            elif isinstance(message, Error) and message.code != "flooding":
-                raise JoinRefused(message)
-
-    def closed(self) -> None:
-        """The connection is gone; what is not confirmed is kept for the next one."""
-        self.joined = False
-        self.manager.detach()
-
-    def is_own(self, message: Message) -> bool:
-        """True for what we said, even under a name that we had before."""
-        return isinstance(message, Chat) and (self.said_of(message.id) is not None
-                                              or name_key(message.sender) == name_key(self.name))
-
-    def forgotten(self, welcome: Welcome) -> "list[Said]":
-        """For on_welcome: what the server has said to have, and may not send back at its place after this welcome."""
-        if welcome.resumed and not welcome.missed:
-            return []
-        with self._lock:
-            there = [said for said in self._unplaced.values() if said.state == THERE]
-            if not welcome.resumed:                     # if it comes, then as anybody's
-                for said in there:
-                    del self._unplaced[said.id]
+    def settle(self, upto: int) -> "list[Said]":
+        """The server acknowledges up to an id: return what is there now."""
+        there = []
+        with self._changed:
+            for id in range(self.log.start + 1, upto + 1):
+                said = self._said.get(id)
+                if said is not None and said.state == SENDING:
+                    said.state = THERE
+                    there.append(said)
+                    if said.place:
+                        del self._said[id]
+            self.log.forget(upto)
+            self._changed.notify_all()
         return there
 
-    def said_of(self, id: int) -> Optional[Said]:
-        """What we said that has the place `id` in the order; None where it is another's, or long ago."""
-        return self._places.get(id)
+    def fail(self, id: int, reason: str) -> "list[Said]":
+        """The server refuses what was sent under `id`: return what it was."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.state != SENDING:
+                return []
+            del self._said[id]
+            said.state, said.reason = FAILED, reason
+            self._changed.notify_all()
+        return [said]
 
-    def give_up(self) -> None:
-        """Nothing is waited for any more: what is not confirmed stays unknown."""
-        with self._lock:
-            unknown = [said for said in self.unsettled.values() if said.state == SENDING]
+    def came_back(self, place: int, id: int) -> None:
+        """Our own message has come at its place in the order."""
+        with self._changed:
+            said = self._said.get(id)
+            if said is None or said.place:
+                return
+            said.place = place
+            self._places[place] = said
+            if said.state == THERE:
+                del self._said[id]
+            if len(self._places) > PLACES:
+                del self._places[next(iter(self._places))]
+
+    def forget_places(self) -> None:
+        """The ids of the server begin anew."""
+        with self._changed:
+            self._places.clear()
+            for said in self._said.values():
+                said.place = 0
+
+    def without_place(self, forget: bool) -> "list[Said]":
+        """What is there and has not come back; with `forget` it may come back as anybody's."""
+        with self._changed:
+            there = [said for said in self._said.values()
+                     if said.state == THERE and not said.place]
+            for said in there if forget else ():
+                del self._said[said.id]
+        return there
+
+    def end(self, why: str) -> None:
+        """Nothing more can be said."""
+        with self._changed:
+            self._over = self._over or why
+
+    def give_up(self) -> "list[Said]":
+        """Nothing is waited for any more: return what stays unknown."""
+        with self._changed:
+            unknown = [said for said in self._said.values() if said.state == SENDING]
             for said in unknown:
                 said.state = UNKNOWN
             self._changed.notify_all()
-        for said in unknown:
-            self._on_state(said)
+        return unknown
 
     def wait_settled(self, at_most: int, seconds: float) -> bool:
-        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or one gave up."""
-        with self._lock:
-            while len(self.unsettled) > at_most:
-                before = len(self.unsettled)
-                if not self._changed.wait_for(lambda: len(self.unsettled) != before or self._gave_up(), seconds):
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        with self._changed:
+            waiting = self._count_unsettled()
+            while waiting > at_most:
+                self._changed.wait(seconds)
+                before, waiting = waiting, self._count_unsettled()
+                if waiting in (before, -1):
                     return False
-                if self._gave_up():
-                    return False
-        return True
+        return waiting >= 0
 
-    def _gave_up(self) -> bool:
-        """Needs the lock."""
-        return any(said.state == UNKNOWN for said in self.unsettled.values())
+    def _count_unsettled(self) -> int:
+        """How many are unsettled; -1 after one gave up. Needs the lock."""
+        states = [said.state for said in self._said.values()]
+        return -1 if UNKNOWN in states else states.count(SENDING)
 
-    # What the server sends, on the reading thread
 
-    def _welcomed(self, welcome: Welcome) -> None:
-        seen = self.manager.seen
-        if not welcome.resumed:
-            self._names.clear()
-            if welcome.epoch != self._epoch or welcome.last < seen:
-                seen = 0                        # another run of ids
-                self._places.clear()
-                self.oldest = None
-        self._session, self._epoch = welcome.session, welcome.epoch
-        self.name = welcome.name
-        self._names.add(welcome.name)
+class People:
+    """Who is in the room, as far as the server tells: on the thread that reads alone."""
+
+    def __init__(self) -> None:
+        # By name_key, in the order of coming; and how many there are: more in a very large room.
+        self.users: "dict[str, str]" = {}
+        self.here = 0
+        # The newest id that this list takes into account from the start.
+        self.as_of = 0
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Begin with the list of a welcome."""
         self.users = {name_key(name): name for name in welcome.users}
         self.here = len(welcome.users) if welcome.here is None else welcome.here
-        self.history_until = 0 if welcome.resumed else welcome.last
-        self.list_as_of = welcome.last
-        self.joined = True
-        got = min(welcome.got, self._last_id)
-        self._settle(got)
-        self._on_welcome(welcome)
-        self.manager.attach(self._write, got, seen)
-        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no proof for the old one.
-        for request in self._answered(self._last_id):
-            self._recall(request.count, request.before, request.find, again=True)
+        self.as_of = welcome.last
 
-    def _bare(self, message: Message) -> None:
-        if isinstance(message, Recalled):
-            self._recalled(message)
-        elif isinstance(message, Heard) and message.about in self._places:
-            said = self._places[message.about]
-            said.heard, said.of = message.count, message.of
-            self._on_state(said)
-
-    def _recalled(self, answer: Recalled) -> None:
-        with self._lock:
-            request = self._recalls.pop(answer.about, None)
-        if request is None:
-            return                              # it came before, or is nobody's
-        if request.find is None and request.before == self.oldest:
-            self.oldest = answer.older or 1
-        if answer.older is not None and not answer.entries:
-            self._recall(request.count, answer.older, request.find, again=True)
-        else:
-            self._on_recalled(answer)
-
-    def _answered(self, upto: int) -> "list[Recall]":
-        """Take the requests up to `upto` away."""
-        with self._lock:
-            return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
-
-    def _numbered(self, message: Message) -> None:
-        if isinstance(message, Chat):           # first: most are
-            if self.oldest is None:
-                self.oldest = message.id
-            if message.cid and message.sender in self._names and message.id > self.history_until:
-                self._own(message, message.cid)
-            self._on_message(message)
+    def update(self, message: Message) -> None:
+        """Follow joins, leaves and renames. The welcome's list has older ones already."""
+        if message.id <= self.as_of:
             return
-        if isinstance(message, Error) and message.about:
-            self._fail(message.about, message.text or message.code)
-        elif isinstance(message, Renamed) and message.name == self.name and message.id > self.list_as_of:
-            self.name = self.wanted = message.to
-            self._names.add(message.to)
-        elif isinstance(message, Renamed) and message.name in self._names and message.to == self.name:
-            self.wanted = message.to            # ours, replayed: the welcome was under the new name already
-        if message.id > self.list_as_of:       # the welcome's list has the others already
-            self._update_users(message)
-        if not isinstance(message, (Ping, Unknown, Invalid)):
-            self._on_message(message)
-
-    def _update_users(self, message: Message) -> None:
         if isinstance(message, Joined):
             self.here += name_key(message.name) not in self.users
             self.users[name_key(message.name)] = message.name
@@ -360,41 +329,293 @@ class ClientSession:
             self.users.pop(name_key(message.name), None)
             self.users[name_key(message.to)] = message.to
 
-    def _own(self, chat: Chat, cid: int) -> None:
-        """Our own message has come at its place in the order."""
-        with self._lock:
-            said = self._unplaced.pop(cid, None)
-        if said is not None:
-            self._places[chat.id] = said
-            if len(self._places) > PLACES:
-                del self._places[next(iter(self._places))]
 
-    def _settle(self, upto: int) -> None:
-        """Everything up to `upto` is there, but what was refused."""
-        with self._lock:
-            there = []
-            while self.unsettled:
-                id, said = next(iter(self.unsettled.items()))
-                if id > upto:
-                    break
-                del self.unsettled[id]
-                said.state = THERE
-                there.append(said)
-            if there:
-                self._changed.notify_all()
-        for said in there:
-            self._on_state(said)
+class ClientSession:
+    """One person's side of the chat, over any number of connections.
 
-    def _fail(self, id: int, reason: str) -> None:
-        """The server refuses what we sent under `id`."""
-        with self._lock:
-            said = self.unsettled.pop(id, None)
-            self._unplaced.pop(id, None)
+    say() and the like may be called from any thread and do not block. opened(), received() and
+    closed() are for the one thread that reads; it runs the callbacks: on_welcome(welcome),
+    on_message(message) for what the server sends, on_state(said), on_recalled(answer) for older
+    messages that recall() asked for, None where the server keeps none. An exception in one is told
+    to threading.excepthook, and the next message comes all the same.
+    """
+
+    def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
+                 on_dead: Callable[[], None] = lambda: None,
+                 **callbacks: Callable[..., None]) -> None:
+        self.name = name
+        # What we ask for: another one may be all that is free for now.
+        self.wanted = name
+        # Those we have had in this session: our own messages come from one of them.
+        self._names = {name}
+        self._people = People()
+        self._sayings = Sayings(alarm.clock)
+        # Welcomed on the connection of now.
+        self.joined = False
+        # A message with an id up to this was said before we came.
+        self.history_until = 0
+        # The oldest message that was heard or recalled is not before this id.
+        self.oldest: Optional[int] = None
+        self._alarm = alarm
+        self._receipts = receipts
+        self._on_dead = on_dead
+        self._callbacks = Callbacks(**callbacks)
+        # Our credential, and which run of ids it is of.
+        self._session: Optional[str] = None
+        self._epoch: Optional[str] = None
+        self._decoder = FrameDecoder(FROM_SERVER)
+        # Requests for older messages without an answer. A dict's own methods are atomic.
+        self._recalls: "dict[int, Recall]" = {}
+        self.manager = MessageManager(alarm, self._sayings.log, self, lambda data: None)
+
+    # Speaking
+
+    def say(self, text: str, to: Optional[str] = None) -> Said:
+        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
+        UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
+        chatproto.check_text(text)
+        said = Said(0, text, to)
+        # Up to here we know who has that name.
+        seen = self.manager.seen if to else None
+        self._send(lambda id: Say(id, text, to, seen), said)
+        return said
+
+    def whisper(self, name: str, text: str) -> Said:
+        """Say something to one."""
+        return self.say(text, name)
+
+    def rename(self, name: str) -> None:
+        """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad
+        name."""
+        chatproto.check_name(name)
+        self._send(lambda id: Rename(id, name))
+
+    def recall(self, count: int = 20, before: Optional[int] = None,
+               find: Optional[str] = None) -> None:
+        """Ask for `count` messages before the id `before`, or before the oldest that is known, with
+        `find` for those that hold all its words. One request at a time."""
+        self._recall(count, self.oldest if before is None and find is None else before, find)
+
+    def leave(self) -> None:
+        """Say that we go on purpose."""
+        self._send(Leave, exempt=True)
+
+    def _recall(self, count: int, before: Optional[int], find: Optional[str],
+                again: bool = False) -> None:
+        def request(id: int) -> Recall:
+            self._recalls[id] = Recall(id, before, count, find)
+            return self._recalls[id]
+        # One that is asked again may not fail because too much waits.
+        self._send(request, exempt=again)
+
+    def _send(self, make: Callable[[int], Message], said: Optional[Said] = None,
+              exempt: bool = False) -> None:
+        news = self._sayings.add(make, said, exempt)
+        if news is not None:
+            self.manager.wake(news)
+
+    # For the MessageManager: chatproto.Peer
+
+    def dead(self) -> None:
+        """On the alarm's thread: the server acknowledges nothing any more."""
+        self._on_dead()
+
+    def idle(self) -> None:
+        """On the alarm's thread: it is time for a ping."""
+        id = self._sayings.next_id()
+        self.manager.ping(id, Ping(id).encode())
+
+    def behind(self, retry: bool) -> None:
+        """Never: the log begins with what the server has not acknowledged."""
+        raise AssertionError("the server is behind the start of the log")
+
+    # One connection after the other
+
+    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
+        """There is a connection: ask to come in, or back ("reconnect"); under `name` where the
+        server suggested one."""
+        seen = self.manager.seen
+        self._decoder = FrameDecoder(FROM_SERVER)
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
+        write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
+                   receipts=self._receipts).encode())
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused,
+        and ConnectionClosed when we were booted."""
+        for message in self._decoder.feed(data):
+            if message.id and self.joined:
+                self._take(message)
+            elif isinstance(message, Welcome):
+                self._welcomed(message)
+            elif self.joined:
+                self._take_bare(message)
+            elif isinstance(message, Error) and message.code != "flooding":
+                raise JoinRefused(message)
+
+    def closed(self) -> None:
+        """The connection is gone; what is not acknowledged is kept for the next one."""
+        self.joined = False
+        self.manager.close()
+
+    # What is known
+
+    @property
+    def users(self) -> "dict[str, str]":
+        """Those in the room by name_key, in the order of coming."""
+        return self._people.users
+
+    @property
+    def here(self) -> int:
+        """How many there are: more than `users` in a very large room."""
+        return self._people.here
+
+    @property
+    def list_as_of(self) -> int:
+        """The newest id that the list of users in the welcome takes into account."""
+        return self._people.as_of
+
+    @property
+    def last_frame(self) -> bytes:
+        """The line of the message that a callback is called for."""
+        return self._decoder.line
+
+    @property
+    def unsettled(self) -> "list[Said]":
+        """What was said and is neither there nor failed, in order."""
+        return self._sayings.unsettled
+
+    def said_of(self, id: int) -> Optional[Said]:
+        """What we said that has the place `id` in the order; None where it is another's, or long
+        ago."""
+        return self._sayings.at(id)
+
+    def is_own(self, message: Message) -> bool:
+        """True for what we said, even under a name that we had before."""
+        return isinstance(message, Chat) and (name_key(message.sender) == name_key(self.name)
+                                              or self.said_of(message.id) is not None)
+
+    def forgotten(self, welcome: Welcome) -> "list[Said]":
+        """For on_welcome: what the server has said to have, and may not send back at its place
+        after this welcome."""
+        if welcome.resumed and not welcome.missed:
+            return []
+        return self._sayings.without_place(forget=not welcome.resumed)
+
+    def give_up(self, why: str = "the client was closed") -> None:
+        """Nothing is waited for any more, and nothing can be said: what is not acknowledged stays
+        unknown."""
+        self._sayings.end(why)
+        self._tell_states(self._sayings.give_up())
+
+    def wait_settled(self, at_most: int, seconds: float) -> bool:
+        """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
+        one gave up."""
+        return self._sayings.wait_settled(at_most, seconds)
+
+    # What the server sends, on the reading thread
+
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Run a callback. What it raises is told, and costs no other message."""
+        try:
+            callback(*arguments)
+        except Exception as error:
+            threading.excepthook(threading.ExceptHookArgs(
+                (type(error), error, error.__traceback__, threading.current_thread())))
+
+    def _tell_states(self, changed: "list[Said]") -> None:
+        for said in changed:
+            self._call(self._callbacks.on_state, said)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        seen = self.manager.seen
+        if not welcome.resumed:
+            self._names.clear()
+            if welcome.epoch != self._epoch or welcome.last < seen:
+                # Another run of ids.
+                seen = 0
+                self.oldest = None
+                self._sayings.forget_places()
+        self._session, self._epoch = welcome.session, welcome.epoch
+        self.name = welcome.name
+        self._names.add(welcome.name)
+        self._people.welcome(welcome)
+        self.history_until = 0 if welcome.resumed else welcome.last
+        self.joined = True
+        self._tell_states(self._sayings.settle(min(welcome.got, self._sayings.last_id)))
+        self._call(self._callbacks.on_welcome, welcome)
+        self.manager.open(self._sayings.log.start, seen=seen)
+        # Asked again under a new id: the answer may be lost, and an ACK that comes first is no
+        # proof for the old one.
+        for request in self._answered(self._sayings.last_id):
+            self._recall(request.count, request.before, request.find, again=True)
+
+    def _take(self, message: Message) -> None:
+        """A numbered message: drop a duplicate, else do its work, and then confirm it."""
+        if message.id > self.manager.seen:
+            self._numbered(message)
+            self.manager.processed(message.id, len(self.last_frame))
+        else:
+            self.manager.processed(message.id)
+        if isinstance(message, Booted):
+            raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason
+                                   else "you were booted")
+
+    def _take_bare(self, message: Message) -> None:
+        if isinstance(message, Ack):
+            self.manager.take_ack(message.upto)
+            self._tell_states(self._sayings.settle(message.upto))
+            # The answer comes before the ACK, if one comes.
+            for _ in self._answered(message.upto):
+                self._call(self._callbacks.on_recalled, None)
+        elif isinstance(message, Recalled):
+            self._recalled(message)
+        elif isinstance(message, Heard):
+            said = self.said_of(message.about)
             if said is not None:
-                said.state, said.reason = FAILED, reason
-                self._changed.notify_all()
-        if said is not None:
-            self._on_state(said)
+                said.heard, said.of = message.count, message.of
+                self._tell_states([said])
+
+    def _recalled(self, answer: Recalled) -> None:
+        request = self._recalls.pop(answer.about, None)
+        if request is None:
+            # It came before, or is nobody's.
+            return
+        if request.find is None and request.before == self.oldest:
+            self.oldest = answer.older or 1
+        if answer.older is not None and not answer.entries:
+            self._recall(request.count, answer.older, request.find, again=True)
+        else:
+            self._call(self._callbacks.on_recalled, answer)
+
+    def _answered(self, upto: int) -> "list[Recall]":
+        """Take the requests up to `upto` away."""
+        return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
+
+    def _numbered(self, message: Message) -> None:
+        # First: most are chats.
+        if isinstance(message, Chat):
+            if self.oldest is None:
+                self.oldest = message.id
+            if message.cid and message.sender in self._names and message.id > self.history_until:
+                self._sayings.came_back(message.id, message.cid)
+            self._call(self._callbacks.on_message, message)
+            return
+        if isinstance(message, Error) and message.about:
+            self._tell_states(self._sayings.fail(message.about, message.text or message.code))
+        elif isinstance(message, Renamed):
+            self._renamed(message)
+        self._people.update(message)
+        if not isinstance(message, (Ping, Unknown, Invalid)):
+            self._call(self._callbacks.on_message, message)
+
+    def _renamed(self, renamed: Renamed) -> None:
+        if renamed.name == self.name and renamed.id > self.list_as_of:
+            self.name = self.wanted = renamed.to
+            self._names.add(renamed.to)
+        elif renamed.name in self._names and renamed.to == self.name:
+            # Ours, replayed: the welcome was under the new name already.
+            self.wanted = renamed.to
 
 
 # --- The client ---
@@ -402,8 +623,9 @@ class ClientSession:
 class ChatClient(ClientSession):
     """A ClientSession with a connection that heals by itself.
 
-    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the connection ended, the
-    next try is in so many seconds; on_end(why): it will not be tried again (booted, banned, or the first try failed).
+    Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the
+    connection ended, the next try is in so many seconds; on_end(why): it will not be tried again
+    (booted, banned, or the first try failed).
     """
 
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *,
@@ -414,16 +636,28 @@ class ChatClient(ClientSession):
         self._host, self._port = host, port
         self._on_lost = on_lost
         self._on_end = on_end
-        self._wire: Optional[MessageSocket] = None      # of now; only the client thread changes it
-        self._leaving = False                           # the server ends the connection because we asked it to
-        self._closing = threading.Event()               # no further try; ends the wait before one
-        self._first = threading.Event()                 # the first welcome came, or will not come
-        self._was_joined = False                        # the connection of now, or the last one, came as far as a welcome
-        self.ended = ""                                 # why there will be no further try
-        self._thread = threading.Thread(target=self._run, name="client", daemon=True)   # waits in a socket: close() ends it
+        # Of now; only the client's thread changes it.
+        self._wire: Optional[MessageSocket] = None
+        # Why the connection of now was cut by ourselves.
+        self._cut_because = ""
+        # The server ends the connection because we asked it to.
+        self._leaving = False
+        # No further try; ends the wait before one.
+        self._closing = threading.Event()
+        # The first welcome came, or will not come.
+        self._first = threading.Event()
+        # The connection of now, or the last one, came as far as a welcome.
+        self._was_joined = False
+        # Why there will be no further try.
+        self.ended = ""
+        # A daemon, as it waits in a socket: close() ends it.
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
 
     def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
-        """Connect and join; from then on the connection heals by itself. Raises ConnectionError when the first try fails."""
+        """Connect and join; from then on the connection heals by itself. Raises ConnectionError
+        when the first try fails, or after close()."""
+        if self._closing.is_set():
+            raise ConnectionError("the client was closed")
         self._thread.start()
         if not self._first.wait(seconds):
             self.ended = f"{self.where} does not answer"
@@ -432,16 +666,22 @@ class ChatClient(ClientSession):
             raise ConnectionError(self.ended)
 
     def close(self, seconds: float = 0) -> None:
-        """Wait up to `seconds` without progress for what was said, leave, and end. What is not confirmed then is unknown."""
+        """Wait up to `seconds` without progress for what was said, leave, and end. What is not
+        acknowledged then is unknown. In a callback it returns at once, and does so afterwards."""
+        self._sayings.end("the client was closed")
+        if threading.current_thread() is self._thread:
+            # A daemon, as all it does is to wait for this thread.
+            threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
+            return
         if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
             self._leaving = True
             self.leave()
             until = time.monotonic() + LEAVE_TIMEOUT
-            while not self.manager.empty and self.joined and time.monotonic() < until:
+            while not self.manager.is_empty and self.joined and time.monotonic() < until:
                 self._closing.wait(0.01)
         self._closing.set()
-        self._cut()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        self._cut("closing")
+        if self._thread.is_alive():
             # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
             self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
@@ -452,10 +692,11 @@ class ChatClient(ClientSession):
         """The server, for a reader."""
         return f"{self._host}:{self._port}"
 
-    def _cut(self) -> None:
+    def _cut(self, why: str = "no answer") -> None:
         """Any thread: end the connection of now."""
         wire = self._wire
         if wire is not None:
+            self._cut_because = why
             wire.cut()
 
     # On the client's thread
@@ -465,6 +706,7 @@ class ChatClient(ClientSession):
             self._stay_connected()
         except Exception as error:
             self.ended = bug(error)
+            self.give_up(self.ended)
             raise
         finally:
             self._first.set()
@@ -485,23 +727,30 @@ class ChatClient(ClientSession):
                 self.ended = self.ended or why
             if self.ended or self._leaving or self._closing.is_set():
                 break
-            wait = delay * random.uniform(0.75, 1.0)    # jitter: a whole class does not come back in the same instant
-            self._on_lost(why, wait)
+            # Jitter: a whole class does not come back in the same instant.
+            wait = delay * random.uniform(0.75, 1.0)
+            self._call(self._on_lost, why, wait)
             self._closing.wait(wait)
             delay = min(2 * delay, LONGEST_DELAY)
         if self._first.is_set() and not self._leaving and not self._closing.is_set():
-            self.give_up()
-            self._on_end(self.ended)
+            self.give_up(self.ended)
+            self._call(self._on_end, self.ended)
 
     def _converse(self) -> str:
         """One connection from its start to its end; return why it ended. Raises JoinRefused."""
         self._was_joined = False
         try:
-            sock = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
-        except (OSError, UnicodeError) as error:        # UnicodeError: a host name that cannot be one
-            return f"cannot connect to {self.where}: {getattr(error, 'strerror', None) or error}"
+            sock = self._dial()
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a host name that cannot be one.
+            why = getattr(error, "strerror", None) or str(error)
+            if not self._first.is_set():
+                why = why_not_connected(self._host, self._port, error)
+            return f"cannot connect to {self.where}: {why}"
         sock.settimeout(None)
+        self._cut_because = ""
         wire = self._wire = MessageSocket(sock)
+        first = b""
         try:
             if self._closing.is_set():
                 return "closing"
@@ -509,6 +758,7 @@ class ChatClient(ClientSession):
             until = time.monotonic() + CONNECT_TIMEOUT
             while True:
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
+                first = first or data
                 if not data:
                     return f"{self.where} does not answer"
                 self._receive(data, wire)
@@ -516,11 +766,25 @@ class ChatClient(ClientSession):
                     self._was_joined = True
                     self._first.set()
         except (ConnectionClosed, ProtocolError) as end:
-            return str(end)
+            other = "" if self._was_joined else what_answers(first)
+            if other:
+                return f"{self.where} is {other}, not a chat server: is the port right?"
+            return self._cut_because or str(end)
         finally:
             self.closed()
             self._wire = None
             wire.close()
+
+    def _dial(self) -> socket.socket:
+        """Connect; the first try waits for a server that was started at the same time as we were.
+        Raises OSError."""
+        until = time.monotonic() + (0 if self._first.is_set() else START_PATIENCE)
+        while True:
+            try:
+                return socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
+            except ConnectionRefusedError:
+                if time.monotonic() >= until or self._closing.wait(0.2):
+                    raise
 
     def _receive(self, data: bytes, wire: MessageSocket) -> None:
         """received(), but for a name that is taken: the server suggests another."""
@@ -3680,6 +3944,223 @@ class Commands:
         self._ui.quit()
 
 
+# --- Mistakes that explain themselves ---
+
+# What other servers say first, to us or to a `join`.
+_OTHER_SERVERS = ((b"HTTP/", "a web server"), (b"<", "a web server"), (b"SSH-", "an ssh server"),
+                  (b"\x15\x03", "a server that speaks TLS"), (b"220", "a mail or ftp server"),
+                  (b"+OK", "a mail server"), (b"* OK", "a mail server"),
+                  (b"RFB ", "a screen that is shared (VNC)"))
+
+
+def what_answers(first: bytes) -> str:
+    """What a server is that begins so: "" when it may be one of ours."""
+    return next((what for start, what in _OTHER_SERVERS if first.startswith(start)), "")
+
+
+def why_not_connected(host: str, port: int, error: Exception) -> str:
+    """Why there is no connection, and what to do; for the first try, where a mistake is likely.
+
+    It may take a second: where nothing listens, the machine is asked whether another port is right.
+    """
+    code = getattr(error, "errno", None)
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (f"no machine is called {host} here: use the address that the server printed "
+                "(a name for yourself goes with -n NAME)")
+    if isinstance(error, ConnectionRefusedError):
+        for server in find_servers(port, [host], 0.5):
+            return (f"nothing listens there, but a chat server on port {server.port}: "
+                    f"chat_client.py {host} {server.port}")
+        return "nothing listens there: is the server running, and is that its port?"
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        return ("no answer: the address may be wrong, or a firewall is in the way (the server's "
+                f"machine has to allow port {port})")
+    if code in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
+        return "no way leads there: are both machines in the same network?"
+    if code in (errno.EACCES, errno.EPERM):
+        return "a firewall on this machine forbids it"
+    if code == errno.EINVAL and host.startswith("fe80:") and "%" not in host:
+        return f"such an address needs the interface that leads there: {host}%eth0"
+    return getattr(error, "strerror", None) or str(error)
+
+
+# --- Which server ---
+
+class Found(NamedTuple):
+    """A server that has answered: where it is, and what it says of itself."""
+
+    host: str
+    port: int
+    name: str
+    here: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({chatproto.in_url(self.host)}:{self.port}, {self.here} here)"
+
+
+def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
+                 seconds: float = 1.0) -> "list[Found]":
+    """Ask the LAN, or these hosts alone, for servers; wait `seconds` for their answers.
+
+    They are asked on that port and on 8087, twice, as a datagram may be lost.
+    """
+    token = secrets.token_hex(8)
+    best: "dict[Any, Found]" = {}
+    with contextlib.ExitStack() as stack:
+        ways = [(stack.enter_context(sock), place) for sock, place in _ways(hosts)]
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for sock in {sock for sock, _ in ways}:
+            selector.register(sock, selectors.EVENT_READ, sock)
+        start = time.monotonic()
+        for until in (start + seconds / 3, start + seconds):
+            for (sock, place), to in itertools.product(ways, {port, PORT}):
+                with contextlib.suppress(OSError):
+                    sock.sendto(chatproto.encode_question(token), (place[0], to, *place[1:]))
+            for data, sender in _datagrams(selector, until):
+                answer = chatproto.decode_answer(data, token)
+                if answer is None or answer.tls:
+                    continue
+                found = Found(_host_of(sender), answer.port, answer.name, answer.here)
+                # A server is heard over each of its addresses.
+                key = answer.id or (answer.name, answer.port)
+                best[key] = min(best.get(key, found), found, key=_unhandiness)
+    return sorted(best.values(), key=lambda found: (found.name.casefold(), found.host))
+
+
+def _ways(hosts: "Sequence[str]") -> "Iterator[tuple[socket.socket, tuple[Any, ...]]]":
+    """Sockets, and where to ask with them: host, and for IPv6 what follows the port."""
+    if hosts:
+        for host in hosts:
+            with contextlib.suppress(OSError, UnicodeError):
+                for family, _, _, _, to in socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM):
+                    yield socket.socket(family, socket.SOCK_DGRAM), (to[0], *to[2:])
+        return
+    yield socket.socket(socket.AF_INET, socket.SOCK_DGRAM), ("127.0.0.1",)
+    interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
+    for number, version in sorted(interfaces):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6,
+                                 socket.SOCK_DGRAM)
+            try:
+                chatproto.aim(sock, number)
+            except OSError:
+                sock.close()
+                continue
+            places: "list[tuple[Any, ...]]" = [(chatproto.BROADCAST,), (chatproto.GROUP4,)]
+            for place in places if version == 4 else [(chatproto.GROUP6, 0, number)]:
+                yield sock, place
+
+
+def _datagrams(selector: selectors.BaseSelector, until: float) -> "Iterator[tuple[bytes, Any]]":
+    """What comes until then, and from whom."""
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        for key, _ in selector.select(left):
+            # On Windows an error may say that an earlier question found no port.
+            with contextlib.suppress(OSError):
+                yield key.data.recvfrom(2 * chatproto.QUESTION_SIZE)
+
+
+def _host_of(sender: Any) -> str:
+    """The host of a sender: a link-local address of IPv6 needs the interface's number."""
+    return f"{sender[0]}%{sender[3]}" if len(sender) == 4 and sender[3] else str(sender[0])
+
+
+def _unhandiness(found: Found) -> "tuple[bool, bool, bool]":
+    """Of several addresses of one server the loopback comes first, then IPv4."""
+    return "%" in found.host, ":" in found.host, not found.host.startswith("127.")
+
+
+def choose_server() -> "tuple[str, int]":
+    """The server of this LAN: the only one that answers, else the one that the user chooses.
+
+    Raises LookupError, whose text says what to do.
+    """
+    until = time.monotonic() + START_PATIENCE
+    while True:
+        servers = find_servers()
+        # One that keeps quiet may run on this machine.
+        if not servers and _listens("localhost", PORT):
+            return "localhost", PORT
+        if servers or time.monotonic() >= until:
+            break
+    if len(servers) == 1:
+        return servers[0].host, servers[0].port
+    if not servers:
+        raise LookupError("no chat server answers on this LAN: is one running? If it is, say "
+                          "where: chat_client.py HOST PORT, as the server printed it")
+    if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise LookupError(f"{len(servers)} chat servers answer, say which one: "
+                          + ", ".join(map(str, servers)))
+    return _ask_which(servers)
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether anything accepts connections there."""
+    try:
+        socket.create_connection((host, port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+def _ask_which(servers: "list[Found]") -> "tuple[str, int]":
+    print("Chat servers on this LAN:")
+    for number, server in enumerate(servers, 1):
+        print(f"  {number}  {escape(str(server))}")
+    while True:
+        try:
+            line = input(f"Which one (1 to {len(servers)})? ").strip()
+        except EOFError:
+            raise LookupError("none was chosen") from None
+        if re.fullmatch("[0-9]{1,4}", line) and 1 <= int(line) <= len(servers):
+            server = servers[int(line) - 1]
+            return server.host, server.port
+
+
+def parse_where(words: "Sequence[str]") -> "tuple[str, int]":
+    """Host and port from what was typed; host "" asks the LAN. Raises ValueError: what to do."""
+    if not words:
+        return "", PORT
+    first, second, third = (*words, "", "")[:3]
+    if third:
+        raise ValueError(f"{third} is one too many; a name for yourself goes with -n: "
+                         f"chat_client.py {first} {second} -n {third}")
+    if first.isascii() and first.isdecimal():
+        if second:
+            raise ValueError(f"HOST comes before PORT: chat_client.py {second} {first}")
+        return "localhost", _port_of(first)
+    host, port = _split(first)
+    if second and not (second.isascii() and second.isdecimal()):
+        raise ValueError(f"{second} is no port, that is a number from 1 to 65535; a name for "
+                         f"yourself goes with -n: chat_client.py {first} -n {second}")
+    if second and port and int(port) != int(second):
+        raise ValueError(f"port {port} or {second}? Say one")
+    return host, _port_of(port or second or str(PORT))
+
+
+def _port_of(text: str) -> int:
+    if not 1 <= int(text[:6]) <= 65_535:
+        raise ValueError(f"{text} is no port, that is a number from 1 to 65535")
+    return int(text)
+
+
+def _split(where: str) -> "tuple[str, str]":
+    """Host and port ("" for none) from host, host:port, [IPv6]:port, IPv6 or a URL."""
+    scheme, _, rest = where.rpartition("://")
+    rest = rest.partition("/")[0]
+    if rest.count(":") > 1 and not rest.startswith("["):
+        return rest, ""
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::([0-9]{1,6}))?", rest)
+    if found is None:
+        raise ValueError(f"{where} names no server: HOST, HOST PORT, HOST:PORT or "
+                         "http://HOST:PORT/ does")
+    ports = {"http": "80", "https": "443"}
+    return found[1] or found[2], found[3] or ports.get(scheme.lower(), "")
+
+
 # --- main ---
 
 def complain(what: str) -> None:
@@ -3687,7 +4168,8 @@ def complain(what: str) -> None:
     try:
         sys.stderr.write(f"chat_client: {escape(what)}\n")
         sys.stderr.flush()
-    except (OSError, AttributeError):                   # stderr is gone, or never was
+    except (OSError, AttributeError):
+        # stderr is gone, or never was.
         pass
 
 
@@ -3695,7 +4177,8 @@ def login_name() -> str:
     """The login name as far as it can be a name here."""
     try:
         login = getpass.getuser()
-    except (OSError, KeyError, ImportError):            # no such user in the system
+    except (OSError, KeyError, ImportError):
+        # The system knows no such user.
         login = ""
     login = "".join(char for char in login if char.isalnum() or char in "_-.")[:MAX_NAME]
     try:
@@ -3704,47 +4187,92 @@ def login_name() -> str:
         return "guest"
 
 
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        complain(f"{message} (--help says what there is)")
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
+              "                      [--listen] [--mouse] [--no-config] [--timeout SECONDS]\n"
+              "                      [--version] [-h]",
+        description="A client of Roger, a LAN chat that is copied, not installed.",
+        epilog="""When stdin is a pipe each line is a message, and the exit code is 0 only when
+        all were acknowledged. Exit codes: 0 all well, 1 cannot connect or deliver, 2 usage, 130
+        interrupted.""")
+    add = parser.add_argument
+    # What was typed is taken for what it means: see parse_where().
+    add("where", nargs="*", metavar="HOST PORT",
+        help=f"the server: HOST, HOST PORT ({PORT} without), HOST:PORT, http://HOST:PORT/; a "
+             "number alone is a port of this machine, and nothing asks the LAN who is there")
+    add("-n", "--name", default=login_name(), metavar="NAME",
+        help="default: the login name (%(default)s)")
+    add("--plain", action="store_true", help="no screen control: a line a message")
+    add("--json", action="store_true", help="print the frames as they come, for scripts")
+    add("--bell", choices=Settings.BELLS,
+        help="ring for nothing, for your name and private messages (mentions, the default), or "
+             "for all")
+    add("--listen", action="store_true", help="only listen: nothing is read, as for a service")
+    add("--mouse", action="store_true",
+        help="the mouse wheel scrolls (and the mouse no longer selects)")
+    add("--no-config", dest="config", action="store_const", const=None, default=settings_path(),
+        help="neither read nor keep the settings (quiet, times, ignored names, bell)")
+    add("--timeout", type=float, default=30.0, metavar="SECONDS",
+        help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
+    add("--version", action="version", version=f"Roger {chatproto.__version__}")
+    return parser
+
+
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A client of Roger, a LAN chat that is copied, not installed.", epilog="""
-        When stdin is a pipe each line is a message, and the exit code is 0 only when all were acknowledged. Exit codes:
-        0 all well, 1 cannot connect or deliver, 2 usage, 130 interrupted.""")
-    parser.add_argument("host", nargs="?", default="localhost", metavar="HOST", help="default localhost")
-    parser.add_argument("port", nargs="?", type=int, default=PORT, metavar="PORT", help=f"default {PORT}")
-    parser.add_argument("-n", "--name", default=login_name(), metavar="NAME", help="default: the login name (%(default)s)")
-    parser.add_argument("--plain", action="store_true", help="no screen control: a line a message")
-    parser.add_argument("--json", action="store_true", help="print the frames as they come, for scripts")
-    parser.add_argument("--bell", choices=Settings.BELLS,
-                        help="ring for nothing, for your name and private messages (mentions, the default), or for all")
-    parser.add_argument("--listen", action="store_true", help="only listen: nothing is read, as for a service")
-    parser.add_argument("--mouse", action="store_true", help="the mouse wheel scrolls (and the mouse no longer selects)")
-    parser.add_argument("--no-config", dest="config", action="store_const", const=None, default=settings_path(),
-                        help="neither read nor keep the settings (quiet, times, ignored names, bell)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
-                        help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
-    parser.add_argument("--version", action="version", version=f"Roger {chatproto.__version__}")
-    arguments = parser.parse_args(argv)
-    if not 1 <= arguments.port <= 65_535:
-        parser.error(f"{arguments.port} is no port (1 to 65535)")
+    """The options, with `host` ("" asks the LAN) and `port`."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        arguments.host, arguments.port = parse_where(arguments.where)
+    except ValueError as error:
+        parser.error(str(error))
     if not 0 < arguments.timeout <= 86_400:
         parser.error("the time-out is a number of seconds, at most a day")
     try:
         chatproto.check_name(arguments.name)
     except ProtocolError as error:
-        parser.error(f"{escape(arguments.name)}: {error}")
+        parser.error(f"-n {arguments.name}: {error}")
     return arguments
+
+
+def _use_utf8() -> None:
+    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
+
+    A terminal keeps its encoding, and shows a letter that it does not have as its code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the client; return the exit code."""
+    _use_utf8()
     arguments = _arguments(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")       # a terminal that cannot show a letter shows its code
     interface = None
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not arguments.host:
+            arguments.host, arguments.port = choose_server()
         terminal = WindowsTerminal() if os.name == "nt" else Terminal()
-        interface = Window(arguments, terminal) if takes_screen(arguments) else Plain(arguments)
+        screen = takes_screen(arguments)
+        interface = Window(arguments, terminal) if screen else Plain(arguments)
         code = interface.run()
+    except LookupError as error:
+        complain(str(error))
+        code = 1
     except KeyboardInterrupt:
         code = 130
     if interface is not None and interface.killed_by not in (0, signal.SIGINT):
@@ -3752,7 +4280,8 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else Python complains when it flushes at the end
+        # Else Python complains when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
 

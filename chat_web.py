@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
 """chat_web: the browser's way into Roger, a LAN chat: HTTP and WebSocket on the server's own port.
 
-chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what it needs. By itself it is
-a bare echo, for conformance suites:
+chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what
+it needs. (tests/echo.py is a bare echo with it, for conformance suites.)
 
-    python chat_web.py --echo PORT
-
-    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever (chat_server's Connection)
-                                        │ yes
+    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever
+                                        │ yes                             (a Connection's)
                                         ▼
                               PageRequest, by http.server: the page, two files, /host, or ...
                                         │ GET /chat, Upgrade: websocket
@@ -15,69 +13,94 @@ a bare echo, for conformance suites:
                               WebSocket: to a Connection a MessageSocket like any other
 
 The parts, bottom up
-    MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's side); no socket
+    MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's
+                       side); no socket
     HttpSocket         a MessageSocket that can also look ahead, and write until a deadline
-    WebSocket          read() gives lines and write() takes what wrap() made of them: Connection, MessageManager and Room
-                       do not know the difference. wrap() is called once a broadcast (chatproto.PendingMessage.wrapped)
-    Request            one HTTP request within its limits, answered, and the connection closed; or upgraded
-    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, and nothing else
+    WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
+                       it do not know the difference. wrap() is called once a broadcast
+    Request            one HTTP request within its limits, answered, and the connection closed; or
+                       upgraded
+    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, nothing else
     Web                all of it for chat_server. Desk is what the host's view may do there
 
-Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So a WebSocket's Origin has
-to be this very host and port, and Host an address, localhost or this machine's name: a name of another's that leads here
-(DNS rebinding) is refused. The page itself may load nothing, and run only its own script (Content-Security-Policy).
-The host's view needs a secret that is printed on the server's terminal, and a connection from this machine. The secret comes
-in a header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its preflight request).
+Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
+a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
+machine's name: a name of another's that leads here (DNS rebinding) is refused. The page itself may
+load nothing, and run only its own script (Content-Security-Policy). The host's view needs a secret
+that is printed on the server's terminal, and a connection from this machine. The secret comes in a
+header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
+preflight request).
 
-Threads: none are made here, but for --echo. Everything of a connection runs on its own thread; WebSocket says what others
-may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, compression, other files, keep-alive.
+The page is one file without a build. When it is loaded, the lines that are comments are left out,
+so that they cost nobody anything, and it is compressed once; a browser asks each time whether it is
+still the same (ETag). It stays readable by its comments and its order: one section a part, bottom
+up, each headed by a line of dashes: the words (one table, one column a language), text, storage,
+Session (no page in it), View (no protocol in it), and around these what a person touches. A row is
+a piece of the talk as data; its elements are made when it is drawn, together with all others that
+came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its session.
+
+Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what
+others may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, other
+files, keep-alive.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import binascii
 import codecs
-import contextlib
 import functools
+import gzip
 import hashlib
 import hmac
 import http
 import http.server
 import ipaddress
+import itertools
 import json
 import logging
 import os
 import re
 import secrets
-import select
 import socket
-import socketserver
 import struct
-import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
+from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional, Union
 
 import chatproto
-from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_readable
+from chatproto import (DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape,
+                       wait_for)
 
-HTTP_TIMEOUT = 10.0             # seconds for a whole request, and again for its answer
-MAX_HTTP_LINE = 8 * 1024        # bytes of a request line or a header; a browser's are below 1 KiB
-MAX_HEAD = 32 * 1024            # bytes of all of them
-MAX_BODY = 64 * 1024            # bytes of a body: /host takes a text of 8,192 characters
-LINGER = 2.0                    # seconds for the peer to read our last bytes and to close, before its own bytes reset it
-ECHO_MESSAGE = 16 * 1024 * 1024     # bytes of a message that --echo takes
-METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT ", b"PRI ")
+# Seconds for a whole request, and again for its answer.
+HTTP_TIMEOUT = 10.0
+# Bytes of a request line or a header (a browser's are below 1 KiB), of all of them, and of a body
+# (/host takes a text of 8,192 characters).
+MAX_HTTP_LINE = 8 * 1024
+MAX_HEAD = 32 * 1024
+MAX_BODY = 64 * 1024
+# Seconds for the peer to read our last bytes and to close, before its own bytes reset it.
+LINGER = 2.0
+# Frames of a WebSocket that one message may be cut into: browsers use one.
+FRAGMENTS = 128
+# Frames of a WebSocket that are decoded at once: nobody holds the interpreter with a read full of
+# empty ones.
+READ_FRAMES = 64
+METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ",
+           b"CONNECT ", b"PRI ")
 LONGEST_METHOD = max(map(len, METHODS))
 PAGE, CHAT, HOST = "/", "/chat", "/host"
-FILES = ("/chat_client.py", "/chatproto.py")    # all that a newcomer with Python needs
+# All that a newcomer with Python needs.
+FILES = ("/chat_client.py", "/chatproto.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, BAD_DATA, TOO_BIG = 1000, 1001, 1002, 1003, 1007, 1009     # 7.4.1
-_STATUSES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])  # that may be sent; IANA's list
+# Opcodes (RFC 6455, 5.2).
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+# 7.4.1
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED = 1000, 1001, 1002, 1003
+BAD_DATA, POLICY, TOO_BIG = 1007, 1008, 1009
+# Close codes that may be sent; IANA's list.
+_STATUSES = frozenset([1000, 1001, 1002, 1003, *range(1007, 1015)])
 _ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"       # RFC 6455, 1.3
 
 logger = logging.getLogger("roger.web")
@@ -104,54 +127,92 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def text_message(line: bytes) -> bytes:
-    """The message for a frame of the chat, which comes with its line end: this is WebSocket.wrap."""
+    """The message for a frame of the chat, which comes with its line end: this is
+    WebSocket.wrap."""
     return frame(TEXT, line[:-1])
 
 
 def unmask(data: bytes, key: bytes) -> bytes:
-    """`data` with every byte XORed with its byte of the key. As one long number: 16 MiB take 50 ms, a loop would take 2 s."""
+    """`data` with every byte XORed with its byte of the key. As one long number: 16 MiB take 50 ms,
+    a loop would take 2 s."""
     size = len(data)
     repeated = (key * (size // 4 + 1))[:size]
-    return (int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
+    number = int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")
+    return number.to_bytes(size, "little")
 
 
 class MessageDecoder:
-    """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of no more use.
+    """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of
+    no more use.
 
-    Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle of a frame.
+    Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle
+    of a frame. `fragments` is how many frames a message may have; then none of them but the last
+    may be empty. 0 is as many as one likes, empty or not.
     """
 
-    def __init__(self, max_message: int, binary: bool) -> None:
-        self._max_message = max_message     # bytes, of all its fragments
-        self._binary = binary               # whether binary messages are taken
-        self._buffer = bytearray()          # not looked at yet: one read, and at most a header or a control frame before it
-        self._message = bytearray()         # the message under way, unmasked
-        self._opcode = 0                    # its opcode; 0 when there is none
+    def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
+        # Bytes of a message, of all its fragments.
+        self._max_message = max_message
+        # Whether binary messages are taken.
+        self._binary = binary
+        self._max_fragments = fragments
+        # Not looked at yet: one read, and what the call before it left.
+        self._buffer = bytearray()
+        # Whether feed(b"") may yield more.
+        self.has_more = False
+        # How many frames were taken, of all kinds.
+        self.frames = 0
+        # The message under way: unmasked, its opcode (0 when there is none), its frames so far.
+        self._message = bytearray()
+        self._opcode = 0
+        self._fragments = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._in_frame = False              # the four below are those of the frame under way
-        self._first = 0                     # its first byte
-        self._left = 0                      # bytes of its payload still to come
-        self._key = b""                     # the mask, turned so that it begins with the next byte's
+        # The frame under way: its first byte, the bytes of its payload still to come, and the mask,
+        # turned so that it begins with the next byte's.
+        self._in_frame = False
+        self._first = 0
+        self._left = 0
+        self._key = b""
 
-    def feed(self, data: bytes) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes; raise WebSocketError."""
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return len(self._buffer) + len(self._message)
+
+    def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
+        raise WebSocketError. With `most` it stops after so many frames."""
         self._buffer += data
+        self.has_more = False
+        until = self.frames + most
         while self._in_frame or self._take_header():
-            opcode = self._first & 0x0F
-            if opcode >= CLOSE:
-                if len(self._buffer) < self._left:
-                    return
-                self._in_frame = False
-                yield opcode, self._take_payload()
-                continue
-            self._take_data()
-            if self._left:
+            whole = self._take_frame()
+            if self._in_frame:
                 return
+            self.frames += 1
+            self.has_more = self.frames == until and bool(self._buffer)
+            if whole is not None:
+                yield whole
+            if self.has_more:
+                return
+
+    def _take_frame(self) -> "Optional[tuple[int, bytes]]":
+        """Take what there is of the frame under way; return what it completes."""
+        opcode = self._first & 0x0F
+        if opcode >= CLOSE:
+            if len(self._buffer) < self._left:
+                return None
             self._in_frame = False
-            if self._first & 0x80:
-                whole, self._message = bytes(self._message), bytearray()
-                opcode, self._opcode = self._opcode, 0
-                yield opcode, whole
+            return opcode, self._take_payload()
+        self._take_data()
+        if self._left:
+            return None
+        self._in_frame = False
+        if not self._first & 0x80:
+            return None
+        whole, self._message = bytes(self._message), bytearray()
+        opcode, self._opcode, self._fragments = self._opcode, 0, 0
+        return opcode, whole
 
     def _take_header(self) -> bool:
         """Take a frame's header off the buffer; False when it is not all there."""
@@ -167,8 +228,8 @@ class MessageDecoder:
             length = int.from_bytes(buffer[2:size - 4], "big")
             if length >> 63:
                 raise WebSocketError(PROTOCOL_ERROR, "a length has 63 bits")
-        if buffer[0] & 0x0F < CLOSE and len(self._message) + length > self._max_message:
-            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
+        if buffer[0] & 0x0F < CLOSE:
+            self._check_message(length, bool(buffer[0] & 0x80))
         self._first, self._left, self._key = buffer[0], length, bytes(buffer[size - 4:size])
         self._in_frame = True
         del buffer[:size]
@@ -184,11 +245,23 @@ class MessageDecoder:
             raise WebSocketError(PROTOCOL_ERROR, "a client's frame is masked")
         if opcode >= CLOSE:
             if not first & 0x80 or length > 125:
-                raise WebSocketError(PROTOCOL_ERROR, "a control frame has no fragments and at most 125 bytes")
+                raise WebSocketError(PROTOCOL_ERROR,
+                                     "a control frame has no fragments and at most 125 bytes")
         elif (opcode == CONTINUATION) != bool(self._opcode):
-            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode else "the message before has no end")
+            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode
+                                 else "the message before has no end")
         elif opcode == BINARY and not self._binary:
             raise WebSocketError(UNSUPPORTED, "only text is spoken here")
+
+    def _check_message(self, length: int, is_final: bool) -> None:
+        """Whether the message may have another fragment of that length."""
+        if len(self._message) + length > self._max_message:
+            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
+        self._fragments += 1
+        if self._max_fragments and (self._fragments > self._max_fragments
+                                    or not length and not is_final):
+            raise WebSocketError(POLICY, f"a message has at most {self._max_fragments} fragments, "
+                                 "none of them empty")
 
     def _take_payload(self) -> bytes:
         """What there is of the frame's payload, unmasked."""
@@ -214,12 +287,14 @@ class MessageDecoder:
         except UnicodeDecodeError as error:
             raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
         begun = self._utf8.getstate()[0]
-        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":       # a surrogate: Python's decoder waits for its third byte
+        # A surrogate: Python's decoder waits for its third byte.
+        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
             raise WebSocketError(BAD_DATA, "a text is UTF-8")
 
 
 def close_status(payload: bytes) -> int:
-    """The status in a peer's close, 0 without one. Raises WebSocketError for what must not be in there (RFC 6455, 7.4)."""
+    """The status in a peer's close, 0 without one. Raises WebSocketError for what must not be in
+    there (RFC 6455, 7.4)."""
     if not payload:
         return 0
     status = int.from_bytes(payload[:2], "big")
@@ -234,43 +309,40 @@ def close_status(payload: bytes) -> int:
 
 # --- Sockets ---
 
-def wait_writable(sock: socket.socket, seconds: float) -> bool:
-    """Whether `sock` takes bytes within `seconds`; chatproto.wait_readable says why not settimeout()."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        poller.register(sock, select.POLLOUT)
-        return bool(poller.poll(seconds * 1000))
-    return bool(select.select([], [sock], [], seconds)[1])
-
-
 class HttpSocket(MessageSocket):
     """A MessageSocket with what HTTP needs besides, all of it for the reading thread."""
 
     __slots__ = ()
 
     def peek(self, seconds: float) -> bytes:
-        """The first bytes, which stay where they are; b"" when none came in that time. Raises ConnectionClosed."""
+        """The first bytes, which stay where they are; b"" when none came in that time. Raises
+        ConnectionClosed."""
         try:
-            data = None
-            if DONT_WAIT:                                       # most speak at once: a poll() less for each
-                with contextlib.suppress(BlockingIOError):
-                    data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
-            if data is None:
-                if not wait_readable(self._sock, seconds):
-                    return b""
-                data = self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK)
+            data = self._peek()
+            if data is None and wait_for(self._sock, seconds):
+                data = self._peek()
         except (OSError, ValueError) as error:
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if data is None:
+            return b""
         if not data:
             raise ConnectionClosed("the other side closed the connection")
         return data
 
+    def _peek(self) -> Optional[bytes]:
+        """What has come already; None for nothing. Most speak at once."""
+        try:
+            return self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
+        except BlockingIOError:
+            return None
+
     def write_all(self, data: bytes, until: float) -> None:
-        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises ConnectionClosed."""
+        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises
+        ConnectionClosed."""
         rest = memoryview(data)
         try:
             while rest:
-                if not wait_writable(self._sock, max(0.0, until - time.monotonic())):
+                if not wait_for(self._sock, until - time.monotonic(), writable=True):
                     raise ConnectionClosed("the other side does not read")
                 try:
                     rest = rest[self._sock.send(rest, DONT_WAIT):]
@@ -280,8 +352,8 @@ class HttpSocket(MessageSocket):
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
 
     def linger(self) -> None:
-        """End our half, and wait for the peer's: to close with its bytes unread would reset the connection, and our last
-        words with it."""
+        """End our half, and wait for the peer's: to close with its bytes unread would reset the
+        connection, and our last words with it."""
         self.finish()
         until = time.monotonic() + LINGER
         try:
@@ -292,47 +364,58 @@ class HttpSocket(MessageSocket):
 
 
 class WebSocket:
-    """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from any that never block.
+    """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from
+    any that never block.
 
-    `rest` is what came behind the request. Data may be written by the holder of a MessageManager's lock, as ever; what
-    answers pings and closes comes from the reading thread, and cut() from any.
+    `rest` is what came behind the request. Data may be written by the holder of a MessageManager's
+    lock, as ever; what answers pings and closes comes from the reading thread, and cut() from any.
     """
 
     wrap = staticmethod(text_message)
 
-    def __init__(self, wire: HttpSocket, rest: bytes = b"", max_message: int = MAX_LINE, binary: bool = False) -> None:
+    def __init__(self, wire: HttpSocket, rest: bytes = b"") -> None:
         self._wire = wire
         self._rest = rest
-        self._decoder = MessageDecoder(max_message, binary)
-        self._end: Optional[ConnectionClosed] = None    # for the next read(): the messages before it come first
-        # Protects the flag, and keeps the frames of several threads whole and none behind a close. Taken inside the
-        # MessageManager's lock; inside it only MessageSocket's, for a write that does not block (but in an echo).
+        self._decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        # Frames that were no messages, for the flood limit, which takes them from here.
+        self.overhead = 0
+        # For the next read(): the messages before the end come first.
+        self._end: Optional[ConnectionClosed] = None
+        # Protects the flag, and keeps the frames of several threads whole and none behind a close.
+        # Taken inside the MessageManager's lock; inside it only MessageSocket's, for a write that
+        # does not block (but in an echo).
         self._lock = threading.Lock()
         self._close_sent = False
 
     def read(self, timeout: Optional[float] = None) -> bytes:
-        """The frames of the chat that one read of the socket completes, each with a line end: maybe none, b"".
-        Raises ConnectionClosed."""
+        """The frames of the chat that one read of the socket completes, each with a line end: maybe
+        none, b"". Of a long read only READ_FRAMES at a time: the others wait for the next call,
+        and perhaps for the flood limit before it. Raises ConnectionClosed."""
         if self._end is not None:
             raise self._end
-        lines = []
+        lines, before = [], self._decoder.frames
         try:
-            for _, payload in self.messages(timeout):
-                # A line end is white space to JSON, and so is this one; inside a string neither may be. Two frames in
-                # one message stay no frame.
+            for _, payload in self.messages(timeout, READ_FRAMES):
+                # A line end is white space to JSON, and so is this one; inside a string neither may
+                # be. Two frames in one message stay no frame.
                 lines.append(payload.replace(b"\n", b"\r") + b"\n")
         except ConnectionClosed as end:
             if not lines:
                 raise
             self._end = end
+        self.overhead += self._decoder.frames - before - len(lines)
         return b"".join(lines)
 
-    def messages(self, timeout: Optional[float] = None) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages that one read of the socket completes; pings and the close are answered
-        in their order. Raises ConnectionClosed."""
-        data, self._rest = self._rest or self._wire.read(timeout), b""
+    def messages(self, timeout: Optional[float] = None,
+                 most: int = 0) -> Iterator["tuple[int, bytes]"]:
+        """Yield opcode and payload of the messages that one read of the socket completes, or of the
+        next `most` frames of it; pings and the close are answered in their order. Raises
+        ConnectionClosed."""
+        data, self._rest = self._rest, b""
+        if not data and not self._decoder.has_more:
+            data = self._wire.read(timeout)
         try:
-            for opcode, payload in self._decoder.feed(data):
+            for opcode, payload in self._decoder.feed(data, most):
                 if opcode == PING:
                     self._send(frame(PONG, payload))
                 elif opcode == CLOSE:
@@ -345,8 +428,14 @@ class WebSocket:
             self._close(struct.pack(">H", error.status) + str(error).encode())
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
 
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return self._decoder.begun
+
     def write(self, data: bytes) -> None:
-        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to the reader."""
+        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
+        the reader."""
         self._send(data)
 
     def finish(self) -> None:
@@ -359,12 +448,16 @@ class WebSocket:
         return self._wire.hung_up()
 
     def cut(self) -> None:
-        """End both halves at once, and wake the reader; where the close can be written before, it is."""
+        """End both halves at once, and wake the reader; where the close can be written before, it
+        is."""
         self._close(struct.pack(">H", GOING_AWAY))
         self._wire.cut()
 
     def close(self) -> None:
-        """Give the descriptor back, a little later so that the peer can read the close. Only the reader calls it."""
+        """Give the descriptor back, a little later so that the peer can read the close. Only the
+        reader calls it."""
+        # What came and is not whole is not kept for that time.
+        self._decoder = MessageDecoder(0, binary=False)
         self._wire.linger()
         self._wire.close()
 
@@ -392,16 +485,25 @@ class Refusal(Exception):
 
 
 class RequestReader:
-    """The bytes of one request, within their limits and until a deadline. http.server reads from it as from a file."""
+    """The bytes of one request, within their limits and until a deadline.
+
+    http.server reads from it as from a file.
+    """
 
     def __init__(self, wire: HttpSocket, until: float) -> None:
         self._wire = wire
-        self._until = until                 # by time.monotonic()
-        self._buffer = bytearray()          # read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read
-        self._taken = 0                     # bytes of lines
+        # By time.monotonic().
+        self._until = until
+        # Read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read.
+        self._buffer = bytearray()
+        # Bytes of lines so far.
+        self._taken = 0
 
     def readline(self, limit: int = -1) -> bytes:
-        """A line with its end; `limit` is http.server's and larger than ours. Raises Refusal, ConnectionClosed."""
+        """A line with its end; `limit` is http.server's and larger than ours.
+
+        Raises Refusal, ConnectionClosed.
+        """
         while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) <= MAX_HTTP_LINE:
             self._fill()
         size = end + 1 or len(self._buffer)
@@ -409,7 +511,8 @@ class RequestReader:
         if size > MAX_HTTP_LINE or self._taken > MAX_HEAD:
             status = (http.HTTPStatus.REQUEST_URI_TOO_LONG if self._taken == size
                       else http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them {MAX_HEAD}")
+            raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them "
+                                  f"{MAX_HEAD}")
         return self._take(size)
 
     def read(self, size: int) -> bytes:
@@ -431,7 +534,8 @@ class RequestReader:
         left = self._until - time.monotonic()
         data = self._wire.read(left) if left > 0 else b""
         if not data:
-            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds")
+            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT,
+                          f"a request has {HTTP_TIMEOUT:g} seconds")
         self._buffer += data
 
 
@@ -451,16 +555,16 @@ class _Writer:
 class Request(http.server.BaseHTTPRequestHandler):
     """One request, parsed by http.server: answered, or upgraded. `websocket` is what it became.
 
-    handle() runs inside the constructor, as in all of socketserver. The caller closes the connection.
+    handle() runs inside the constructor, as in all of socketserver. The caller closes the
+    connection.
     """
 
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"    # of a line that says none: else its answer would have no status line
+    # Of a line that says none: else its answer would have no status line.
+    default_request_version = "HTTP/1.0"
     error_message_format = "%(code)d %(message)s: %(explain)s\n"
     error_content_type = "text/plain; charset=utf-8"
     websocket: Optional[WebSocket] = None
-    max_message = MAX_LINE                  # of the WebSocket
-    binary = False
 
     def setup(self) -> None:
         self.wire: HttpSocket = self.request
@@ -468,8 +572,10 @@ class Request(http.server.BaseHTTPRequestHandler):
         self.rfile = RequestReader(self.wire, until)            # type: ignore[assignment]
         self.wfile = _Writer(self.wire, until + HTTP_TIMEOUT)   # type: ignore[assignment]
         self.close_connection = True
-        self.requestline = self.request_version = self.command = self.path = ""     # send_error() looks at them
-        self._extra: "dict[str, str]" = {}                      # headers of the next answer
+        # send_error() looks at these.
+        self.requestline = self.request_version = self.command = self.path = ""
+        # Headers of the next answer.
+        self._extra: "dict[str, str]" = {}
 
     def handle(self) -> None:
         try:
@@ -500,15 +606,17 @@ class Request(http.server.BaseHTTPRequestHandler):
         """What goes with every answer."""
         return {}
 
-    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK, **headers: str) -> None:
-        """Answer with `body`."""
+    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK,
+              **headers: str) -> None:
+        """Answer with `body`; a 304 has none, and says nothing about one."""
         self._extra = {key.replace("_", "-"): value for key, value in headers.items()}
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if status != http.HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and status != http.HTTPStatus.NOT_MODIFIED:
             self.wfile.write(body)
 
     def one_header(self, name: str) -> str:
@@ -518,13 +626,21 @@ class Request(http.server.BaseHTTPRequestHandler):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{name} comes twice")
         return values[0].strip() if values else ""
 
+    def takes_gzip(self) -> bool:
+        """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
+        found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
+                 for token in self._tokens("Accept-Encoding")]
+        return any(match and (match[1] or "1").strip("0.") for match in found)
+
     def upgrade(self) -> None:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
-        if "websocket" not in self._tokens("Upgrade") or "upgrade" not in self._tokens("Connection"):
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket", Upgrade="websocket")
+        if ("websocket" not in self._tokens("Upgrade")
+                or "upgrade" not in self._tokens("Connection")):
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
+                          Upgrade="websocket")
         if self.one_header("Sec-WebSocket-Version") != "13":
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here", Upgrade="websocket",
-                          Sec_WebSocket_Version="13")
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
+                          Upgrade="websocket", Sec_WebSocket_Version="13")
         key = self.one_header("Sec-WebSocket-Key").encode("latin-1")
         try:
             valid = len(base64.b64decode(key, validate=True)) == 16
@@ -533,19 +649,23 @@ class Request(http.server.BaseHTTPRequestHandler):
         if not valid or self.request_version == "HTTP/1.0":
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
         accept = base64.b64encode(hashlib.sha1(key + _ACCEPT).digest()).decode("ascii")
-        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}
+        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade",
+                       "Sec-WebSocket-Accept": accept}
         self.send_response(http.HTTPStatus.SWITCHING_PROTOCOLS)
         self.end_headers()
-        self.websocket = WebSocket(self.wire, self.rfile.rest(), self.max_message, self.binary)    # type: ignore[attr-defined]
+        self.websocket = WebSocket(self.wire, self.rfile.rest())    # type: ignore[attr-defined]
 
     def _tokens(self, name: str) -> "set[str]":
-        return {token.strip().lower() for value in self.headers.get_all(name, []) for token in value.split(",")}
+        return {token.strip().lower() for value in self.headers.get_all(name, [])
+                for token in value.split(",")}
 
     def _handle(self) -> None:
         try:
             self.raw_requestline = self.rfile.readline()
-            if self.parse_request():        # else it is answered
-                if self.headers.defects or len(self.requestline.split()) != 3:
+            # Where it is no request parse_request() has answered it. Of a line without a version it
+            # reads no headers from Python 3.14 on: they are a dict, without `defects`.
+            if self.parse_request():
+                if len(self.requestline.split()) != 3 or self.headers.defects:
                     raise Refusal(http.HTTPStatus.BAD_REQUEST, "no request of HTTP")
                 self.answer()
         except Refusal as refusal:
@@ -556,35 +676,55 @@ class Request(http.server.BaseHTTPRequestHandler):
 # --- What is served ---
 
 class Desk(NamedTuple):
-    """What the host's view may do at the server; each may be called on any thread, and raise LookupError, ProtocolError or
-    TimeoutError."""
+    """What the host's view may do at the server.
 
-    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"      # name, address, seconds connected (None: away)
-    boot: Callable[[str, str], str]         # name, reason
+    Each may be called on any thread, and raise LookupError, ProtocolError or TimeoutError.
+    """
+
+    # Name, address, seconds connected (None: away).
+    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"
+    # Name and reason.
+    boot: Callable[[str, str], str]
     say: Callable[[str], None]
     motd: Callable[[], str]
     set_motd: Callable[[Optional[str]], None]
+    # The server's name, and the page's address for others ("" when none leads here).
+    invitation: "Callable[[], tuple[str, str]]" = lambda: ("", "")
+
+
+# A line of the page that is a comment alone.
+_COMMENT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n", re.MULTILINE)
 
 
 class Page(NamedTuple):
-    """The page, and what hashes its Content-Security-Policy lets run."""
+    """The page, as it is and compressed, and what hashes its Content-Security-Policy lets run."""
 
     body: bytes
+    packed: bytes
+    # Names this very content, however it is encoded: so it is a weak one (RFC 9110, 8.8.3).
+    etag: str
     script: str
     style: str
 
     @classmethod
     def load(cls, path: str) -> Page:
-        """Read the page. Raises OSError; ValueError when it has not exactly one script and one style."""
+        """Read the page.
+
+        Raises OSError; ValueError when it has not exactly one script and one style.
+        """
         with open(path, "rb") as file:
-            body = file.read().replace(b"\r\n", b"\n")          # the hashes are of what a browser sees
-        return cls(body, _hash_of(body, b"script"), _hash_of(body, b"style"))
+            # The hashes are of what a browser sees: comments are for who reads the file.
+            body = _COMMENT.sub(b"", file.read().replace(b"\r\n", b"\n"))
+        etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
+        return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
+                   _hash_of(body, b"style"))
 
     def policy(self, host: str) -> str:
         """The Content-Security-Policy, for a page that was asked for under `host`."""
         # Not every browser takes 'self' to hold for ws: as well.
-        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; img-src data:; "
-                f"connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
+                f"img-src data:; connect-src 'self' ws://{host}; base-uri 'none'; "
+                "form-action 'none'; frame-ancestors 'none'")
 
 
 def _hash_of(body: bytes, tag: bytes) -> str:
@@ -595,25 +735,20 @@ def _hash_of(body: bytes, tag: bytes) -> str:
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-def is_our_host(host: str) -> bool:
-    """Whether a Host header names an address, localhost or this machine: a name that anybody can have lead here does not."""
+def is_our_host(host: str, names: Collection[str] = ()) -> bool:
+    """Whether a Host header names an address, or this machine: by its own names or one of `names`.
+
+    A name that anybody can have lead here does not.
+    """
     found = _HOST.fullmatch(host)
     if found is None:
         return False
-    name = found[1].strip("[]").lower()
+    name = found[1].strip("[]")
     try:
         ipaddress.ip_address(name)
         return True
     except ValueError:
-        return name == "localhost" or name in _own_names()
-
-
-@functools.lru_cache(maxsize=1)
-def _own_names() -> "frozenset[str]":
-    """What this machine is called; .local is how a LAN without a name server calls it (mDNS). Asked when somebody comes by
-    a name, not before: a resolver that does not answer takes seconds."""
-    own = socket.gethostname().lower()
-    return frozenset([own, own.partition(".")[0], own.partition(".")[0] + ".local", socket.getfqdn().lower()])
+        return chatproto.is_own_name(name, names)
 
 
 class PageRequest(Request):
@@ -624,16 +759,18 @@ class PageRequest(Request):
     def answer(self) -> None:
         self.web = self.server                              # type: ignore[assignment]
         path, host = self.path.partition("?")[0], self.one_header("Host")
-        if not is_our_host(host):
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "come by an address, localhost or this machine's name")
-        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST", **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
+        if not is_our_host(host, self.web.names):
+            raise Refusal(http.HTTPStatus.FORBIDDEN,
+                          "come by an address, localhost or this machine's name")
+        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
+                   **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
         if methods is None:
             raise Refusal(http.HTTPStatus.NOT_FOUND, "there is nothing of that name")
         if self.command not in methods.split(", "):
-            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is", Allow=methods)
+            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is",
+                          Allow=methods)
         if path == PAGE:
-            page = self.web.page
-            self.reply(page.body, "text/html; charset=utf-8", Content_Security_Policy=page.policy(host))
+            self._page(host)
         elif path == CHAT:
             self._check_origin(host)
             self.upgrade()
@@ -643,17 +780,35 @@ class PageRequest(Request):
             self.reply(self.web.files[path], "text/plain; charset=utf-8")
 
     def safe_headers(self) -> "dict[str, str]":
+        # A WebSocket is no document.
         if self._extra.get("Upgrade") == "websocket" and self._extra.get("Connection"):
-            return {}                                       # a WebSocket is no document
-        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
-                "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
+            return {}
+        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
+                "Cache-Control": "no-store",
                 "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
     def address_string(self) -> str:
         return str(self.client_address)
 
+    def _page(self, host: str) -> None:
+        """The page: kept by the browser, which asks each time whether it is still the same."""
+        page, kind, ok = self.web.page, "text/html; charset=utf-8", http.HTTPStatus.OK
+        headers = {"Content_Security_Policy": page.policy(host), "ETag": page.etag,
+                   "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
+        known = {tag[-len(page.etag) + 2:] for tag in self._tokens("If-None-Match")}
+        if page.etag[2:] in known or "*" in known:
+            self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
+        elif self.takes_gzip():
+            self.reply(page.packed, kind, ok, Content_Encoding="gzip", **headers)
+        else:
+            self.reply(page.body, kind, ok, **headers)
+
     def _check_origin(self, host: str) -> None:
-        """Browsers always say where a WebSocket's page came from. Who is no browser can use the port without HTTP."""
+        """Browsers always say where a WebSocket's page came from.
+
+        Who is no browser can use the port without HTTP.
+        """
         if self.one_header("Origin").lower() != f"http://{host}".lower():
             logger.info("%s was refused: a page of %s wants to chat", self.client_address,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
@@ -665,16 +820,20 @@ class PageRequest(Request):
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
         here = ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
         if not hmac.compare_digest(given, self.web.secret.encode()) or not here:
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the server printed, on its machine")
+            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
+                                                     "server printed, on its machine")
         if self.one_header("Origin"):
             self._check_origin(self.one_header("Host"))
         try:
             if self.command == "POST":
                 self._host_does(self._body())
-            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd()}
+            name, url = self.web.desk.invitation()
+            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd(), "name": name,
+                     "url": url, "qr": qr_rows(url)}
             self._reply_json(http.HTTPStatus.OK, state)
         except (LookupError, ProtocolError, TimeoutError) as error:
-            self._reply_json(http.HTTPStatus.CONFLICT, {"error": str(error.args[0] if error.args else error)})
+            text = str(error.args[0] if error.args else error)
+            self._reply_json(http.HTTPStatus.CONFLICT, {"error": text})
 
     def _host_does(self, order: "dict[str, Any]") -> None:
         def text_of(key: str) -> str:
@@ -700,7 +859,8 @@ class PageRequest(Request):
         if not re.fullmatch("[0-9]{1,9}", size):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
         if int(size) > MAX_BODY:
-            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
+            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                          f"a body has at most {MAX_BODY} bytes")
         try:
             order = json.loads(self.rfile.read(int(size)).decode("utf-8"))
         except (ValueError, RecursionError):
@@ -714,13 +874,20 @@ class PageRequest(Request):
 
 
 class Web:
-    """The web for chat_server: it makes each connection's socket() and has greet() find out what it is."""
+    """The web for chat_server.
+
+    It makes each connection's socket() and has greet() find out what it is.
+    """
 
     socket = HttpSocket
 
-    def __init__(self, desk: Desk, folder: str = HERE) -> None:
-        """Read the files. Raises OSError when the page is not there, ValueError when it is none of ours."""
+    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = ()) -> None:
+        """Read the files; `names` are those by which browsers may come, besides the machine's own.
+
+        Raises OSError when the page is not there, ValueError when it is none of ours.
+        """
         self.desk = desk
+        self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         self.page = Page.load(os.path.join(folder, "chat_web.html"))
         self.files: "dict[str, bytes]" = {}
@@ -731,15 +898,19 @@ class Web:
             except OSError as error:
                 logger.info("%s is not served: %s", path, error.strerror)
 
-    def greet(self, wire: HttpSocket, address: str, seconds: float) -> "Union[HttpSocket, WebSocket, None]":
-        """On the connection's thread: find out what `wire` speaks, waiting up to `seconds` for the first byte. Returns it as
-        it is for frames (and for a peer that says nothing, or has gone), a WebSocket, or None: it was a request, and is
-        over."""
+    def greet(self, wire: HttpSocket, address: str,
+              seconds: float) -> "Union[HttpSocket, WebSocket, None]":
+        """On the connection's thread: find out what `wire` speaks.
+
+        Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer
+        that says nothing), a WebSocket, or None: it was a request, or has gone, and is over.
+        """
         try:
             if not speaks_http(wire.peek(seconds)):
                 return wire
         except ConnectionClosed:
-            return wire
+            wire.close()
+            return None
         request = PageRequest(wire, address, self)          # type: ignore[arg-type]
         if request.websocket is None:
             wire.linger()
@@ -748,79 +919,219 @@ class Web:
 
 
 def speaks_http(first: bytes) -> bool:
-    """Whether a connection that begins so is HTTP. One byte decides: a frame begins with { or white space, so what has come
-    of a method's name is enough, and nobody waits for the rest of it here."""
-    return first[:1].isalpha() and any(first.startswith(method) or method.startswith(first) for method in METHODS)
+    """Whether a connection that begins so is HTTP.
+
+    One byte decides: a frame begins with { or white space, so what has come of a method's name is
+    enough, and nobody waits for the rest of it here.
+    """
+    return first[:1].isalpha() and any(first.startswith(method) or method.startswith(first)
+                                       for method in METHODS)
 
 
-# --- The echo ---
+# --- QR codes ---
 
-class _EchoSocket(HttpSocket):
-    """Writes until all is written: there is only one thread, and nobody else to keep waiting."""
-
-    def write(self, data: bytes) -> None:
-        try:
-            self.write_all(data, time.monotonic() + 60)
-        except ConnectionClosed:
-            self.cut()
-
-
-class _EchoRequest(Request):
-    """Every path is the echo, for everybody."""
-
-    max_message = ECHO_MESSAGE
-    binary = True
-
-    def answer(self) -> None:
-        self.upgrade()
+# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
+# version: error correction codewords in a block, blocks (table 9), and the middles of the
+# alignment patterns (annex E).
+_QR = [(10, 1, ()), (16, 1, (6, 18)), (26, 1, (6, 22)), (18, 2, (6, 26)), (24, 2, (6, 30)),
+       (16, 4, (6, 34)), (18, 4, (6, 22, 38)), (22, 4, (6, 24, 42)), (22, 5, (6, 26, 46)),
+       (26, 5, (6, 28, 50))]
+# The conditions of the eight masks, for row and column (table 10).
+_QR_MASKS: "list[Callable[[int, int], int]]" = [
+    lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
+    lambda y, x: (y // 2 + x // 3) % 2, lambda y, x: y * x % 2 + y * x % 3,
+    lambda y, x: (y * x % 2 + y * x % 3) % 2, lambda y, x: ((y + x) % 2 + y * x % 3) % 2]
+QR_QUIET = 4                    # modules of light around the code
 
 
-class _EchoHandler(socketserver.BaseRequestHandler):
-    """One connection's thread."""
+def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
+    """`text` as a QR code: its rows, a byte a module, 1 for dark; the quiet zone is left out.
 
-    def handle(self) -> None:
-        wire = _EchoSocket(self.request)
-        websocket = _EchoRequest(wire, self.client_address, self.server).websocket
-        try:
-            while websocket is not None:
-                for opcode, payload in websocket.messages():
-                    websocket.write(frame(opcode, payload))
-        except ConnectionClosed:
-            pass
-        wire.linger()
-        wire.close()
-
-
-class EchoServer(socketserver.ThreadingTCPServer):
-    """The bare echo, for this machine only."""
-
-    allow_reuse_address = os.name == "posix"
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _EchoHandler)
+    The mask is for tests: without it the best one is chosen. Raises ValueError when the text takes
+    more than 213 bytes.
+    """
+    data = text.encode("utf-8")
+    for version in range(1, len(_QR) + 1):
+        codewords = _qr_codewords(data, version)
+        if codewords is not None:
+            break
+    else:
+        raise ValueError("too long for a QR code")
+    grids = []
+    for each in range(len(_QR_MASKS)) if mask is None else [mask]:
+        grid = _QrGrid(version)
+        grid.draw_format(each)
+        grid.draw_codewords(codewords, _QR_MASKS[each])
+        grids.append(grid)
+    return [bytes(row) for row in min(grids, key=_QrGrid.penalty).dark]
 
 
-def main(argv: "Optional[list[str]]" = None) -> int:
-    """Run the echo until it is interrupted; return the exit code."""
-    parser = argparse.ArgumentParser(description="chat_server.py loads this file by itself. Alone it is an echo, for tests.")
-    parser.add_argument("--echo", type=int, required=True, metavar="PORT", help="echo messages there; 0 takes a free one")
-    arguments = parser.parse_args(argv)
-    if not 0 <= arguments.echo <= 65_535:
-        parser.error(f"{arguments.echo} is no port (0 to 65535)")
-    try:
-        server = EchoServer(arguments.echo)
-    except OSError as error:
-        print(f"chat_web: cannot listen on port {arguments.echo}: {error}", file=sys.stderr)
-        return 1
-    print(f"Listening on 127.0.0.1:{server.server_address[1]}", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        return 130
-    return 0
+@functools.lru_cache(maxsize=1)
+def qr_rows(url: str) -> "list[str]":
+    """The QR code of an address for the host's page: a row a string, "1" for dark; [] for none."""
+    return ["".join(map(str, row)) for row in qr_code(url)] if url else []
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = True) -> "list[str]":
+    """A QR code for a terminal: what is painted is its light, or its dark with `dark_on_light`.
+
+    With half blocks a line has two rows; without, where they cannot be shown, a module is ##.
+    """
+    width = len(code) + 2 * QR_QUIET
+    light = [bytes(width)] * QR_QUIET
+    rows = [*light, *(bytes(QR_QUIET) + row + bytes(QR_QUIET) for row in code), *light]
+    painted = [[bool(module) == dark_on_light for module in row] for row in rows]
+    if not blocks:
+        return ["".join("##" if module else "  " for module in row) for row in painted]
+    painted.append([False] * width)
+    return ["".join(" \u2580\u2584\u2588"[upper + 2 * lower] for upper, lower in zip(*pair))
+            for pair in zip(painted[::2], painted[1::2])]
+
+
+def _qr_codewords(data: bytes, version: int) -> "Optional[bytes]":
+    """The codewords of a symbol in their order (7.4 to 7.6), None when there is no room."""
+    correction, blocks, _ = _QR[version - 1]
+    total = _qr_modules(version) // 8
+    room = total - correction * blocks
+    length = 8 if version < 10 else 16
+    bits = f"0100{len(data):0{length}b}" + "".join(f"{byte:08b}" for byte in data)
+    if len(bits) > 8 * room:
+        return None
+    bits += "0" * min(4, 8 * room - len(bits))
+    bits += "0" * (-len(bits) % 8)
+    words = bytes(int(bits[at:at + 8], 2) for at in range(0, len(bits), 8))
+    words += (b"\xec\x11" * room)[:room - len(words)]
+    # The later blocks have one codeword more where it does not come out even.
+    parts, start = [], 0
+    for number in range(blocks):
+        size = room // blocks + (number >= blocks - room % blocks)
+        parts.append(words[start:start + size])
+        start += size
+    checks = [_qr_correction(part, correction) for part in parts]
+    return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
+                 for column in columns if at < len(column))
+
+
+def _qr_modules(version: int) -> int:
+    """How many modules are for codewords: all, without those of a fixed meaning."""
+    middles = len(_QR[version - 1][2])
+    # Three finders with separators and format, the dark module, the timing patterns.
+    free = (17 + 4 * version) ** 2 - 3 * 64 - 31 - 2 * (1 + 4 * version)
+    if middles:
+        # Those in the corners are finders, and those in row and column 6 share 5 modules with a
+        # timing pattern.
+        free -= 25 * (middles ** 2 - 3) - 2 * 5 * (middles - 2)
+    return free - (36 if version >= 7 else 0)
+
+
+def _qr_multiply(left: int, right: int) -> int:
+    """In the field of 256 elements that x^8 + x^4 + x^3 + x^2 + 1 makes."""
+    product = 0
+    for bit in range(7, -1, -1):
+        product = (product << 1) ^ (product >> 7) * 0x11D
+        product ^= (right >> bit & 1) * left
+    return product
+
+
+@functools.lru_cache(maxsize=None)
+def _qr_divisor(degree: int) -> bytes:
+    """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
+    divisor, root = bytearray(degree - 1) + b"\1", 1
+    for _ in range(degree):
+        for at in range(degree):
+            divisor[at] = _qr_multiply(divisor[at], root)
+            divisor[at] ^= divisor[at + 1] if at + 1 < degree else 0
+        root = _qr_multiply(root, 2)
+    return bytes(divisor)
+
+
+def _qr_correction(data: bytes, degree: int) -> bytes:
+    """The Reed-Solomon code of a block: the remainder of a division."""
+    divisor, rest = _qr_divisor(degree), bytearray(degree)
+    for byte in data:
+        factor = byte ^ rest.pop(0)
+        rest.append(0)
+        for at, coefficient in enumerate(divisor):
+            rest[at] ^= _qr_multiply(coefficient, factor)
+    return bytes(rest)
+
+
+def _qr_checked(value: int, polynomial: int, degree: int) -> int:
+    """`value` with the remainder of its division (BCH, annexes C and D) behind it."""
+    rest = value
+    for _ in range(degree):
+        rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
+    return value << degree | rest
+
+
+class _QrGrid:
+    """The modules of a symbol: `dark` has rows of 0 and 1, `fixed` says which are no data."""
+
+    def __init__(self, version: int) -> None:
+        """Draw all that does not depend on data and mask."""
+        self.size = 17 + 4 * version
+        self.dark = [bytearray(self.size) for _ in range(self.size)]
+        self.fixed = [bytearray(self.size) for _ in range(self.size)]
+        for at in range(self.size):
+            self._fix(6, at, at % 2 == 0)
+            self._fix(at, 6, at % 2 == 0)
+        end = self.size - 4
+        for y, x in ((3, 3), (3, end), (end, 3)):
+            self._draw_square(y, x, 4, (0, 1, 3))
+        middles = _QR[version - 1][2]
+        for y, x in itertools.product(middles, middles):
+            # In three corners a finder is there already.
+            if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
+                self._draw_square(y, x, 2, (0, 2))
+        if version >= 7:
+            word = _qr_checked(version, 0x1F25, 12)
+            for bit in range(18):
+                near, far = bit // 3, self.size - 11 + bit % 3
+                self._fix(near, far, word >> bit & 1)
+                self._fix(far, near, word >> bit & 1)
+
+    def draw_format(self, mask: int) -> None:
+        """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
+        word = _qr_checked(mask, 0x537, 10) ^ 0x5412
+        first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
+                 *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
+        end = self.size
+        second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
+        for bit, places in enumerate(zip(first, second)):
+            for y, x in places:
+                self._fix(y, x, word >> (14 - bit) & 1)
+        self._fix(end - 8, 8, 1)
+
+    def draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
+        """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
+        bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
+        upwards = True
+        for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
+            rows = range(self.size)
+            for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
+                if not self.fixed[y][x]:
+                    self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+            upwards = not upwards
+
+    def penalty(self) -> int:
+        """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
+        rows = [bytes(row) for row in self.dark]
+        lines = rows + [bytes(column) for column in zip(*rows)]
+        runs = sum(len(run[0]) - 2 for line in lines
+                   for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
+        squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
+                      for upper, lower in zip(rows, rows[1:]) for x in range(self.size - 1))
+        finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
+        finders = sum(line.startswith(pattern, at) for line in lines
+                      for pattern in (finder + light, light + finder) for at in range(self.size))
+        percent = 100 * sum(map(sum, rows)) / self.size ** 2
+        return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
+
+    def _fix(self, y: int, x: int, dark: int) -> None:
+        self.dark[y][x], self.fixed[y][x] = int(dark), 1
+
+    def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
+        """Squares around a middle, dark at these distances; what lies outside is left out."""
+        for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
+            if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
+                self._fix(y + dy, x + dx, max(abs(dy), abs(dx)) in dark)

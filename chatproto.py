@@ -1,104 +1,154 @@
-"""chatproto: what Roger's server and its clients share: frames, messages, ACKs, retries, the windowed queue.
+"""chatproto: what both sides of Roger share: frames, messages, ACKs, retries, and the log.
 
 The protocol (TCP, port 8087)
-    A frame is one JSON object in UTF-8 on one line, ended by LF (CR LF is accepted), at most 65,536 bytes:
+    A frame is one JSON object in UTF-8 on one line, ended by LF (CR LF is accepted), at most 65,536
+    bytes:
         {"type":"chat","id":7,"text":"hi"}
-    Numbered frames belong to the session. Their `id` (1 to 2**53 - 1) grows from one to the next in its direction, gaps are
-    normal; each is acknowledged, retried, sent again over a new connection, and dropped when it comes twice.
-    {"type":"ack","id":n} confirms every numbered frame up to and including n.
-    (Text goes as UTF-8: 8,192 emoji written as \\ud83d\\ude00 escapes would be too long.)
-    Bare frames (ack, join, welcome, heard, the server's history, an error before the join) belong to the connection and have
-    no id.
+    Numbered frames belong to the session. Their `id` (1 to 2**53 - 1) grows from one to the next in
+    its direction, and gaps are normal. Each is acknowledged, retried, sent again over a new
+    connection, and dropped when it comes twice. {"type":"ack","id":n} confirms every numbered frame
+    up to and including n. (Text goes as UTF-8: 8,192 emoji as \\ud83d\\ude00 would be too long.)
+    Bare frames (ack, join, welcome, heard, the server's history, an error before the join) belong
+    to the connection and have no id.
 
-    from a client                                     from the server
-    join    name v [session seen epoch] receipts      welcome name session epoch users last resumed got missed [here] [motd]
-    chat    text [to]                                 chat    from text at [cid] [to]
-    rename  name                                      joined  name at      left name at reason      renamed name to at
-    leave                                             heard   about count of       booted reason
-    ping                                              error   code text [about] [suggestion]       ping
-    history [before] [count]                          history about entries [older]
+    from a client                               from the server
+    join    name v [session seen epoch]         welcome name session epoch users last resumed got
+            receipts                                    missed [here] [motd]
+    chat    text [to] [seen]                    chat    from text at [cid] [to]
+    rename  name                                joined  name at         left    name at reason
+    leave                                       renamed name to at      heard   about count of
+    ping                                        ping                    booted  reason
+    history [before] [count] [find]             history about entries [older] [find]
+                                                error   code text [about] [suggestion]
+                                                motd [text]   rules ...   removed about
 
-    `welcome` may carry two fields that an older peer ignores: `motd`, the message of the day, and `here`, the number of
-    users when not all of them are in the list: at most 1,000 are, and what fits on the line. Whoever is not in it is announced
-    (`joined`) when there is room in it; `left` and `renamed` are told of those who were announced. A text that begins with "/me " tells what its speaker does.
-    A type that is not in this list is acknowledged and otherwise ignored. A frame whose fields are wrong is acknowledged
-    and answered with an `error` about it. A line that is no frame at all ends the connection: FrameDecoder says which.
-    A client's `history` (numbered, so an older server acknowledges and ignores it) asks for the newest `count` (20; at most
-    100) messages with an id below `before` (absent: the newest of all). The answer `history` is bare, so that it neither
-    takes an id nor disturbs the order: `entries` are the `chat` frames as they were sent, oldest first, as many as fit on a
-    line; `older`, when there may be more, is the `before` to ask for them (`entries` may even be empty then); `about` is the
-    id of the request. It is written before the ACK of the request, on the connection that the request came by: an ACK
-    without it comes from a server that does not know `history`; after a new `welcome` one asks again, under a new id. Private
-    messages are in it for those two who were in them, while their sessions last. One asks for the next when the last is there.
+    `welcome` may carry two fields that an older peer ignores: `motd`, the message of the day, and
+    `here`, the number of users when not all of them are in the list: at most 1,000 are, and what
+    fits on the line. Whoever is not in it is announced (`joined`) when there is room in it; `left`
+    and `renamed` are told of those who were announced. A text that begins with "/me " tells what
+    its speaker does.
+    A type that is not in this list is acknowledged and otherwise ignored. A frame whose fields are
+    wrong is acknowledged and answered with an `error` about it. A line that is no frame at all ends
+    the connection: decode() says which lines are none.
+    A client's `history` (numbered, so an older server acknowledges and ignores it) asks for the
+    newest `count` (20; at most 100) messages with an id below `before` (absent: the newest of all),
+    with `find` only for those that hold all its words, compared as names are. The answer `history`
+    is bare, so that it neither takes an id nor disturbs the order: `entries` are the `chat` frames
+    as they were sent, oldest first, as many as fit on a line; `older`, when there may be more, is
+    the `before` to ask for them (`entries` may even be empty then); `about` is the id of the
+    request. It is written before the ACK of the request, on the connection that the request came
+    by: an ACK without it comes from a server that does not know `history`, and an answer that does
+    not repeat `find` from one that cannot search. After a new `welcome` one asks again, under a new
+    id. Private messages are in it for those two who were in them, while their sessions last. One
+    asks for the next when the last is there.
+    `motd` (no text: none any more), `rules` (who may speak, and so on) and `removed` (the host took
+    the chat `about` back) tell what changed; who does not know them goes on undisturbed.
 
 The promises (who keeps them)
-    An ACK to a chat means that it has its place in the order, and with --history that it is on disk (the server's
-    sequencer; ids, sessions and log then go on after a restart, too, under the same `epoch`).     Nothing twice: a receiver
-    drops what is at or below the newest id it has (MessageManager).     Nothing lost over a broken connection: both sides
-    keep what is not acknowledged (MessageQueue here, the server's log there).     Never a false "sent": the ACK of a
-    refused frame is not written before the error that refuses it (MessageManager.send).
+    An ACK to a chat means that it has its place in the order, and with --history that it is on disk
+    (the server's sequencer; ids, sessions and log then go on after a restart, too, under the same
+    `epoch`). Nothing twice: the server drops a duplicate by the session's newest id, a client what
+    is at or below `MessageManager.seen`. Nothing lost over a broken connection: each side keeps a
+    log (MessageQueue) and reads again from what the peer has. Never a false "sent": the ACK of a
+    refused frame is not written before the error that refuses it (MessageManager.confirm).
 
 The parts, bottom up
     names and texts    the rules for both, and their escapes for a terminal
     Message            value objects, one class an instruction; INSTRUCTIONS is the list of them
-    FrameDecoder       bytes in any pieces -> messages
-    MessageSocket      the only one that touches a socket: a read that blocks, a write that never does
+    FrameDecoder       bytes in any pieces -> lines -> messages
+    MessageSocket      the only one that touches a socket: reads that block, writes that never do
     Alarm              one threading.Timer for every deadline of the process
-    PendingMessage     frames that wait for their ACK, encoded once however many members they go to
-    MessageQueue       the window: what is in flight, and behind it a queue.Queue of what waits
-    MessageManager     the facade that both roles use: sending, acknowledging, retrying, dropping duplicates
+    MessageQueue       one ordered log of frames, read from any place by any number of readers
+    Confirmations      which of the peer's frames are confirmed, and when
+    MessageManager     one reader of a log, over one connection: what is sent and what is
+                       acknowledged are two places in the log; ACKs, retries, pings
+    Inbox              queue.Queue sequencing: many threads post events, one takes all that wait
 
-Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock per connection; under it
-only the MessageSocket's is taken, which is a leaf, and so is Alarm's. Only MessageSocket touches a socket and only Alarm a
-clock.
-Left out on purpose: rooms, users, history and screens (the roles have them), encryption, compression.
+A place in a log is an id: everything up to and including it lies behind the place.
+
+Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock for
+each connection; inside it the log's and the socket's are taken, which are leaves, and so is the
+Alarm's. Only MessageSocket touches a socket and only Alarm a clock.
+Left out on purpose: rooms, users, history files and screens (the roles have them), compression.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import json
 import math
+import os
 import queue
 import re
 import sched
 import select
 import socket
+import struct
 import sys
 import threading
 import time
 import unicodedata
 import weakref
-from typing import Any, Callable, ClassVar, Iterator, Optional
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
+                    NamedTuple, Optional, Protocol, Tuple, Union)
 
 __version__ = "1.0"
 
 PORT = 8087
-VERSION = 1                     # of the protocol: `v` in join
-MAX_LINE = 65_536               # bytes of a frame without its line end: bounds what one peer can make the other hold
-MAX_DEPTH = 32                  # brackets within brackets; ours have 2. Depth is what crashes a JSON parser (see _too_deep)
-MAX_ID = 2**53 - 1              # the largest whole number that every JSON reader keeps exact
-MAX_TEXT = 8_192                # characters: at 4 bytes each still half a line
-MAX_NAME = 24                   # characters
-MAX_MARKS = 8                   # combining marks that are shown on one letter; more would cover the lines around it
+# Of the protocol: `v` in join.
+VERSION = 1
+# Bytes of a frame without its line end: bounds what one peer can make the other hold.
+MAX_LINE = 65_536
+# Brackets within brackets; ours have 3. Depth is what crashes a JSON parser (see _too_deep).
+MAX_DEPTH = 32
+# The largest whole number that every JSON reader keeps exact.
+MAX_ID = 2**53 - 1
+# Characters of a text: at 4 bytes each still half a line.
+MAX_TEXT = 8_192
+# Characters of a name.
+MAX_NAME = 24
+# Characters of all the words of a search.
+MAX_FIND = 256
+# Combining marks that are shown on one letter; more would cover the lines around it.
+MAX_MARKS = 8
 
-WINDOW = 64                     # frames that may be unacknowledged; 1 would be the 2009 rule: message, ACK, message
-WINDOW_BYTES = 128 * 1024       # bytes of them: must stay below SEND_BUFFER, so that a write always finds room
-SEND_BUFFER = 256 * 1024        # bytes asked of the kernel for each socket: the window and what retries add to it
-QUEUE_FRAMES = 10_000           # frames that may wait behind the window; then put() raises queue.Full: the peer is too slow
-QUEUE_BYTES = 8 * 1024 * 1024   # bytes of them
-READ_SIZE = 448                 # bytes of an ordinary read: recv() takes this much memory while it waits, in every thread
-READ_MORE = 65_536              # bytes that are read at once on top when there are more
+# Frames that may be unacknowledged; 1 would be the 2009 rule: message, ACK, message.
+WINDOW = 64
+# Bytes of them: must stay below SEND_BUFFER, so that a write always finds room.
+WINDOW_BYTES = 128 * 1024
+# Bytes asked of the kernel for each socket: the window and what retries add to it.
+SEND_BUFFER = 256 * 1024
+# Entries of a log that a reader looks at in one step. Foreign private ones may lie between its own.
+STRIDE = 1_024
+# Bytes of joined frames and envelopes that a log keeps for other readers at the same place; when
+# they are more, the oldest go.
+PIECES_BYTES = 8 * 1024 * 1024
+# Bytes of an ordinary read: recv() takes this much memory while it waits, in every thread.
+READ_SIZE = 448
+# Bytes that are read at once on top when there are more.
+READ_MORE = 65_536
 
-RETRY_DELAY = 2.0               # seconds without progress before the oldest unacknowledged frame is sent again
-MAX_RETRIES = 3                 # and after so many the connection is dead
-ACK_FRAMES = 32                 # a late ACK is written by this many frames,
-ACK_BYTES = 32 * 1024           # or this many bytes of them,
-ACK_DELAY = 0.25                # or this many seconds after the oldest
-PING_AFTER = 30.0               # seconds without sending before a ping: a dead peer is found 8 s later
-LONGEST_WAIT = 3600.0           # seconds of one timer: the systems' limits are days and differ
-TICK = 0.05                     # seconds: deadlines are rounded up to this, so that one ring serves many
+# Seconds without progress before the oldest unacknowledged frame is sent again (a retry, or
+# retransmit), and after so many retries the connection is dead.
+RETRY_DELAY = 2.0
+MAX_RETRIES = 3
+# A late ACK is written by this many frames, or this many bytes of them, or this many seconds after
+# the oldest.
+ACK_FRAMES = 32
+ACK_BYTES = 32 * 1024
+ACK_DELAY = 0.25
+# Seconds without sending before a ping: a dead peer is found 8 s later.
+PING_AFTER = 30.0
+# Seconds of one timer: the systems' limits are days and differ.
+LONGEST_WAIT = 3600.0
+# Seconds: deadlines are rounded up to this, so that one ring serves many.
+TICK = 0.05
+# Seconds of one wait for a socket where cutting the connection does not end the wait.
+CUT_POLL = 0.25
 
 
 # --- Errors ---
@@ -124,19 +174,29 @@ class ConnectionClosed(Exception):
 # --- Names and texts ---
 
 _NAME_PUNCTUATION = frozenset("_-.")
-_PLAIN_NAME = re.compile("[A-Za-z0-9_.-]+")             # most names: no need to look at their characters one by one
-# Letters and marks by their category that show nothing: two names that differ only in them look the same.
-_INVISIBLE = frozenset([0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810),
-                        *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
-_LOOKALIKE_SCRIPTS = frozenset(["LATIN", "GREEK", "CYRILLIC"])
+# Most names: no need to look at their characters one by one.
+_PLAIN_NAME = re.compile("[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
+# Letters and marks by their category that show nothing: two names that differ only in them look
+# the same.
+_INVISIBLE = frozenset([0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0,
+                        *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+# Scripts that are written together (UTS 39, "highly restrictive"), as Unicode's names call them.
+_TOGETHER = tuple(frozenset(scripts.split()) for scripts in (
+    "LATIN CJK IDEOGRAPHIC HIRAGANA KATAKANA KATAKANA-HIRAGANA",
+    "LATIN CJK IDEOGRAPHIC BOPOMOFO",
+    "LATIN CJK IDEOGRAPHIC HANGUL"))
+# What a name that is to look like "server" may be written with.
+_LOOKS_LIKE = str.maketrans("53\u0455\u0435\u0433\u0475", "seserv")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# What a coloured build log holds: CSI sequences, OSC/DCS strings with their ends, and two-character escapes.
-_TERMINAL_ESCAPE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
+# What a coloured build log holds: CSI sequences, OSC and DCS strings with their ends, and
+# two-character escapes.
+_TERMINAL_ESCAPE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
+                              "|\x1b[\\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
 
 
 def name_key(name: str) -> str:
-    """What two names are compared by: equal keys are the same name to a reader (NFKC, case folded)."""
+    """What two names are compared by: equal keys are the same name to a reader (NFKC, folded)."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
@@ -148,20 +208,45 @@ def check_name(name: Any) -> str:
         raise ProtocolError("bad-name", f"a name has 1 to {MAX_NAME} characters")
     if not _PLAIN_NAME.fullmatch(name):
         _check_characters(name)
-    if name_key(name) == "server":
+    if looks_like(name, "server"):
         raise ProtocolError("bad-name", f"the name {name} is the server's own")
     return name
 
 
+def looks_like(name: str, other: str) -> bool:
+    """Whether a reader may take `name` for `other`, which is plain: case, small capitals,
+    punctuation and a few letters make no difference."""
+    letters = [_small_capital(char) for char in name_key(name) if char not in _NAME_PUNCTUATION]
+    return "".join(letters).translate(_LOOKS_LIKE) == other
+
+
+def _small_capital(char: str) -> str:
+    """The plain letter for a Latin small capital, which NFKC leaves as it is."""
+    *words, letter = unicodedata.name(char, "").split(" ") if char > "\x7f" else [char]
+    return letter.lower() if words == ["LATIN", "LETTER", "SMALL", "CAPITAL"] else char
+
+
 def _check_characters(name: str) -> None:
     folded = unicodedata.normalize("NFKC", name)
-    for char in name + folded:
-        if char not in _NAME_PUNCTUATION and (unicodedata.category(char)[0] not in "LM" and
-                                              unicodedata.category(char) != "Nd" or ord(char) in _INVISIBLE):
-            raise ProtocolError("bad-name", "a name is made of letters, digits and _ - .")
-    scripts = {unicodedata.name(char, "").split(" ")[0] for char in folded}
-    if len(scripts & _LOOKALIKE_SCRIPTS) > 1:
-        raise ProtocolError("bad-name", "a name may not mix Latin, Greek and Cyrillic letters")
+    if not all(_may_be_in_a_name(char) for char in name + folded):
+        raise ProtocolError("bad-name", "a name is made of letters, digits and _ - .")
+    letters = [char for char in folded if unicodedata.category(char)[0] == "L"]
+    if not letters:
+        raise ProtocolError("bad-name", "a name has a letter at least")
+    # A combining mark is of the script it stands in.
+    named = (unicodedata.name(char, "").split(" ")[0] for char in folded
+             if unicodedata.category(char)[0] in "LM")
+    scripts = set(named) - {"COMBINING", "VARIATION"}
+    if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
+        raise ProtocolError("bad-name", "a name is written in one script")
+
+
+def _may_be_in_a_name(char: str) -> bool:
+    category = unicodedata.category(char)
+    if ord(char) in _INVISIBLE or unicodedata.name(char, "").startswith("MODIFIER LETTER"):
+        # A modifier letter looks like punctuation.
+        return False
+    return char in _NAME_PUNCTUATION or category[0] in "LM" or category == "Nd"
 
 
 def check_text(text: Any) -> str:
@@ -174,48 +259,84 @@ def check_text(text: Any) -> str:
 
 
 def clean_text(text: str) -> str:
-    """What may be said of `text`: without terminal escapes and control characters, lone surrogates as U+FFFD."""
+    """What may be said of `text`: without terminal escapes and control characters, lone surrogates
+    as U+FFFD."""
     text = _TERMINAL_ESCAPE.sub("", text.replace("\r\n", "\n"))
     return _CONTROL.sub(lambda found: "\ufffd" if found[0] >= "\ud800" else "", text)
 
 
+class _Classes(Dict[int, str]):
+    """For str.translate(): what kind of character each is to a reader, as one letter.
+
+    .  is seen as it is                         x  moves, hides, reorders or forges
+    m  combining mark                           s  symbol, maybe an emoji
+    i  Hangul initial                           d  what a keycap can be made of
+    j  Hangul vowel or final                    h  ideograph
+    l  letter of a script that joins            r  the same, from right to left
+    z  zero width joiner                        n  zero width non-joiner
+    v  variation selector 15 or 16              V  another variation selector
+    b  mark of direction                        o c  begin and end of an isolate
+    """
+
+    _RANGES = (("j", 0x1160, 0x11FF), ("i", 0x1100, 0x115E), ("n", 0x200C, 0x200C),
+               ("z", 0x200D, 0x200D), ("b", 0x200E, 0x200F), ("b", 0x061C, 0x061C),
+               ("o", 0x2066, 0x2068), ("c", 0x2069, 0x2069), ("v", 0xFE0E, 0xFE0F),
+               ("V", 0xFE00, 0xFE0D), ("V", 0xE0100, 0xE01EF), ("V", 0x180B, 0x180D),
+               ("h", 0x3400, 0x9FFF), ("h", 0xF900, 0xFAFF), ("h", 0x20000, 0x3FFFF))
+
+    def __missing__(self, code: int) -> str:
+        found = self[code] = self._class_of(code, chr(code))
+        return found
+
+    def _class_of(self, code: int, char: str) -> str:
+        category = unicodedata.category(char)
+        if category == "Cn" or code in (0x115F, 0x1160):
+            return "x"
+        for kind, first, last in self._RANGES:
+            if first <= code <= last:
+                return kind
+        if code in _INVISIBLE or not (char.isprintable() or category == "Zs"):
+            return "x"
+        if category in ("Mn", "Me"):
+            return "m"
+        if char in "0123456789#*\u203c\u2049\u2139":
+            return "d"
+        if category in ("So", "Sm", "Sk") and code > 0x7F:
+            return "s"
+        if unicodedata.bidirectional(char) in ("R", "AL"):
+            return "r"
+        return "l" if 0x0590 <= code <= 0x1CFF or 0xA800 <= code <= 0xABFF else "."
+
+
+_CLASSES = _Classes()
+# An isolate with its end, which is what right-to-left names in a sentence need.
+_ISOLATE = re.compile("o([^oc]*)c")
+# What is not shown as it is, in classes: everything that the class has no place for here.
+_HIDDEN = re.compile("x+|(?<=" + MAX_MARKS * "m" + ")m+|(?<![ij])j|[oc]+|(?<=b)b+|(?<![sdh])v"
+                     "|(?<![hl])V|n(?!(?<=[lrm]n)[lr])|z(?!(?<=[sv]z)s|(?<=[lrm]z)[lr])")
+
+
 def escape(text: str) -> str:
-    """`text` as a terminal may show it: whatever moves, hides or reorders text becomes a visible escape; no line breaks."""
+    """`text` as a terminal may show it: whatever moves, hides or reorders text becomes a visible
+    escape; no line breaks. What readers need is left as it is: joiners between letters that join,
+    marks of direction in right-to-left text, variation selectors after what they vary."""
     if text.isascii() and text.isprintable():
         return text
-    shown = []
-    marks = 0                           # one on top of the other
-    for place, char in enumerate(text):
-        marks = marks + 1 if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff" else 0
-        if marks <= MAX_MARKS and _is_shown(char, text[place - 1:place], text[place + 1:place + 2]):
-            shown.append(char)
-        else:
-            shown.append(char.encode("unicode_escape").decode("ascii"))
-    return "".join(shown)
-
-
-def _is_shown(char: str, before: str, after: str) -> bool:
-    """True for what a reader sees as it is: printable, a space, or what joins and varies the emoji around it."""
-    if char == "\u200d":
-        return (before == "\ufe0f" or _is_symbol(before)) and _is_symbol(after)
-    if char in "\ufe0e\ufe0f":
-        return _is_symbol(before) or before != "" and before in "0123456789#*\u203c\u2049\u2139"
-    if ord(char) in _INVISIBLE:
-        return False
-    if "\u1160" <= char <= "\u11ff":                     # vowels and finals of Hangul show only after an initial
-        return "\u1100" <= before <= "\u11ff"
-    return char.isprintable() or unicodedata.category(char) == "Zs"
-
-
-def _is_symbol(char: str) -> bool:
-    """What an emoji may be: a symbol; an arrow is Sm, a skin tone Sk."""
-    return char > "\x7f" and unicodedata.category(char) in ("So", "Sm", "Sk")
+    classes = _ISOLATE.sub(r".\1.", text.translate(_CLASSES))
+    if "r" not in classes:
+        classes = classes.replace("b", "x")
+    shown, end = [], 0
+    for found in _HIDDEN.finditer(classes):
+        hidden = text[found.start():found.end()].encode("unicode_escape", "surrogatepass")
+        shown += [text[end:found.start()], hidden.decode("ascii")]
+        end = found.end()
+    return "".join(shown) + text[end:]
 
 
 def stdin_lines() -> Iterator[str]:
-    """The lines of stdin without their ends. Unbuffered: a daemon thread that waits in sys.stdin would hold its lock when
-    the process ends, and Python aborts over that."""
-    if sys.stdin is None:                               # started without one
+    """The lines of stdin without their ends. Unbuffered: a daemon thread that waits in sys.stdin
+    would hold its lock when the process ends, and Python aborts over that."""
+    if sys.stdin is None:
         return
     rest = b""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
@@ -233,24 +354,27 @@ def stdin_lines() -> Iterator[str]:
 # --- Checks of single fields: each returns the value or raises ProtocolError ---
 
 def _is_id(value: Any) -> bool:
-    """True for a whole number that may number a frame. bool is an int to Python, and 1.0 equals 1: neither counts."""
+    """True for a whole number that may number a frame. bool is an int to Python, and 1.0 equals 1:
+    neither counts."""
     return type(value) is int and 1 <= value <= MAX_ID
 
 
 def _count(value: Any) -> int:
-    if value != 0 and not _is_id(value) or type(value) is not int:
+    if type(value) is not int or not 0 <= value <= MAX_ID:
         raise ProtocolError("bad-frame", "a number from 0 to 2**53 - 1 was expected")
     return value
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not -MAX_ID <= value <= MAX_ID:       # NaN is not, either
+    # NaN is not in the range, either.
+    if type(value) not in (int, float) or not -MAX_ID <= value <= MAX_ID:
         raise ProtocolError("bad-frame", "a number of at most 2**53 - 1 was expected")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def _string(value: Any) -> str:
-    if type(value) is not str or len(value) > MAX_TEXT or not value.isascii() and _SURROGATE.search(value):
+    if (type(value) is not str or len(value) > MAX_TEXT
+            or not value.isascii() and _SURROGATE.search(value)):
         raise ProtocolError("bad-frame", f"a string of at most {MAX_TEXT} characters was expected")
     return value
 
@@ -268,9 +392,10 @@ def _strings(value: Any) -> "tuple[str, ...]":
 
 
 def _chats(value: Any) -> "tuple[Chat, ...]":
-    if type(value) is not list or not all(type(item) is dict and item.get("type") == Chat.type for item in value):
+    if type(value) is not list or not all(
+            type(item) is dict and item.get("type") == Chat.type for item in value):
         raise ProtocolError("bad-frame", "a list of chat frames was expected")
-    return tuple(Chat.from_fields(item) for item in value)     # type: ignore[misc]
+    return tuple(Chat.from_fields(item) for item in value)  # type: ignore[misc]
 
 
 def _version(value: Any) -> int:
@@ -282,24 +407,12 @@ def _version(value: Any) -> int:
 def _acked_id(value: Any) -> int:
     if not _is_id(value):
         raise FrameError("bad-frame", "an ack needs the id that it confirms")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 # --- Messages: the instruction list ---
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_quoted = json.encoder.encode_basestring                # what it makes of a string
-
-
-def _json(value: Any) -> str:
-    """A field's value as JSON: for what most fields are without an encoder, which json makes anew for each value."""
-    if type(value) is str:
-        return _quoted(value)
-    if type(value) is int or type(value) is float and math.isfinite(value):
-        return repr(value)
-    if type(value) is bool:
-        return "true" if value else "false"
-    return _encode_json(value)
 
 
 def encode_strings(texts: "list[str]") -> bytes:
@@ -308,13 +421,15 @@ def encode_strings(texts: "list[str]") -> bytes:
 
 
 def _field(check: Callable[[Any], Any], key: str = "", **default: Any) -> Any:
-    """A field of a message: how it is checked, and its key on the wire where that is not the attribute's name."""
+    """A field of a message: how it is checked, and its key on the wire where that is not the
+    attribute's name."""
     return dataclasses.field(metadata={"check": check, "key": key}, **default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A value object that turns itself into a frame and back. A field that is None is left out. This one is bare."""
+    """A value object that turns itself into a frame and back. A field that is None is left out.
+    This one is bare."""
 
     type: ClassVar[str] = ""
     id: ClassVar[int] = 0
@@ -322,36 +437,32 @@ class Message:
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
-        message = cls.__new__(cls)
-        values = message.__dict__           # past __init__, which takes as long as all of this where nothing may be assigned
-        for name, key, _, check, required in _wire_fields(cls):
-            value = fields.get(key)
-            if value is not None or required:       # a required one that is missing fails its check, as None
-                values[name] = check(value)
-        return message
+        return cls(**_checked(cls, fields))
 
     def encode(self) -> bytes:
         """The frame, with its line end."""
-        frame = f'{{"type":"{self.type}"' + (f',"id":{self.id}' if self.id else "")
-        for name, _, prefix, _, _ in _wire_fields(type(self)):
+        fields: "dict[str, Any]" = {"type": self.type}
+        if self.id:
+            fields["id"] = self.id
+        for name, key, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if value is not None:
-                frame += prefix + _json(value)
-        return (frame + "}\n").encode("utf-8")
+                fields[key] = value
+        return (_encode_json(fields) + "\n").encode("utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbered(Message):
     """A message with an id: it belongs to the session and is acknowledged."""
 
-    id: int = dataclasses.field()                   # type: ignore[misc]  # a class attribute in what is bare
+    # A class attribute in what is bare.
+    id: int = dataclasses.field()  # type: ignore[misc]
 
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
+        """As Message's; raises FrameError without an id."""
         id = cls._id_of(fields)
-        message = super().from_fields(fields)
-        message.__dict__["id"] = id
-        return message
+        return cls(id=id, **_checked(cls, fields))
 
     @staticmethod
     def _id_of(fields: "dict[str, Any]") -> int:
@@ -359,18 +470,25 @@ class Numbered(Message):
 
 
 @functools.lru_cache(maxsize=None)
-def _wire_fields(cls: Any) -> "tuple[tuple[str, str, str, Callable[[Any], Any], bool], ...]":
-    """Of each field of a message class: attribute, key on the wire, what comes before it in a frame, check, whether it is
+def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool], ...]":
+    """Of each field of a message class: attribute, key on the wire, check, whether it is
     required."""
-    keys = [(f, f.metadata["key"] or f.name) for f in dataclasses.fields(cls) if f.metadata]
-    return tuple((f.name, key, f',"{key}":', f.metadata["check"], f.default is dataclasses.MISSING) for f, key in keys)
+    return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"],
+                  f.default is dataclasses.MISSING) for f in dataclasses.fields(cls) if f.metadata)
+
+
+def _checked(cls: Any, fields: "dict[str, Any]") -> "dict[str, Any]":
+    """The values of a message's fields. One that is required and missing fails its check, as
+    None."""
+    return {name: check(fields.get(key)) for name, key, check, required in _wire_fields(cls)
+            if required or fields.get(key) is not None}
 
 
 def _frame_id(fields: "dict[str, Any]") -> int:
     """The id of a numbered frame; without one it is no frame at all."""
     if not _is_id(fields.get("id")):
         raise FrameError("bad-frame", "a numbered frame needs an id from 1 to 2**53 - 1")
-    return fields["id"]
+    return fields["id"]  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,22 +497,37 @@ class Ack(Message):
     type = "ack"
     upto: int = _field(_acked_id, key="id")
 
+    def encode(self) -> bytes:
+        """The frame, with its line end: by far the most common one."""
+        return b'{"type":"ack","id":%d}\n' % self.upto
+
 
 @dataclasses.dataclass(frozen=True)
 class Join(Message):
-    """A client's first frame: who it is, and with `session`, `seen` and `epoch` where it wants to go on."""
+    """A client's first frame: who it is, and with `session`, `seen` and `epoch` where it wants to
+    go on. The name of a session that goes on is not checked: it may come from an older rule."""
     type = "join"
-    name: str = _field(check_name)
+    name: str = _field(_string)
     v: int = _field(_version, default=VERSION)
     session: Optional[str] = _field(_string, default=None)
     seen: int = _field(_count, default=0)
     epoch: Optional[str] = _field(_string, default=None)
     receipts: bool = _field(_flag, default=False)
 
+    @classmethod
+    def from_fields(cls, fields: "dict[str, Any]") -> Message:
+        """As Message's."""
+        name = fields.get("name")
+        # Of a long one no more is to be made: to compare it takes a fifth of a second.
+        if fields.get("session") is None or type(name) is str and len(name) > MAX_NAME:
+            check_name(name)
+        return super().from_fields(fields)
+
 
 @dataclasses.dataclass(frozen=True)
 class Say(Numbered):
-    """A client says something, to all or to one."""
+    """A client says something, to all or to one. `seen` is the newest id that it had processed when
+    a private message was typed: the name may have changed hands since."""
     type = "chat"
     text: str = _field(check_text)
     to: Optional[str] = _field(_string, default=None)
@@ -422,7 +555,8 @@ class Ping(Numbered):
 
 @dataclasses.dataclass(frozen=True)
 class Recall(Numbered):
-    """A client asks for the newest `count` messages before the id `before`; `Recalled` answers."""
+    """A client asks for the newest `count` messages before the id `before`, with `find` for those
+    that hold all its words; `Recalled` answers."""
     type = "history"
     before: Optional[int] = _field(_count, default=None)
     count: int = _field(_count, default=20)
@@ -445,11 +579,12 @@ class Welcome(Message):
     motd: Optional[str] = _field(check_text, default=None)
 
     def encode(self, listed: bytes = b"") -> bytes:
-        """The frame. `listed` are names that come before `users`, encoded already and joined by commas: a thousand names
-        take 2 us then, else 90."""
+        """The frame. `listed` are names that come before `users`, encoded already and joined by
+        commas: a thousand names take 2 us then, else 90."""
         frame = super().encode()
         if listed:
-            frame = frame.replace(b'"users":[', b'"users":[' + listed + (b"," if self.users else b""), 1)
+            more = b'"users":[' + listed + (b"," if self.users else b"")
+            frame = frame.replace(b'"users":[', more, 1)
         return frame
 
 
@@ -492,7 +627,8 @@ class Renamed(Numbered):
 
 @dataclasses.dataclass(frozen=True)
 class Heard(Message):
-    """So many (`count`) of the members who should hear the chat `about` (`of`) have acknowledged it."""
+    """So many (`count`) of the members who should hear the chat `about` (`of`) have acknowledged
+    it."""
     type = "heard"
     about: int = _field(_count)
     count: int = _field(_count)
@@ -501,7 +637,8 @@ class Heard(Message):
 
 @dataclasses.dataclass(frozen=True)
 class Recalled(Message):
-    """Older messages, oldest first, as the request `about` asked; before `older` there may be more."""
+    """Older messages, oldest first, as the request `about` asked; before `older` there may be more.
+    It repeats the words that it searched for."""
     type = "history"
     about: int = _field(_count)
     entries: "tuple[Chat, ...]" = _field(_chats)
@@ -509,26 +646,32 @@ class Recalled(Message):
     find: Optional[str] = _field(_string, default=None)
 
     def encode(self) -> bytes:
-        frame = self.encode_frames(self.about, [chat.encode() for chat in self.entries], self.older)
-        return frame if self.find is None else frame[:-2] + b',"find":%s}\n' % _json(self.find).encode()
+        """The frame, with its line end."""
+        frames = [chat.encode() for chat in self.entries]
+        return self.encode_frames(self.about, frames, self.older, self.find)
 
     @staticmethod
-    def encode_frames(about: int, frames: "list[bytes]", older: Optional[int]) -> bytes:
+    def encode_frames(about: int, frames: "list[bytes]", older: Optional[int],
+                      find: Optional[str] = None) -> bytes:
         """The same from chats that are encoded already."""
-        end = b"]}\n" if older is None else b'],"older":%d}\n' % older
-        return b'{"type":"history","about":%d,"entries":[' % about + b",".join(frame.rstrip() for frame in frames) + end
+        end = "]" if older is None else f'],"older":{older}'
+        if find is not None:
+            end += ',"find":' + _encode_json(find)
+        return (b'{"type":"history","about":%d,"entries":[' % about
+                + b",".join(frame.rstrip() for frame in frames) + end.encode("utf-8") + b"}\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Motd(Numbered):
-    """The message of the day changed; without a text there is none any more."""
+    """The message of the day has changed; without a text there is none any more."""
     type = "motd"
-    text: Optional[str] = _field(_string, default=None)
+    text: Optional[str] = _field(check_text, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules(Numbered):
-    """What holds in the room."""
+    """What holds in the room: who may `speak` ("all" or "host"), whether `private` messages are
+    on, how many seconds apart one speaks (`slow`), the `host`'s name, the largest of `files`."""
     type = "rules"
     speak: str = _field(_string, default="all")
     private: bool = _field(_flag, default=True)
@@ -553,7 +696,8 @@ class Booted(Numbered):
 
 @dataclasses.dataclass(frozen=True)
 class Error(Numbered):
-    """What was wrong with the frame `about`, or with the connection. Bare (id 0) before the join."""
+    """What was wrong with the frame `about`, or with the connection. Bare (id 0) before the
+    join."""
     type = "error"
     code: str = _field(_string)
     text: str = _field(_string, default="")
@@ -567,7 +711,8 @@ class Error(Numbered):
 
 @dataclasses.dataclass(frozen=True)
 class Unknown(Numbered):
-    """A frame of a type that is not in the list: acknowledged where it has an id, and otherwise ignored."""
+    """A frame of a type that is not in the list: acknowledged where it has an id, and otherwise
+    ignored."""
     kind: str
 
 
@@ -581,48 +726,91 @@ class Invalid(Numbered):
 FROM_CLIENT, FROM_SERVER = "client", "server"
 INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
     FROM_CLIENT: {cls.type: cls for cls in (Ack, Join, Say, Rename, Leave, Ping, Recall)},
-    FROM_SERVER: {cls.type: cls for cls in (Ack, Welcome, Chat, Joined, Left, Renamed, Heard, Recalled, Motd,
-                                                Rules, Removed, Booted, Error, Ping)},
+    FROM_SERVER: {cls.type: cls for cls in (
+        Ack, Welcome, Chat, Joined, Left, Renamed, Heard, Recalled, Motd, Rules, Removed, Booted,
+        Error, Ping)},
 }
 
 
 # --- Framing ---
 
-# One ACK and nothing else: most of what a server reads. Its threads look for it before they decode, as each holds up all
-# others until it is back in its recv(): 20 us less for each ACK, where many come at once.
-LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\n')
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?')
+# The line of an ACK as most write it: most of what a server reads. Its threads look for it before
+# they decode, as each holds up all others until it is back in its recv(): 20 us less for each ACK,
+# where many come at once.
+LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
+_HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
 class FrameDecoder:
-    """Turns the bytes of one connection, in any pieces, into messages. After a FrameError it is of no more use."""
+    """Turns the bytes of one connection, in any pieces, into lines and messages. After a FrameError
+    it is of no more use."""
 
-    __slots__ = ("_instructions", "partial", "line")
+    __slots__ = ("_instructions", "_rest", "_has_more", "line")
 
     def __init__(self, direction: str) -> None:
-        self._instructions = INSTRUCTIONS[direction]    # the types that may come from that side
-        self.partial = bytearray()                     # a line without its end: at most MAX_LINE bytes
-        self.line = b""                                 # the line of the message that was yielded last
+        # The types that may come from that side.
+        self._instructions = INSTRUCTIONS[direction]
+        # What was not taken yet: less than a line, or with `_has_more` whole lines as well.
+        self._rest = bytearray()
+        self._has_more = False
+        # The line of the message that feed() yielded last.
+        self.line = b""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that came was whole lines, and they were taken."""
+        return not self._rest
+
+    @property
+    def begun(self) -> int:
+        """Bytes that came and were not taken: of a line that is not whole, for the most part."""
+        return len(self._rest)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether lines(b"") may return some."""
+        return self._has_more
+
+    def lines(self, data: bytes, most: int = -1) -> "list[bytes]":
+        """Take bytes; return the lines that are whole, without their ends. With `most` the others
+        wait for the next call."""
+        if not self._has_more and b"\n" not in data:
+            self._rest += data
+            return []
+        *lines, rest = (bytes(self._rest) + data).split(b"\n", most)
+        self._rest = bytearray(rest)
+        self._has_more = len(lines) == most
+        return lines
+
+    def check(self) -> None:
+        """Raise FrameError when what came behind the last line cannot become a frame: the greeting
+        of TLS has no line end, and its sender waits for us."""
+        if self._has_more:
+            return
+        if _HOPELESS.match(self._rest, 0, 64):
+            raise FrameError("bad-frame", "a frame is a JSON object")
+        # One more for the CR of a CR LF.
+        if len(self._rest) > MAX_LINE + 1:
+            raise FrameError("too-long", f"a line has at most {MAX_LINE} bytes")
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that `data` completes; raise FrameError at the first line that is no frame."""
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            if self.partial:
-                line = bytes(self.partial) + line
-                self.partial.clear()
+        """Yield the messages that `data` completes; raise FrameError at the first line that is no
+        frame."""
+        for line in self.lines(data):
             self.line = line
-            yield decode(line, self._instructions)
-        # What cannot become a frame is refused now: a TLS greeting has no line end, and its sender waits for us.
-        if not self.partial and rest.lstrip(b" \t\r")[:1] not in (b"", b"{"):
-            raise FrameError("bad-frame", "a frame is a JSON object")
-        self.partial += rest
-        if len(self.partial) > MAX_LINE + 1:           # one more for the CR of a CR LF
-            raise FrameError("too-long", f"a line has at most {MAX_LINE} bytes")
+            yield self.decode(line)
+        self.check()
+
+    def decode(self, line: bytes) -> Message:
+        """The message in one line from that side: decode()."""
+        return decode(line, self._instructions)
 
 
 def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
-    """The message in one line. Raises FrameError if it is no frame; wrong fields make an Invalid."""
+    """The message in one line. Raises FrameError if it is no frame; wrong fields make an
+    Invalid."""
     if line.endswith(b"\r"):
         line = line[:-1]
     if len(line) > MAX_LINE:
@@ -634,7 +822,8 @@ def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
         fields, end = _parse_json(text)
         if end < len(text):
             raise ValueError("more than one value")
-    except (ValueError, RecursionError) as error:       # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:
+        # UnicodeDecodeError and JSONDecodeError are ValueErrors.
         raise FrameError("bad-frame", "a frame is one JSON object in UTF-8 on one line") from error
     if type(fields) is not dict or type(fields.get("type")) is not str:
         raise FrameError("bad-frame", "a frame is a JSON object with a type")
@@ -650,15 +839,20 @@ def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
 
 
 def _too_deep(line: bytes) -> bool:
-    """Whether brackets nest deeper than MAX_DEPTH. json.loads recurses: 65,000 of them overflow a thread's small stack."""
+    """Whether brackets nest deeper than MAX_DEPTH. json.loads recurses: 65,000 of them overflow a
+    thread's small stack. Each step is one pass in C, as anybody may send what needs this."""
     if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
         return False
-    depth = 0
-    for char in _STRING.sub(b"", line):
-        depth += (char in b"[{") - (char in b"]}")
-        if depth > MAX_DEPTH:
-            return True
-    return False
+    quoted = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    # Of both kinds alike: where they do not match the parser stops.
+    brackets, before = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS), -1
+    for _ in range(MAX_DEPTH):
+        # Where nothing closes any more the other steps would change nothing.
+        if len(brackets) in (0, before):
+            break
+        before = len(brackets)
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def _no_duplicates(pairs: "list[tuple[str, Any]]") -> "dict[str, Any]":
@@ -672,74 +866,122 @@ def _no_constants(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-# raw_decode is decode() without two searches for white space, which strip() does in a tenth of the time.
-_parse_json = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).raw_decode
+# raw_decode is decode() without two searches for white space, which strip() does in a tenth of the
+# time.
+_parse_json = json.JSONDecoder(object_pairs_hook=_no_duplicates,
+                               parse_constant=_no_constants).raw_decode
 
 
 # --- MessageSocket ---
 
-DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)         # Windows has none: select() is asked instead
+# On Linux a socket blocks, and this asks a single call not to. Elsewhere the flag is missing
+# (Windows) or means nothing to send() (macOS): there sockets do not block, and readers wait with
+# select().
+DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0) if sys.platform == "linux" else 0
 
 
-def wait_readable(sock: socket.socket, seconds: float) -> bool:
-    """Whether `sock` can be read within `seconds`. Not settimeout(): that would change the other thread's send, too."""
-    seconds = min(seconds, LONGEST_WAIT)
-    if hasattr(select, "poll"):                         # select() refuses descriptors from 1,024 up
+def wait_for(sock: socket.socket, seconds: float, writable: bool = False) -> bool:
+    """Whether `sock` can be read, or written, within `seconds`. Not settimeout(): that would change
+    the other thread's calls, too."""
+    seconds = max(0.0, min(seconds, LONGEST_WAIT))
+    # select() refuses descriptors from 1,024 up, and Windows has no poll().
+    if sys.platform != "win32" and hasattr(select, "poll"):
         poller = select.poll()
-        poller.register(sock, select.POLLIN)
+        poller.register(sock, select.POLLOUT if writable else select.POLLIN)
         return bool(poller.poll(seconds * 1000))
-    return bool(select.select([sock], [], [], seconds)[0])
+    # Windows tells of a connection that failed in the third list only.
+    wanted = [sock]
+    ready = select.select([] if writable else wanted, wanted if writable else [], wanted, seconds)
+    return any(ready)
 
 
 class MessageSocket:
     """A connected socket with one reading thread, and writes from any thread that never block.
 
-    The writer holds its MessageManager's lock, so that frames are never torn and keep their order. What the kernel does
-    not take at once (rare: the window is smaller than its buffer) stays in `_unsent` and goes first next time.
+    The writer holds its MessageManager's lock, so that frames are never torn and keep their order.
+    What the kernel does not take at once (rare: the window is smaller than its buffer) stays in
+    `_unsent` and goes first next time.
     """
 
-    __slots__ = ("_sock", "_closing", "_closed", "_unsent")     # the server has one for each member
+    # The server has one for each member.
+    __slots__ = ("_sock", "_closing", "_closed", "_is_cut", "_unsent")
 
-    UNSENT = 256 * 1024         # bytes the kernel would not take; beyond, the peer is cut off: it has not read for long
+    # Frames that were read besides messages, for the flood limit, and bytes of messages that are
+    # not whole: a WebSocket has some.
+    overhead = 0
+    begun = 0
+
+    # Bytes the kernel would not take; beyond, the peer is cut off: it has not read for long.
+    UNSENT = 256 * 1024
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._closing = threading.Lock()    # no shutdown() of a descriptor that close() has given away; a leaf
-        self._closed = False                # under _closing
-        self._unsent = b""                  # see above
+        # Protects `_closed`: no shutdown() of a descriptor that close() has given away; a leaf.
+        self._closing = threading.Lock()
+        self._closed = False
+        # The reader looks at this where shutdown() does not wake it: Windows.
+        self._is_cut = False
+        self._unsent = b""
         try:
+            sock.setblocking(bool(DONT_WAIT))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        except OSError:                     # macOS, when the peer has reset it already: the reader will see
+        except OSError:
+            # macOS, when the peer has reset it already: the reader will see.
             pass
 
     def read(self, timeout: Optional[float] = None) -> bytes:
-        """Block for bytes, at most `timeout` seconds: then b"". Raises ConnectionClosed at the end of the connection."""
+        """Block for bytes, at most `timeout` seconds: then b"". Raises ConnectionClosed at the end
+        of the connection."""
         try:
-            if timeout is not None and not wait_readable(self._sock, timeout):
-                return b""
-            data = self._sock.recv(READ_SIZE)
-        except (OSError, ValueError) as error:          # ValueError: closed under a poll()
+            data = self._read(timeout)
+        except (OSError, ValueError) as error:
+            # ValueError: closed under a poll().
             raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if data is None:
+            return b""
         if not data:
             raise ConnectionClosed("the other side closed the connection")
-        if len(data) == READ_SIZE and DONT_WAIT:       # a window of frames is to be taken in one piece
+        return data
+
+    def _read(self, timeout: Optional[float]) -> Optional[bytes]:
+        """What has come, b"" for the end, None for nothing in that time."""
+        if not DONT_WAIT:
+            return self._poll(math.inf if timeout is None else timeout)
+        if timeout is not None and not wait_for(self._sock, timeout):
+            return None
+        data = self._sock.recv(READ_SIZE)
+        if len(data) == READ_SIZE:
+            # A window of frames is to be taken in one piece.
             try:
                 data += self._sock.recv(READ_MORE, DONT_WAIT)
-            except OSError:                             # there is no more, or the next read() will tell
+            except OSError:
+                # There is no more, or the next read() will tell.
                 pass
         return data
 
+    def _poll(self, seconds: float) -> Optional[bytes]:
+        """_read() where nothing wakes a reader: it looks up a few times a second."""
+        until = time.monotonic() + seconds
+        while not self._is_cut:
+            left = until - time.monotonic()
+            if wait_for(self._sock, min(left, CUT_POLL)):
+                try:
+                    return self._sock.recv(READ_MORE)
+                except BlockingIOError:
+                    continue
+            if left <= CUT_POLL:
+                return None
+        return b""
+
     def write(self, data: bytes) -> None:
-        """Send `data` after what is still unsent. MUST NOT block. An end of the connection is left to the reader."""
+        """Send `data` after what is still unsent. MUST NOT block. An end of the connection is left
+        to the reader."""
         if self._unsent:
             data = self._unsent + data
             self._unsent = b""
         try:
-            if DONT_WAIT or select.select([], [self._sock], [], 0)[1]:
-                sent = self._sock.send(data, DONT_WAIT)
-            else:
-                sent = 0
+            sent = self._sock.send(data, DONT_WAIT)
         except BlockingIOError:
             sent = 0
         except (OSError, ValueError):
@@ -751,32 +993,35 @@ class MessageSocket:
                 self.cut()
 
     def finish(self) -> None:
-        """End our half: the peer reads what was written, then the end. Keeps reading, else the rest could be lost."""
+        """End our half: the peer reads what was written, then the end. Keeps reading, else the rest
+        could be lost."""
         self._shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
         """End both halves at once: wakes the reader, which close() would not."""
+        self._is_cut = True
         self._shutdown(socket.SHUT_RDWR)
 
     def hung_up(self) -> bool:
-        """True when the peer has ended the connection; other systems than Linux say so when all that it said is read.
-        Any thread; does not wait."""
+        """True when the peer has ended the connection; other systems than Linux say so when all
+        that it said is read. Any thread; does not wait."""
         with self._closing:
             try:
                 if self._closed:
                     return True
-                if hasattr(select, "POLLRDHUP"):
+                if DONT_WAIT:
                     poller = select.poll()
                     poller.register(self._sock, select.POLLRDHUP)
                     return bool(poller.poll(0))
-                return wait_readable(self._sock, 0) and not self._sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
-            except BlockingIOError:                     # the reader was faster
+                return not self._sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
                 return False
             except OSError:
                 return True
 
     def close(self) -> None:
-        """Give the descriptor back. Only the reader calls it, after its manager's detach(): nobody writes any more."""
+        """Give the descriptor back. Only the reader calls it, after its manager's close(): nobody
+        writes any more."""
         with self._closing:
             self._closed = True
             self._sock.close()
@@ -786,39 +1031,46 @@ class MessageSocket:
             try:
                 if not self._closed:
                     self._sock.shutdown(how)
-            except OSError:                             # it ended before
+            except OSError:
+                # It ended before.
                 pass
 
 
 # --- Alarm ---
 
 def weakly(method: Callable[..., None], *arguments: Any) -> Callable[[], None]:
-    """An action for the alarm that does not keep the method's object alive: it may be gone long before the deadline."""
-    owner, function = method.__self__, method.__func__          # type: ignore[attr-defined]
+    """An action for the alarm that does not keep the method's object alive: it may be gone long
+    before the deadline."""
+    owner, function = method.__self__, method.__func__  # type: ignore[attr-defined]
     return functools.partial(_if_alive, weakref.ref(owner), function, *arguments)
 
 
-def _if_alive(reference: "weakref.ref[Any]", function: Callable[..., None], *arguments: Any) -> None:
+def _if_alive(reference: "weakref.ref[Any]", function: Callable[..., None],
+              *arguments: Any) -> None:
     owner = reference()
     if owner is not None:
         function(owner, *arguments)
 
 
 class Alarm:
-    """One threading.Timer for every deadline of the process, armed for the earliest and only while there is one.
+    """One threading.Timer for every deadline of the process, armed for the earliest and only while
+    there is one.
 
-    at() may be called from any thread. Actions run on the timer's thread, one after the other, so a long one delays the
-    others. There is no cancel: it could not stop an action that is already running, so each looks again whether it is
-    still wanted.
+    at() may be called from any thread. Actions run on the timer's thread, one after the other, so a
+    long one delays the others. There is no cancel: it could not stop an action that is already
+    running, so each looks again whether it is still wanted.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, timer: Callable[..., Any] = threading.Timer) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic,
+                 timer: Callable[..., Any] = threading.Timer) -> None:
         self.clock = clock
         self._new_timer = timer
         self._deadlines = sched.scheduler(clock, lambda seconds: None)
-        self._lock = threading.Lock()       # protects the three below; a leaf
-        self._timer: Any = None             # the armed one
-        self._rings_at = math.inf           # when it rings
+        # Protects the three below; a leaf.
+        self._lock = threading.Lock()
+        # The armed timer, and when it rings.
+        self._timer: Any = None
+        self._rings_at = math.inf
         self._closed = False
 
     def at(self, when: float, action: Callable[[], None]) -> None:
@@ -843,11 +1095,13 @@ class Alarm:
             self._rings_at = when
             seconds = min(max(0.0, when - self.clock()), LONGEST_WAIT)
             self._timer = timer = self._new_timer(seconds, functools.partial(self._ring, when))
-        timer.daemon = True                 # a deadline is no reason to keep a process alive
+        # A deadline is no reason to keep a process alive. The thread ends after one ring.
+        timer.daemon = True
         timer.name = "alarm"
         try:
-            timer.start()                   # ends by itself after one ring
-        except RuntimeError:                # no thread to be had: the next at() tries again, and `earlier` still rings
+            timer.start()
+        except RuntimeError:
+            # No thread to be had: the next at() tries again, and `earlier` still rings.
             with self._lock:
                 if self._timer is timer:
                     self._rings_at, self._timer = math.inf, None
@@ -857,7 +1111,8 @@ class Alarm:
 
     def _ring(self, when: float) -> None:
         with self._lock:
-            if self._rings_at == when:      # else it was cancelled too late, which does no harm
+            # Else it was cancelled too late, which does no harm.
+            if self._rings_at == when:
                 self._rings_at, self._timer = math.inf, None
             if self._closed:
                 return
@@ -866,448 +1121,1104 @@ class Alarm:
             self._arm(self.clock() + delay)
 
 
-# --- PendingMessage and MessageQueue ---
+# --- The log and its readers ---
 
-class PendingMessage:
-    """One or more frames that wait for their ACK, in the order of their ids. Shared by all they go to, so never changed."""
+Wrap = Callable[[bytes], bytes]
 
-    __slots__ = ("ids", "frames", "count", "newest", "size", "_data", "_wrapped", "_halves")
+# The place of who does not read the log.
+NOWHERE = -1
 
-    def __init__(self, ids: "list[int]", frames: "list[bytes]") -> None:
-        self.ids = ids
-        self.frames = frames
-        self.count = len(ids)
-        self.newest = ids[-1]
-        self.size = sum(map(len, frames))           # bytes
-        self._data = b""                            # the frames in one piece, once somebody has asked
-        self._wrapped: Optional[PendingMessage] = None      # the same frames in their envelopes, once somebody has asked
-        self._halves: "Optional[dict[int, tuple[PendingMessage, PendingMessage]]]" = None       # what split() returned
 
-    @property
-    def data(self) -> bytes:
-        """All frames in one piece. (Two threads may join them at once: both get the same bytes.) Not made before it is asked
-        for: most pieces that split() returns are cut again, and never sent as they are."""
-        if not self._data:
-            self._data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        return self._data
+class News:
+    """Frames that were published together, for whoever has read up to `after` and not past
+    `first`: to all of them goes one and the same bytes object. Those in `concerned` have frames of
+    their own since `after`, and read the log. So do all where nothing is public, or more than a
+    window takes."""
 
-    def wrapped(self, wrap: Callable[[bytes], bytes]) -> PendingMessage:
-        """The same with each frame in the envelope that `wrap` puts it into: made once for all connections that need it."""
-        if self._wrapped is None:
-            self._wrapped = PendingMessage(self.ids, [wrap(frame) for frame in self.frames])
-        return self._wrapped
+    __slots__ = ("after", "first", "end", "at", "concerned", "count", "size", "data", "_frames",
+                 "_envelopes")
 
-    def split(self, count: int) -> "tuple[PendingMessage, PendingMessage]":
-        """The first `count` frames and the rest: cut once for all who need it cut there."""
-        if self._halves is None:
-            self._halves = {}
-        if count not in self._halves:
-            self._halves[count] = (PendingMessage(self.ids[:count], self.frames[:count]),
-                                   PendingMessage(self.ids[count:], self.frames[count:]))
-        return self._halves[count]
+    def __init__(self, after: int, first: int, end: int, at: float, concerned: "FrozenSet[int]",
+                 frames: "list[bytes]") -> None:
+        self.after = after
+        self.first = first
+        self.end = end
+        # When, by the alarm's clock.
+        self.at = at
+        self.concerned = concerned
+        self.count = len(frames)
+        self.size = sum(map(len, frames))
+        self.data = b""
+        if 0 < self.count <= WINDOW and self.size <= WINDOW_BYTES:
+            self.data = frames[0] if self.count == 1 else b"".join(frames)
+        else:
+            # Nobody stands there.
+            self.first = NOWHERE
+        self._frames = frames
+        self._envelopes: "dict[Wrap, bytes]" = {}
+
+    def wrapped(self, wrap: Wrap) -> bytes:
+        """The frames in their envelopes: made once for all who need them."""
+        data = self._envelopes.get(wrap)
+        if data is None:
+            data = self._envelopes[wrap] = b"".join(map(wrap, self._frames))
+        return data
+
+
+class Piece(NamedTuple):
+    """What a reader hears next: the bytes, how many frames they are and of which size together,
+    and the place behind them."""
+
+    data: bytes
+    frames: int
+    size: int
+    place: int
 
 
 class MessageQueue:
-    """What is to be sent on one connection: at most WINDOW frames in flight, the others wait in a queue.Queue.
+    """One log: frames in the order of their ids, read from any place by any number of readers. The
+    server has one for the room, a client one for what it says.
 
-    At most QUEUE_FRAMES frames and QUEUE_BYTES bytes wait, but for a replay, and for one piece that comes when nothing waits
-    (the server's pieces are bounded by its BATCH_BYTES). Pure bookkeeping: put(), take() and acknowledge() say what is to be
-    written, their caller writes it. Not locked: its MessageManager's lock is held around every call.
+    append() and publish() are for the one thread that makes the order; a frame may be read once it
+    is published. Any thread may read. Nothing that is kept here grows with the number of readers.
     """
 
-    __slots__ = ("_in_flight", "_waiting", "_front", "frames_in_flight", "_bytes_in_flight", "frames_waiting",
-                 "_bytes_waiting", "_spare", "newest_sent", "acked")
+    def __init__(self) -> None:
+        # Protects everything below while it is read or changed; a leaf. Joining bytes is done
+        # without it. (The thread that makes the order reads without it what it alone changes.)
+        self._lock = threading.Lock()
+        self._ids: "list[int]" = []
+        self._frames: "list[bytes]" = []
+        # Of each frame the readers that it is for; None is everybody.
+        self._audiences: "list[Optional[FrozenSet[int]]]" = []
+        # Of each frame the bytes up to its end, counted from the very first frame.
+        self._ends: "list[int]" = []
+        self._bytes = 0
+        # The ids of the frames that have an audience.
+        self._private: "list[int]" = []
+        # What is up to here is no longer kept, and what is behind `end` may not go out yet.
+        self.start = 0
+        self.end = 0
+        # Where the last public frames ended that were published, and who was concerned since then.
+        self._public_end = 0
+        self._concerned: "set[int]" = set()
+        # Joined frames and envelopes, by wrap, first id and last id; the oldest first.
+        self._pieces: "OrderedDict[tuple[Optional[Wrap], int, int], bytes]" = OrderedDict()
+        self._pieces_bytes = 0
+        # How often a frame was replaced: a piece that was joined meanwhile is not kept.
+        self._replaced = 0
 
-    def __init__(self, newest: int = 0) -> None:
-        self._in_flight: "list[PendingMessage]" = []    # lists and no deques: they are short, and an empty deque has 760 bytes
-        self._waiting: "Optional[queue.Queue[PendingMessage]]" = None   # made (4 KB) when something has to wait
-        self._front: "list[PendingMessage]" = []        # what goes out before the others that wait: rests and resends
-        self.frames_in_flight = 0
-        self._bytes_in_flight = 0
-        self.frames_waiting = 0
-        self._bytes_waiting = 0
-        self._spare = (0, 0)            # frames and bytes of a replay: they may wait besides the bound
-        self.newest_sent = newest       # the highest id that was written
-        self.acked = newest             # the highest id that the peer confirmed
+    def __len__(self) -> int:
+        return len(self._ids)
 
     @property
-    def oldest(self) -> bytes:
-        """The oldest frame in flight; b"" when there is none."""
-        return self._in_flight[0].frames[0] if self._in_flight else b""
+    def size(self) -> int:
+        """Bytes of all frames that are kept."""
+        return self._bytes - self._bytes_before(0)
 
-    @property
-    def empty(self) -> bool:
-        """Whether everything that was put in has been acknowledged."""
-        return not self._in_flight and not self.frames_waiting
+    # For the thread that makes the order
 
-    def put(self, pending: PendingMessage, replay: bool = False) -> bytes:
-        """Add frames; return what is to be written now: they themselves when nothing waits and the window has room.
+    def append(self, id: int, frame: bytes, audience: "Optional[FrozenSet[int]]" = None) -> None:
+        """Add a frame behind all others; for everybody, or for an audience of readers."""
+        with self._lock:
+            self._ids.append(id)
+            self._frames.append(frame)
+            self._audiences.append(audience)
+            self._bytes += len(frame)
+            self._ends.append(self._bytes)
+            if audience is not None:
+                self._private.append(id)
 
-        Raises queue.Full when too much waits already. A replay is exempt, and does not count against what follows it.
-        """
-        if (not self.frames_waiting and self.frames_in_flight + pending.count <= WINDOW
-                and self._bytes_in_flight + pending.size <= WINDOW_BYTES):
-            self._in_flight.append(pending)             # as _fly(): its call costs 1 % of a delivery
-            self.frames_in_flight += pending.count
-            self._bytes_in_flight += pending.size
-            if pending.newest > self.newest_sent:
-                self.newest_sent = pending.newest
-            return pending.data
-        self.put_later(pending, replay)
-        return self.take()
+    def publish(self, end: int, now: float) -> Optional[News]:
+        """Readers may have everything up to the id `end`. Returns what is new for wake(): without
+        public frames (`count` is 0) for those in `concerned` alone; None where there is nothing."""
+        with self._lock:
+            first = bisect_right(self._ids, self.end)
+            stop = bisect_right(self._ids, end, first)
+            self.end = max(end, self.end)
+            if first == stop:
+                return None
+            for audience in self._audiences[first:stop]:
+                self._concerned.update(audience or ())
+            frames = [frame for frame, audience in zip(self._frames[first:stop],
+                                                       self._audiences[first:stop])
+                      if audience is None]
+            news = News(self._public_end, self._ids[first], self.end, now,
+                        frozenset(self._concerned), frames)
+            if frames:
+                self._public_end = self.end
+                self._concerned.clear()
+            return news
 
-    def put_later(self, pending: PendingMessage, replay: bool = False) -> None:
-        """Add frames behind all that waits, without taking any. Raises queue.Full like put()."""
-        count = pending.count
-        if replay:
-            self._spare = (self._spare[0] + count, self._spare[1] + pending.size)
-        if self.frames_waiting and (self.frames_waiting + count > QUEUE_FRAMES + self._spare[0]
-                                    or self._bytes_waiting + pending.size > QUEUE_BYTES + self._spare[1]):
-            raise queue.Full
-        if self._waiting is None:
-            self._waiting = queue.Queue()
-        self._waiting.put_nowait(pending)
-        self.frames_waiting += count
-        self._bytes_waiting += pending.size
+    def forget(self, upto: int) -> None:
+        """Keep only what comes behind the id `upto`."""
+        with self._lock:
+            count = bisect_right(self._ids, upto)
+            for kept in (self._ids, self._frames, self._audiences, self._ends):
+                del kept[:count]
+            del self._private[:bisect_right(self._private, upto)]
+            self.start = max(self.start, upto)
 
-    def take(self) -> bytes:
-        """All that waits and that the window has room for, in one piece; from now on it is in flight."""
-        parts = []
-        while self.frames_waiting:
-            pending = self._front.pop(0) if self._front or self._waiting is None else self._waiting.get_nowait()
-            fit = self._fit(pending)
-            if fit < pending.count:
-                if not fit:
-                    self._front.insert(0, pending)
-                    break
-                pending, rest = pending.split(fit)
-                self._front.insert(0, rest)
-            self.frames_waiting -= pending.count
-            self._bytes_waiting -= pending.size
-            self._fly(pending)
-            parts.append(pending.data)
-        if not self.frames_waiting:
-            self._spare = (0, 0)
-        return b"".join(parts)
+    def replace(self, id: int, frame: bytes) -> None:
+        """Put another frame in the place of `id`, in every piece as well."""
+        with self._lock:
+            at = bisect_right(self._ids, id) - 1
+            if at < 0 or self._ids[at] != id:
+                return
+            more = len(frame) - len(self._frames[at])
+            self._frames[at] = frame
+            self._ends[at:] = [end + more for end in self._ends[at:]]
+            self._bytes += more
+            self._pieces.clear()
+            self._pieces_bytes = 0
+            self._replaced += 1
 
-    def acknowledge(self, upto: int) -> bool:
-        """Forget what the peer has; return whether that was news. Raises FrameError for an id that was never sent."""
-        if upto > self.newest_sent:
-            raise FrameError("bad-frame", f"an ack of {upto}, which was never sent")
-        if upto <= self.acked:
-            return False
-        self.acked = upto
-        if upto == self.newest_sent:                            # the usual case
-            self._in_flight.clear()
-            self.frames_in_flight = self._bytes_in_flight = 0
-        while self._in_flight and self._in_flight[0].ids[0] <= upto:
-            pending = self._in_flight.pop(0)
-            if pending.newest > upto:
-                pending, rest = pending.split(sum(id <= upto for id in pending.ids))
-                self._in_flight.insert(0, rest)
-            self.frames_in_flight -= pending.count
-            self._bytes_in_flight -= pending.size
-        return True
+    def oldest(self, count: int) -> int:
+        """The id up to which the oldest `count` frames are."""
+        return self._ids[min(count, len(self._ids)) - 1] if self._ids and count else self.start
 
-    def rewind(self) -> None:
-        """The connection is gone: what was in flight waits again, in front, to be sent under the same ids."""
-        for pending in self._in_flight:
-            self.frames_waiting += pending.count
-            self._bytes_waiting += pending.size
-        self._front[:0] = self._in_flight
-        self._in_flight.clear()
-        self.frames_in_flight = self._bytes_in_flight = 0
+    def frame(self, id: int) -> bytes:
+        """The frame of that id; b"" when it is not here."""
+        at = bisect_right(self._ids, id) - 1
+        return self._frames[at] if at >= 0 and self._ids[at] == id else b""
 
-    def clear(self) -> None:
-        """Forget every frame; `acked` stays."""
-        self._in_flight.clear()
-        self._front.clear()
-        self._waiting = None
-        self.frames_in_flight = self._bytes_in_flight = self.frames_waiting = self._bytes_waiting = 0
+    # For readers, on any thread
 
-    def _fly(self, pending: PendingMessage) -> None:
-        self._in_flight.append(pending)
-        self.frames_in_flight += pending.count
-        self._bytes_in_flight += pending.size
-        if pending.newest > self.newest_sent:
-            self.newest_sent = pending.newest
+    def piece(self, after: int, upto: int, reader: Optional[int], room: int, room_bytes: int,
+              wrap: Optional[Wrap] = None) -> Optional[Piece]:
+        """What `reader` hears behind the place `after`: as much up to `upto` as there is room for,
+        found within STRIDE entries. None when `after` is below the start of the log."""
+        with self._lock:
+            if after < self.start:
+                return None
+            upto = min(upto, self.end)
+            first = bisect_right(self._ids, after)
+            whole = bisect_right(self._ids, upto, first)
+            stop = min(whole, first + STRIDE)
+            if self._is_public(after, upto):
+                stop = self._fitting(first, min(stop, first + room), room_bytes)
+                frames = self._frames[first:stop]
+            else:
+                frames, stop = self._own(first, stop, reader, room, room_bytes)
+            ids = self._ids
+            place = upto if stop == whole else ids[stop - 1] if stop > first else after
+            size = sum(map(len, frames))
+            # Only a run without gaps is everybody's; a single frame needs no joining.
+            is_kept = len(frames) == stop - first and (len(frames) > 1 or frames and wrap)
+            key = (wrap, ids[first], ids[stop - 1]) if is_kept else None
+            data = self._pieces.get(key) if key else None
+            replaced = self._replaced
+        if data is None:
+            data = b"".join(frames if wrap is None else map(wrap, frames))
+            if key:
+                self._keep(key, data, replaced)
+        return Piece(data, len(frames), size, place)
 
-    def _fit(self, pending: PendingMessage) -> int:
-        """How many frames of `pending` the window has room for."""
-        room = min(WINDOW - self.frames_in_flight, pending.count)
-        room_bytes = WINDOW_BYTES - self._bytes_in_flight
-        if pending.size <= room_bytes:
-            return room
-        for fit in range(room):
-            room_bytes -= len(pending.frames[fit])
-            if room_bytes < 0:
-                return fit
-        return room
+    def count(self, after: int, upto: int, reader: Optional[int]) -> "Optional[tuple[int, int]]":
+        """How many frames of `reader` lie between two places, and their bytes; None when the first
+        place is below the start of the log."""
+        with self._lock:
+            if after < self.start:
+                return None
+            first = bisect_right(self._ids, after)
+            stop = bisect_right(self._ids, upto, first)
+            if self._is_public(after, upto):
+                return stop - first, self._bytes_before(stop) - self._bytes_before(first)
+            own = self._own(first, stop, reader, stop - first, self._bytes)[0]
+        return len(own), sum(map(len, own))
+
+    def next_frame(self, after: int, upto: int, reader: Optional[int]) -> Optional[bytes]:
+        """The first frame of `reader` between two places, b"" when there is none; None when the
+        first place is below the start of the log."""
+        with self._lock:
+            if after < self.start:
+                return None
+            first = bisect_right(self._ids, after)
+            stop = bisect_right(self._ids, upto, first)
+            for frame, audience in zip(self._frames[first:stop], self._audiences[first:stop]):
+                if audience is None or reader in audience:
+                    return frame
+        return b""
+
+    # Under the lock
+
+    def _is_public(self, after: int, upto: int) -> bool:
+        """Whether everything between two places is everybody's. Needs the lock."""
+        assert self._lock.locked()
+        private = self._private
+        return not private or bisect_right(private, after) == bisect_right(private, upto)
+
+    def _bytes_before(self, at: int) -> int:
+        """Bytes up to the entry number `at`, as `_ends` counts them. Needs the lock."""
+        if at:
+            return self._ends[at - 1]
+        return self._ends[0] - len(self._frames[0]) if self._ends else self._bytes
+
+    def _fitting(self, first: int, stop: int, room_bytes: int) -> int:
+        """The last `stop` with which the frames from `first` fit. Needs the lock."""
+        assert self._lock.locked()
+        most = self._bytes_before(first) + room_bytes
+        if stop > first and self._ends[stop - 1] > most:
+            stop = bisect_right(self._ends, most, first, stop)
+        return stop
+
+    def _own(self, first: int, stop: int, reader: Optional[int], room: int,
+             room_bytes: int) -> "tuple[list[bytes], int]":
+        """The frames of `reader` that fit, and behind which entry they end: what is private to
+        others is stepped over. Needs the lock."""
+        assert self._lock.locked()
+        own: "list[bytes]" = []
+        for at in range(first, stop):
+            audience = self._audiences[at]
+            if audience is None or reader in audience:
+                room_bytes -= len(self._frames[at])
+                if len(own) == room or room_bytes < 0:
+                    return own, at
+                own.append(self._frames[at])
+        return own, stop
+
+    def _keep(self, key: "tuple[Optional[Wrap], int, int]", data: bytes, replaced: int) -> None:
+        """Keep a piece for other readers at the same place; the oldest go when the bound is
+        reached."""
+        with self._lock:
+            if replaced != self._replaced or key in self._pieces:
+                return
+            self._pieces[key] = data
+            self._pieces_bytes += len(data)
+            while self._pieces_bytes > PIECES_BYTES:
+                self._pieces_bytes -= len(self._pieces.popitem(last=False)[1])
 
 
-# --- MessageManager ---
+class Peer(Protocol):
+    """Whom a MessageManager works for. Called without its lock; behind() on the thread of an ACK
+    or of a wake(), the others on the alarm's."""
+
+    def dead(self) -> None:
+        """The peer has acknowledged nothing for all its retries."""
+
+    def idle(self) -> None:
+        """Nothing was sent for PING_AFTER: it is time for a ping()."""
+
+    def behind(self, retry: bool) -> None:
+        """The peer's place is below the start of the log, or before its `begin`: it wants a feed(),
+        or with `retry` a resend() of the first frame that it has not acknowledged."""
+
+
+def _nowhere(data: bytes) -> None:
+    """What a closed MessageManager writes with."""
+
+
+class Confirmations:
+    """Which of the peer's frames our ACKs confirm, and when: a MessageManager's, under its lock."""
+
+    __slots__ = ("seen", "refused", "late", "due")
+
+    def __init__(self, seen: int) -> None:
+        # The newest id of the peer's frames that has done its work here.
+        self.seen = seen
+        # Of the peer's frames that we refuse: their id, and that of the error, not sent yet.
+        self.refused: "list[tuple[int, int]]" = []
+        # Bytes that a late ACK will confirm, where a frame counts its part of ACK_BYTES at least;
+        # and when that ACK has to be written.
+        self.late = 0
+        self.due = math.inf
+
+    def processed(self, id: int, size: int, now: float) -> bool:
+        """A frame has done its work; return whether to confirm at once: for a duplicate, whose ACK
+        was lost, or when enough is late."""
+        is_duplicate = id <= self.seen
+        self.seen = max(id, self.seen)
+        if not self.late:
+            self.due = now + ACK_DELAY - TICK
+        self.late += max(size, ACK_BYTES // ACK_FRAMES)
+        return is_duplicate or self.late >= ACK_BYTES
+
+    def passed(self, sent: int) -> bool:
+        """Our frames up to `sent` are written; return whether an ACK waited for an error there."""
+        last = 0
+        while self.refused and self.refused[0][1] <= sent:
+            last = self.refused.pop(0)[0]
+        return 0 < last <= self.seen
+
+    def confirm(self) -> int:
+        """An ACK is written now: of everything before the first refusal that waits."""
+        self.late, self.due = 0, math.inf
+        return min(self.seen, self.refused[0][0] - 1) if self.refused else self.seen
+
 
 class MessageManager:
-    """The facade over one peer's messages and ACKs: sends, acknowledges, retries, drops duplicates.
+    """One peer, over one connection: a reader of a log whose two places are what was sent and what
+    was acknowledged, and who confirms what the peer sends. Here all correctness meets.
 
-    The server makes one for each connection; a client keeps one for its session, and detach() and attach() carry what is
-    not acknowledged over to the next connection. Every method may be called from any thread and none blocks. `on_dead`
-    (the peer confirms nothing any more) and `on_idle` (time for a ping) are called on the alarm's thread, without the lock.
-    `wrap` is for a connection that is no plain socket: what it writes for a frame (one function for all of them, see
-    PendingMessage.wrapped). `write` is for one over which nothing but bare frames goes until attach().
+    A resume is a new manager that begins at the peer's place. A reader that stops costs nothing,
+    and after all its retries it is dead. Any thread may call, and nothing blocks. `wrap` is what a
+    connection writes for a frame that is no plain socket. Until open() only bare frames go out.
     """
 
-    __slots__ = ("_alarm", "_wrap", "_on_dead", "_on_idle", "_lock", "_write", "_closed", "_queue", "_received", "_refusal",
-                 "_ack_held", "_late", "_late_bytes", "_ack_by", "_since", "_retries", "_last_bare", "_ring_at", "patient",
-                 "__weakref__")
+    __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
+                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries",
+                 "_incoming", "_ring_at", "__weakref__")
 
-    def __init__(self, alarm: Alarm, on_dead: Callable[[], None], on_idle: Callable[[], None],
-                 wrap: Optional[Callable[[bytes], bytes]] = None, write: Optional[Callable[[bytes], None]] = None) -> None:
+    def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
+                 write: Callable[[bytes], None], wrap: Optional[Wrap] = None,
+                 seen: int = 0) -> None:
         self._alarm = alarm
+        self._log = log
+        self._owner = owner
         self._wrap = wrap
-        self._on_dead = on_dead
-        self._on_idle = on_idle
-        # Protects everything below and keeps writes in the order of ids: the writes, which never block, are made under
-        # it, and so MessageSocket's lock may be taken inside. Neither a callback nor the alarm is called while it is held.
+        # Protects everything below and keeps writes in the order of ids: the writes, which never
+        # block, are made under it. The log's lock may be taken inside, and the socket's. Neither
+        # the owner nor the alarm is called while it is held.
         self._lock = threading.Lock()
-        self._write = write             # None while there is no connection
-        self._closed = False            # and there will be none again
-        self._queue = MessageQueue()
-        self._received = 0              # newest id of the peer's numbered frames
-        self._refusal = 0               # id of our newest error that refuses a frame of the peer
-        self._ack_held = False          # an ACK waits until that error has been written
-        self._late = 0                  # frames that a late ACK will confirm
-        self._late_bytes = 0            # and their bytes
-        self._ack_by = math.inf         # when it has to be written
-        self._since = 0.0               # when the oldest frame in flight was sent, or anything was confirmed after that
-        self._retries = 0               # of it
-        self._last_bare = 0.0           # when anything was written that is not in flight now
-        self._ring_at = math.inf        # when the alarm calls us; earlier requests that it still holds are stale
-        self.patient = False            # our side delays reading, ACKs included: so they are not missed
+        # Does nothing once closed; `_ring_at` is -inf then.
+        self._write = write
+        # Which of the log's readers this is, and from where on: what comes before is fed to it.
+        self._reader: Optional[int] = None
+        self._begin = 0
+        # Two places in the log: what lies between is in flight. So many frames of it are this
+        # reader's, and bytes. (A ping is in flight with none.)
+        self.sent = self.acked = NOWHERE
+        self._flying = self._flying_bytes = 0
+        # Of what was fed last the id of its last frame, and the place behind: between these nothing
+        # is this reader's, whatever the log has there.
+        self._fed = (NOWHERE, NOWHERE)
+        # When the oldest frame in flight was sent, or the last ACK moved `acked`; with nothing in
+        # flight when anything was written.
+        self._since = alarm.clock()
+        self._retries = 0
+        self._incoming = Confirmations(seen)
+        # When the alarm calls us; earlier requests that it still holds are stale.
+        self._ring_at = math.inf
 
     # What goes out
 
-    def attach(self, write: Callable[[bytes], None], confirmed: int = 0, received: int = 0) -> None:
-        """A connection is there: `confirmed` is what the peer has of ours, `received` what we have of its. Sends the rest."""
+    def open(self, place: int, *, reader: Optional[int] = None, begin: int = 0, seen: int = 0,
+             refused: "Collection[tuple[int, int]]" = ()) -> None:
+        """The peer has everything up to `place`, and hears what comes next. `seen` is the newest id
+        that we have of its frames, `refused` as in refuse()."""
         with self._lock:
-            if self._closed:
-                return
-            self._write = write
-            if self._queue.newest_sent < confirmed:         # the peer knows of an earlier manager's frames
-                self._queue.newest_sent = confirmed
-            self._queue.acknowledge(confirmed)
-            self._queue.rewind()
-            self._received = received
-            self._retries = 0
-            self._since = self._last_bare = self._alarm.clock()
-            self._put_out(self._queue.take())
-            ring_at = self._next_ring()
-        self._ring(ring_at)
-
-    def detach(self) -> None:
-        """The connection is gone: keep everything that is not confirmed for the next one."""
-        with self._lock:
-            self._write = None
-            self._late = self._late_bytes = 0
-            self._ack_by = self._ring_at = math.inf
-            self._ack_held = False
-            self.patient = False
-
-    def close(self) -> None:
-        """detach() for good: when this returns nobody writes any more."""
-        with self._lock:
-            self._closed = True                 # first: an attach() of another thread comes before detach() or does nothing
-        self.detach()
-        with self._lock:
-            self._queue.clear()
-
-    def send(self, pending: PendingMessage, replay: bool = False, refusal: int = 0) -> None:
-        """Send numbered frames, at once or when the window opens. Raises queue.Full when too many wait already.
-
-        `refusal` is the id of the newest error among them that refuses a frame of the peer: no ACK overtakes it, the peer
-        would take that for a yes. `replay` is for MessageQueue.put().
-        """
-        if self._wrap is not None:
-            pending = pending.wrapped(self._wrap)
-        with self._lock:
-            if refusal > self._refusal:
-                self._refusal = refusal
-            if self._write is None:
-                self._queue.put_later(pending, replay)
-                return
-            was_empty = not self._queue.frames_in_flight
-            data = self._queue.put(pending, replay)
-            if data:
-                self._write(data)
-                if self._ack_held:
-                    self._put_held_ack()
-            if not was_empty:                                   # the alarm knows already
-                return
+            self._reader, self._begin = reader, begin
+            self.sent = self.acked = place
+            self._incoming.seen = seen
+            self._incoming.refused[:0] = [pair for pair in refused if pair[1] > place]
             self._since = self._alarm.clock()
-            if self._ring_at <= self._since + RETRY_DELAY:      # it rings early enough: the usual case
-                return
+            is_behind = self._send()
             ring_at = self._next_ring()
-        self._ring(ring_at)
+        self._call(is_behind, ring_at)
 
-    def refuses(self, refusal: int) -> None:
-        """Our error `refusal` refuses a frame of the peer and will be sent later: no ACK may overtake it."""
+    def wake(self, news: News) -> None:
+        """Frames were published: what of them is this reader's goes out, now or when the window
+        opens. This runs once for every delivery, so the usual case comes first."""
         with self._lock:
-            self._refusal = max(self._refusal, refusal)
+            is_usual = (news.after <= self.sent < news.first and self._begin <= self.sent
+                        and self._flying + news.count <= WINDOW
+                        and self._flying_bytes + news.size <= WINDOW_BYTES
+                        and self._reader not in news.concerned)
+            if is_usual:
+                if self.acked == self.sent:
+                    self._since = news.at
+                self.sent = news.end
+                self._flying += news.count
+                self._flying_bytes += news.size
+                self._write(news.data if self._wrap is None else news.wrapped(self._wrap))
+                if self._incoming.refused and self._incoming.passed(self.sent):
+                    self._put_ack()
+                # The alarm rings early enough, mostly.
+                if self._ring_at <= news.at + RETRY_DELAY:
+                    return
+                ring_at = self._next_ring()
+        if is_usual:
+            self._call(False, ring_at)
+        else:
+            self.catch_up()
 
-    def send_bare(self, frame: bytes) -> None:
-        """Write a bare frame now, past window and queue; nothing happens when there is no connection."""
+    def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
+        """Send what this reader hears up to `place`, which is not read from the log: at most a
+        window of frames, `last` the id of the last (0: it is the place). Only while nothing is in
+        flight (see behind())."""
+        with self._lock:
+            if self._flying or place < self.sent:
+                return
+            was_idle = self.acked == self.sent
+            self.sent = place
+            self._fed = (last or place, place)
+            self._put_flying(frames, len(frames), sum(map(len, frames)), was_idle)
+            is_behind = self._send()
+            ring_at = self._next_ring()
+        self._call(is_behind, ring_at)
+
+    def resend(self, frame: bytes) -> None:
+        """Send a frame in flight again, which is not read from the log."""
+        with self._lock:
+            self._put(frame)
+
+    def ping(self, id: int, frame: bytes) -> None:
+        """Send a ping, unless something is in flight, which asks for an ACK as well."""
+        with self._lock:
+            is_behind = self._send()
+            if self.sent == self.acked and not is_behind and id > self.sent:
+                self.sent = id
+                self._since = self._alarm.clock()
+                self._put(frame)
+            ring_at = self._next_ring()
+        self._call(is_behind, ring_at)
+
+    def catch_up(self) -> None:
+        """Look whether there is anything to hear, and room for it."""
+        with self._lock:
+            is_behind = self._send()
+            ring_at = self._next_ring()
+        self._call(is_behind, ring_at)
+
+    def write_bare(self, frame: bytes) -> None:
+        """Write a bare frame now, past the window; nothing happens after close()."""
         with self._lock:
             self._put_bare(frame)
 
+    def close(self, upto: int = NOWHERE, last_words: bytes = b"") -> None:
+        """Write no more; before that what the window has room for up to a place, and then
+        `last_words`, which go past a shut window. May be called twice."""
+        with self._lock:
+            if upto > self.sent > NOWHERE:
+                self._send(upto)
+            if last_words:
+                self._put(last_words)
+            self._end()
+
     # What comes in
 
-    def acknowledged(self, upto: int) -> bool:
-        """The peer confirms our frames up to `upto`; what waited goes out in one write. Returns whether that was news;
-        raises FrameError for an id that was never sent."""
+    def take_ack(self, id: int) -> bool:
+        """The peer acknowledges our frames up to `id`; what waited goes out in one write. Returns
+        whether that was news; raises FrameError for an id that was never sent."""
         with self._lock:
-            if not self._queue.acknowledge(upto):
+            if id > self.sent:
+                raise FrameError("bad-frame", f"an ack of {id}, which was never sent")
+            if id <= self.acked:
                 return False
+            last, place = self._fed
+            if last <= id < place:
+                id = place
+            rest = ((0, 0) if id == self.sent else None if id < place
+                    else self._log.count(id, self.sent, self._reader))
+            # In what was fed, and below the start of the log, nobody can count: then only an ACK of
+            # all opens the window.
+            if rest is not None:
+                self._flying, self._flying_bytes = rest
+            # Over what was not this reader's as well.
+            self.acked = self.sent if rest == (0, 0) else id
             self._since = self._alarm.clock()
             self._retries = 0
-            if self._queue.frames_waiting and self._write is not None:
-                self._put_out(self._queue.take())
+            is_behind = self._send()
+        if is_behind:
+            self._owner.behind(False)
         return True
 
-    def is_duplicate(self, id: int) -> bool:
-        """Whether the peer's frame `id` was received before. (Only the thread that calls received() may rely on it.)"""
-        return id <= self._received
-
-    def received(self, id: int, size: int = 0) -> None:
-        """The peer's frame `id` of `size` bytes has done its work: confirm it late. A duplicate is confirmed at once."""
+    def processed(self, id: int, size: int = 0) -> None:
+        """The peer's frame `id` of `size` bytes has done its work: confirm it late. A duplicate is
+        confirmed at once."""
         with self._lock:
-            duplicate = id <= self._received
-            if not duplicate:
-                self._received = id
-            self._late += 1
-            self._late_bytes += size
-            if duplicate or self._late >= ACK_FRAMES or self._late_bytes >= ACK_BYTES:
+            if self._incoming.processed(id, size, self._alarm.clock()):
                 self._put_ack()
-            elif self._late == 1:
-                self._ack_by = self._alarm.clock() + ACK_DELAY - TICK
-            else:                               # the alarm knows already
-                return
             ring_at = self._next_ring()
-        self._ring(ring_at)
+        self._call(False, ring_at)
 
-    def acknowledge(self, upto: int) -> None:
-        """Confirm the peer's frames up to `upto` at once, but not before a refusal among them is written."""
+    def excuse(self) -> None:
+        """Our side does not read at the moment: ACKs that do not come are no fault of the peer."""
         with self._lock:
-            self._received = upto
-            if self._queue.newest_sent < self._refusal:
-                self._ack_held = True
-            else:
-                self._put_ack()
+            self._since = self._alarm.clock()
+
+    def refuse(self, id: int, error: int) -> None:
+        """The peer's frame `id` is refused by our frame `error`: no ACK may overtake that, the peer
+        would take it for a yes."""
+        with self._lock:
+            if error > self.sent:
+                self._incoming.refused.append((id, error))
+
+    def confirm(self, upto: int) -> None:
+        """Confirm the peer's frames up to `upto` at once, as far as no refusal among them waits to
+        be sent: the ACK of what comes behind it is written when it was."""
+        with self._lock:
+            self._incoming.seen = max(upto, self._incoming.seen)
+            self._put_ack()
 
     # What is known
 
     @property
     def seen(self) -> int:
-        """The newest id received of the peer's numbered frames."""
-        return self._received
+        """The newest id of the peer's frames that has done its work here."""
+        return self._incoming.seen
 
     @property
-    def acked(self) -> int:
-        """The newest id that the peer has confirmed."""
-        return self._queue.acked
+    def is_behind(self) -> bool:
+        """Whether this reader waits to be fed; one that was closed does not."""
+        floor = max(self._begin, self._log.start)
+        return self._ring_at > -math.inf and not self._flying and NOWHERE < self.sent < floor
 
     @property
-    def waiting(self) -> int:
-        """How many frames wait for the window to open."""
-        return self._queue.frames_waiting
-
-    @property
-    def empty(self) -> bool:
-        """Whether the peer has confirmed everything."""
+    def is_empty(self) -> bool:
+        """Whether the peer has acknowledged everything that was published."""
         with self._lock:
-            return self._queue.empty
+            return (self._ring_at == -math.inf
+                    or self.sent == self.acked and self.sent >= self._log.end)
 
     # Under the lock
 
-    def _put_out(self, data: bytes) -> None:
-        """Write `data`, and the ACK that waited for an error in it. Needs the lock."""
-        if not data or self._write is None:
-            return
-        self._write(data)
-        if self._ack_held:
-            self._put_held_ack()
+    def _send(self, upto: Optional[int] = None) -> bool:
+        """Write what comes behind `sent`, up to a place (None: the log's end). Needs the lock.
 
-    def _put_held_ack(self) -> None:
-        """Write the ACK that waits, if the error that it waits for is written. Needs the lock."""
-        if self._queue.newest_sent >= self._refusal:
+        1. MUST NOT block, call the owner or the alarm; what it could not send it leaves to the
+           next ACK or wake().
+        2. `sent` only grows, and everything of this reader up to it was written once, in order.
+        3. At most WINDOW frames of this reader and WINDOW_BYTES of them are in flight; what is
+           private to others does not count and is stepped over.
+        4. With nothing in flight `acked` follows `sent`: else what is not to be acknowledged would
+           look like a frame in flight, and be retried to death.
+        5. Goes on until it has written something, the window is shut, or it stands at the end.
+        6. Returns True for a reader that has to be fed: then nothing of it is in flight.
+        7. When `sent` passes an error that refuses a frame, the ACK that waited for it is written.
+        """
+        assert self._lock.locked()
+        log = self._log
+        end = log.end if upto is None else min(upto, log.end)
+        while NOWHERE < self.sent < end and self._flying < WINDOW:
+            piece = None
+            if self.sent >= self._begin:
+                piece = log.piece(self.sent, end, self._reader, WINDOW - self._flying,
+                                  WINDOW_BYTES - self._flying_bytes, self._wrap)
+            if piece is None:
+                return not self._flying
+            if piece.place == self.sent:
+                break
+            was_idle = self.acked == self.sent
+            self.sent = piece.place
+            self._put_flying([piece.data], piece.frames, piece.size, was_idle, is_wrapped=True)
+            if piece.frames:
+                break
+        return False
+
+    def _put_flying(self, frames: "list[bytes]", count: int, size: int, was_idle: bool,
+                    is_wrapped: bool = False) -> None:
+        """Write frames of this reader, which lie before `sent` now. Needs the lock."""
+        assert self._lock.locked()
+        if not count and was_idle:
+            self.acked = self.sent
+        if count:
+            self._flying += count
+            self._flying_bytes += size
+            if was_idle:
+                self._since = self._alarm.clock()
+            wrap = None if is_wrapped else self._wrap
+            self._write(b"".join(frames if wrap is None else map(wrap, frames)))
+        if self._incoming.passed(self.sent):
             self._put_ack()
 
-    def _put_bare(self, frame: bytes) -> None:
-        """Write a bare frame. Needs the lock."""
+    def _end(self) -> None:
+        """Write and ring no more. Needs the lock."""
         assert self._lock.locked()
-        self._put_out(frame if self._wrap is None else self._wrap(frame))
-        self._last_bare = self._alarm.clock()
+        self._write = _nowhere
+        self._ring_at = -math.inf
+
+    def _put(self, frame: bytes) -> None:
+        """Write a frame. Needs the lock."""
+        assert self._lock.locked()
+        self._write(frame if self._wrap is None else self._wrap(frame))
+
+    def _put_bare(self, frame: bytes) -> None:
+        """Write a bare frame: the peer hears from us, so no ping is due. Needs the lock."""
+        self._put(frame)
+        if self.sent == self.acked:
+            self._since = self._alarm.clock()
 
     def _put_ack(self) -> None:
-        """Confirm what was received. Needs the lock."""
+        """Confirm what the peer sent. Needs the lock."""
         assert self._lock.locked()
-        self._late = self._late_bytes = 0
-        self._ack_by = math.inf
-        self._ack_held = False
-        if self._received:
-            self._put_bare(Ack(self._received).encode())
-
-    def _deadline(self) -> float:
-        """When something has to be done. Needs the lock."""
-        # Whole seconds for pings, so that a thousand idle members wake the process once a second, not a thousand times.
-        todo = self._since + RETRY_DELAY if self._queue.oldest else math.ceil(self._quiet_since() + PING_AFTER)
-        return min(todo, self._ack_by)
-
-    def _quiet_since(self) -> float:
-        """When anything was written, or what was written was confirmed. Needs the lock."""
-        return max(self._last_bare, self._since)
+        upto = self._incoming.confirm()
+        if upto > 0:
+            self._put_bare(Ack(upto).encode())
 
     def _next_ring(self) -> float:
-        """When the alarm has to be asked for a ring; inf when it will ring early enough anyway. Needs the lock."""
-        when = math.inf if self._write is None else self._deadline()
+        """When the alarm has to be asked for a ring; inf when it rings early enough anyway. Needs
+        the lock."""
+        assert self._lock.locked()
+        if self.sent == NOWHERE:
+            return math.inf
+        # Whole seconds for pings, so that a thousand idle members wake the process once a second,
+        # not a thousand times.
+        when = (self._since + RETRY_DELAY if self.sent > self.acked
+                else math.ceil(self._since + PING_AFTER))
+        when = min(when, self._incoming.due)
         if when >= self._ring_at:
             return math.inf
         self._ring_at = when
         return when
 
-    # Time
+    # Without the lock
 
-    def _ring(self, when: float) -> None:
-        if when < math.inf:
-            self._alarm.at(when, weakly(self._rung, when))
+    def _call(self, is_behind: bool, ring_at: float) -> None:
+        if is_behind:
+            self._owner.behind(False)
+        if ring_at < math.inf:
+            self._alarm.at(ring_at, weakly(self._rung, ring_at))
 
     def _rung(self, when: float) -> None:
         """On the alarm's thread: do what is due, and ask for the next ring."""
-        dead = idle = False
+        call: Optional[Callable[[], None]] = None
         with self._lock:
-            if when != self._ring_at or self._write is None:
-                return                      # stale: the connection went, or an earlier ring did the work
+            # Else it is stale: the connection went, or an earlier ring did the work.
+            if when != self._ring_at:
+                return
             self._ring_at = math.inf
             now = self._alarm.clock()
-            if now >= self._ack_by:
+            if now >= self._incoming.due:
                 self._put_ack()
-            if not self._queue.oldest:
-                idle = now >= self._quiet_since() + PING_AFTER
-            elif self.patient:
-                self._since = now
+            if self.sent == self.acked:
+                if now >= self._since + PING_AFTER:
+                    call = self._owner.idle
+                    # The ping's ACK is due then: ping() need not ask for a ring again.
+                    self._since = now + RETRY_DELAY - PING_AFTER
             elif now >= self._since + RETRY_DELAY:
-                dead = self._retries >= MAX_RETRIES
-                self._retries += 1
-                self._since = now
-                if dead:
-                    self._write = None
-                self._put_out(self._queue.oldest)
-            if idle:
-                self._last_bare = now
-                self._ring_at = ring_at = now + RETRY_DELAY         # for the ping's ACK; send() need not ask again
-            else:
-                ring_at = self._next_ring()
-        if dead:
-            self._on_dead()
-        elif idle:
-            self._on_idle()
-        self._ring(ring_at)
+                call = self._retry(now)
+            ring_at = self._next_ring()
+        if call is not None:
+            call()
+        self._call(False, ring_at)
+
+    def _retry(self, now: float) -> Optional[Callable[[], None]]:
+        """Send the first frame in flight again, alone; return whom else to call. Needs the lock."""
+        assert self._lock.locked()
+        if self._retries >= MAX_RETRIES:
+            self._end()
+            return self._owner.dead
+        self._retries += 1
+        self._since = now
+        frame = self._log.next_frame(self.acked, self.sent, self._reader)
+        if frame is None or self.acked < self._begin:
+            return functools.partial(self._owner.behind, True)
+        # A ping, where nothing but one is in flight.
+        self._put(frame or Ping(self.sent).encode())
+        return None
+
+
+# --- Sequencing ---
+
+Event = Tuple[Callable[..., Any], Tuple[Any, ...]]
+
+
+class Inbox:
+    """Sequencing: many threads post events, which are methods with their arguments, and one thread
+    takes all that wait, in their order.
+
+    At most `most` events wait; then whoever posts waits, but for the thread that takes: what it
+    posts comes with its next take(). After close() nothing is posted any more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._events: "queue.Queue[Event]" = queue.Queue(most)
+        # The thread that takes, and what it posted: no other thread touches that list.
+        self._taker = 0
+        self._own: "list[Event]" = []
+        self._closed = threading.Event()
+
+    def post(self, method: Callable[..., Any], *arguments: Any) -> None:
+        """Have a method called in its turn. Any thread; blocks while the inbox is full."""
+        if threading.get_ident() == self._taker:
+            self._own.append((method, arguments))
+            return
+        while not self._closed.is_set():
+            try:
+                return self._events.put((method, arguments), timeout=1)
+            except queue.Full:
+                continue
+
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Have a method called and return its result, or raise its error; TimeoutError when nobody
+        takes it. Not for the thread that takes."""
+        answer: "queue.Queue[tuple[Any, Optional[Exception]]]" = queue.Queue(1)
+
+        def event() -> None:
+            try:
+                answer.put((method(*arguments), None))
+            except Exception as error:
+                # The asker's to handle.
+                answer.put((None, error))
+        self.post(event)
+        try:
+            result, error = answer.get(timeout=10)
+        except queue.Empty:
+            raise TimeoutError("the room does not answer") from None
+        if error is not None:
+            raise error
+        return result
+
+    def take(self, timeout: Optional[float] = None) -> "List[Event]":
+        """Wait for an event, at most so many seconds; return it and all others that wait."""
+        self._taker = threading.get_ident()
+        events, self._own = self._own, []
+        try:
+            if not events:
+                events.append(self._events.get(timeout=timeout))
+            while len(events) < self._most:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    @property
+    def backlog(self) -> int:
+        """How many events wait, about."""
+        return self._events.qsize()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is posted any more."""
+        return self._closed.is_set()
+
+    def wait_closed(self, seconds: float) -> bool:
+        """Wait until close(), at most so many seconds; return whether it was called."""
+        return self._closed.wait(seconds)
+
+    def close(self) -> None:
+        """Nothing more is posted. Wakes the thread that takes. May be called twice."""
+        self._closed.set()
+        try:
+            self._events.put_nowait((int, ()))
+        except queue.Full:
+            pass
+
+
+# --- Addresses and discovery ---
+
+# Discovery is a question by UDP to everybody on the LAN, and each server's answer to the asker:
+#     {"roger":1,"ask":TOKEN}    padded with blanks to QUESTION_SIZE, so that no answer is longer
+#     {"roger":1,"answer":TOKEN,"name":...,"port":...,"here":...,"version":...,"tls":...,"id":...}
+# A server speaks when it is asked, and never by itself. `id` tells servers of the same name apart,
+# and is one for all the answers of a server that is asked over several interfaces.
+QUESTION_SIZE = 512
+# The groups that are asked, besides the broadcast address. Routers pass on neither.
+GROUP4, GROUP6 = "239.255.80.87", "ff02::8087"
+BROADCAST = "255.255.255.255"
+# Characters of a server's name.
+MAX_TITLE = 40
+
+# What an interface is, the likelier one to be the LAN first.
+WIRE, MACHINES, TUNNEL = range(3)
+# How the systems name the interfaces that lead to containers and virtual machines, ...
+_MACHINES = re.compile(r"^(?:docker|br-[0-9a-f]|veth|virbr|vmnet|vboxnet|vnet|lxc|lxd|podman|cni|"
+                       r"flannel|cali|kube|bridge1\d\d|awdl|llw|anpi|ap\d)|"
+                       r"vethernet|virtualbox|vmware|hyper-v|wsl", re.IGNORECASE)
+# ... and to a VPN's other end.
+_TUNNEL = re.compile(r"^(?:u?tun|tap|wg|ppp|ipsec|tailscale|zt|nordlynx|gif|stf|sit|gre|he-|ham)|"
+                     r"vpn|wireguard|wintun|tap-windows|teredo|isatap|anyconnect|fortinet|"
+                     r"zerotier|tailscale|tunnel", re.IGNORECASE)
+_IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_RUNNING = 0x1, 0x8, 0x10, 0x40
+
+
+class Address(NamedTuple):
+    """An address of this machine, on an interface that is up."""
+
+    # IPv4 or IPv6, without a zone.
+    ip: str
+    # The interface, as the system names it, and the system's number for it (0: unknown).
+    interface: str
+    number: int
+    # WIRE, MACHINES or TUNNEL.
+    kind: int
+
+    @property
+    def parsed(self) -> "Union[ipaddress.IPv4Address, ipaddress.IPv6Address]":
+        """What ipaddress knows of it."""
+        return ipaddress.ip_address(self.ip)
+
+    @property
+    def host(self) -> str:
+        """As a client on this machine would name it: a link-local one of IPv6 needs its zone."""
+        zoned = self.parsed.version == 6 and self.parsed.is_link_local
+        return f"{self.ip}%{self.interface}" if zoned else self.ip
+
+
+def own_addresses() -> "list[Address]":
+    """The addresses of this machine, 127.0.0.1 among them.
+
+    The standard library cannot list them, so the system is asked through ctypes; where that fails,
+    an address is known from the way that the system would take to the outside.
+    """
+    try:
+        found = _windows_addresses() if sys.platform == "win32" else _posix_addresses()
+    except (ImportError, OSError, AttributeError, ValueError):
+        found = []
+    if not found:
+        found = [Address(ip, "", 0, WIRE) for ip in (_routed_address(), "127.0.0.1") if ip]
+    return found
+
+
+def lan_addresses() -> "list[Address]":
+    """The addresses by which others reach this machine, the likeliest one first.
+
+    Real interfaces come before containers and tunnels, private IPv4 before other IPv4, IPv6 after
+    both; link-local IPv6 last, as browsers cannot use it. Of what is alike, the one comes first by
+    which this machine would leave the LAN.
+    """
+    routed = _routed_address()
+
+    def unlikely(address: Address) -> "tuple[Any, ...]":
+        ip = address.parsed
+        if ip.version == 6:
+            width = 3
+        else:
+            width = 2 if ip.is_link_local else 0 if ip.is_private else 1
+        return (ip.version == 6 and ip.is_link_local, address.kind, width, address.ip != routed,
+                address.number)
+    return sorted((each for each in own_addresses() if not each.parsed.is_loopback), key=unlikely)
+
+
+def in_url(host: str) -> str:
+    """`host` as it stands in a URL, or before a colon and a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _routed_address() -> str:
+    """Our address on the way to the outside, "" where there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # A documentation address (RFC 5737). connect() of a UDP socket sends nothing: it only
+            # looks the route up.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
+
+
+def _posix_addresses() -> "list[Address]":
+    """By getifaddrs(3). Its nodes begin with the same five words on Linux and the BSDs.
+
+    They are: the next node, the interface's name, flags, the address, its mask.
+    """
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    first, word = ctypes.c_void_p(), ctypes.sizeof(ctypes.c_void_p)
+    if libc.getifaddrs(ctypes.byref(first)) != 0:
+        raise OSError(ctypes.get_errno(), "getifaddrs")
+    try:
+        found, node = [], first.value
+        while node:
+            following, name, _, address = (ctypes.c_void_p * 4).from_address(node)
+            flags = ctypes.c_uint.from_address(node + 2 * word).value
+            ip = _ip_of(ctypes.string_at, address) if address else ""
+            if ip and flags & _IFF_UP and flags & _IFF_RUNNING:
+                interface = os.fsdecode(ctypes.string_at(name or 0))
+                tunnel = flags & _IFF_POINTOPOINT and not flags & _IFF_LOOPBACK
+                kind = TUNNEL if tunnel else _kind_of(interface)
+                found.append(Address(ip, interface, socket.if_nametoindex(interface), kind))
+            node = following
+        return found
+    finally:
+        libc.freeifaddrs(first)
+
+
+def _windows_addresses() -> "list[Address]":
+    """By GetAdaptersAddresses. The offsets are those of IP_ADAPTER_ADDRESSES in iptypes.h."""
+    if sys.platform != "win32":
+        return []
+    import ctypes
+    word, size = ctypes.sizeof(ctypes.c_void_p), ctypes.c_ulong(32_768)
+    for _ in range(3):
+        memory = ctypes.create_string_buffer(size.value)
+        # All families; neither anycast nor multicast addresses, nor name servers.
+        status = ctypes.windll.iphlpapi.GetAdaptersAddresses(0, 0xE, None, memory,
+                                                             ctypes.byref(size))
+        if status == 0:
+            break
+    else:
+        raise OSError(status, "GetAdaptersAddresses")
+
+    def pointer(at: int) -> int:
+        return ctypes.c_void_p.from_address(at).value or 0
+
+    def number(at: int) -> int:
+        return ctypes.c_ulong.from_address(at).value
+    found, adapter = [], ctypes.addressof(memory)
+    while adapter:
+        name = ctypes.wstring_at(pointer(adapter + 8 + 8 * word))
+        description = ctypes.wstring_at(pointer(adapter + 8 + 7 * word))
+        if_type, status = (number(adapter + at + 9 * word) for at in (28, 32))
+        index = number(adapter + 4) or number(adapter + 36 + 9 * word)
+        # PPP and tunnels by their type; "up" is 1.
+        kind = TUNNEL if if_type in (23, 131) else _kind_of(f"{name} {description}")
+        unicast = pointer(adapter + 8 + 2 * word) if status == 1 else 0
+        while unicast:
+            ip = _ip_of(ctypes.string_at, pointer(unicast + 8 + word))
+            if ip:
+                found.append(Address(ip, name, index, kind))
+            unicast = pointer(unicast + 8)
+        adapter = pointer(adapter + 8)
+    return found
+
+
+def _ip_of(string_at: Callable[[int, int], bytes], sockaddr: int) -> str:
+    """The IP address in the system's `sockaddr` at that place; "" for another family's."""
+    start = string_at(sockaddr, 2)
+    # The BSDs, macOS among them, have the length in the first byte.
+    bsd = sys.platform not in ("linux", "win32")
+    family = start[1] if bsd else int.from_bytes(start, sys.byteorder)
+    if family == socket.AF_INET:
+        return str(ipaddress.IPv4Address(string_at(sockaddr + 4, 4)))
+    if family != socket.AF_INET6:
+        return ""
+    raw = string_at(sockaddr + 8, 16)
+    if raw.startswith(b"\xfe\x80"):
+        # The BSDs' kernels keep the interface's number in here.
+        raw = raw[:2] + b"\0\0" + raw[4:]
+    return str(ipaddress.IPv6Address(raw))
+
+
+def _kind_of(interface: str) -> int:
+    """What an interface of that name leads to."""
+    if _TUNNEL.search(interface):
+        return TUNNEL
+    return MACHINES if _MACHINES.search(interface) else WIRE
+
+
+class Answer(NamedTuple):
+    """What a server says of itself to one who asks the LAN."""
+
+    name: str
+    port: int
+    here: int
+    version: str
+    tls: bool
+    id: str
+
+
+def encode_question(token: str) -> bytes:
+    """The datagram that asks who is there."""
+    return json.dumps({"roger": 1, "ask": token}, separators=(",", ":")).encode().ljust(
+        QUESTION_SIZE)
+
+
+def decode_question(data: bytes) -> Optional[str]:
+    """The token of a question; None when `data` is none, or shorter than an answer may be."""
+    token = _datagram(data).get("ask") if len(data) >= QUESTION_SIZE else None
+    # 64 printable characters are at most 128 in JSON.
+    fits = type(token) is str and len(token) <= 64 and token.isascii() and token.isprintable()
+    return token if fits else None
+
+
+def encode_answer(token: str, answer: Answer) -> bytes:
+    """The answer to the question with that token."""
+    fields = {"roger": 1, "answer": token, **answer._asdict()}
+    data = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    assert len(data) <= QUESTION_SIZE, "the parts' bounds are too large"
+    return data
+
+
+def decode_answer(data: bytes, token: str) -> Optional[Answer]:
+    """The answer to our question, None for anything else: anybody may send us anything."""
+    fields = _datagram(data)
+    try:
+        answer = Answer(*(fields.get(name, default) for name, default in _DEFAULTS.items()))
+        fits = all(type(value) is type(default)
+                   for value, default in zip(answer, _DEFAULTS.values()))
+    except TypeError:
+        fits = False
+    if not fits or fields.get("answer") != token:
+        return None
+    if not 1 <= answer.port <= 65_535 or not 0 <= answer.here <= MAX_ID:
+        return None
+    return answer._replace(name=clean_text(answer.name)[:MAX_TITLE])
+
+
+# What a field of an Answer is when an older or another server leaves it out.
+_DEFAULTS: "dict[str, Any]" = {"name": "", "port": 0, "here": 0, "version": "", "tls": False,
+                               "id": ""}
+
+
+def _datagram(data: bytes) -> "dict[str, Any]":
+    """The object in a datagram of discovery's; {} for anything else."""
+    try:
+        fields = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return fields if type(fields) is dict and fields.get("roger") == 1 else {}
+
+
+def aim(sock: socket.socket, index: int) -> None:
+    """Have what `sock` sends to a group or to everybody leave by the interface of that number.
+
+    Without a default route it would be unreachable else. Raises OSError.
+    """
+    number = struct.pack("=I", index)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, number)
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    # A group stands before it, and is not looked at, but on Windows.
+    group = b"" if sys.platform == "win32" else b"\0\0\0\0"
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group + _interface(index))
+    # IP_UNICAST_IF, which takes a number in the order of the network, and macOS's IP_BOUND_IF,
+    # which does not; no module has names for them.
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.IPPROTO_IP, 25, number)
+    else:
+        option = 31 if sys.platform == "win32" else 50
+        sock.setsockopt(socket.IPPROTO_IP, option, struct.pack("!I", index))
+
+
+def listen_to_group(sock: socket.socket, index: int) -> None:
+    """Have `sock` hear what is sent to its group on the interface of that number.
+
+    Raises OSError, also when it does already.
+    """
+    if sock.family == socket.AF_INET6:
+        group = socket.inet_pton(socket.AF_INET6, GROUP6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP,
+                        group + struct.pack("=I", index))
+    else:
+        group = socket.inet_aton(GROUP4)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + _interface(index))
+
+
+def _interface(index: int) -> bytes:
+    """An interface of IPv4 by its number: Windows takes it for an address, others beside one."""
+    if sys.platform == "win32":
+        return struct.pack("!I", index)
+    return struct.pack("=4sI", b"\0\0\0\0", index)
+
+
+# --- The names of this machine ---
+
+# What routers put behind a machine's name in their LAN: nobody can have such a name lead here from
+# outside, but by the router itself.
+ROUTER_DOMAINS = frozenset(["lan", "home", "home.arpa", "fritz.box", "internal", "intranet",
+                            "localdomain", "private", "speedport.ip", "easy.box"])
+
+
+def is_own_name(name: str, others: Collection[str] = ()) -> bool:
+    """Whether this machine is called so: by itself, by its router, or by one of `others`.
+
+    What takes no time is looked at first: a resolver that does not answer takes 10 s, and is asked
+    only about names that begin as ours.
+    """
+    name, own = name.lower().rstrip("."), socket.gethostname().lower()
+    short, _, domain = own.partition(".")
+    # .local is how a LAN without a name server calls a machine (mDNS).
+    if name in ("localhost", own, short, f"{short}.local") or name in map(str.lower, others):
+        return True
+    first, _, domain = name.partition(".")
+    if first != short or not domain:
+        return False
+    return _leads_here(name) if domain in ROUTER_DOMAINS else name == _full_name()
+
+
+def _leads_here(name: str) -> bool:
+    """Whether all addresses of that name are this machine's."""
+    try:
+        found = {str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(name, None)}
+    except (OSError, UnicodeError):
+        return False
+    return found <= {each.ip for each in own_addresses()}
+
+
+@functools.lru_cache(maxsize=1)
+def _full_name() -> str:
+    return socket.getfqdn().lower()

@@ -1,4 +1,5 @@
-"""The benchmark's load: members of a chat, many in one process, that hear, check and acknowledge all that is said.
+"""The benchmark's load: members of a chat, many in one process, that hear, check and acknowledge
+all that is said.
 
 drive(spec, control) runs in a process of its own. `control` is a pipe to fanout.py:
     -> how many seconds the members took to join
@@ -7,10 +8,10 @@ drive(spec, control) runs in a process of its own. `control` is a pipe to fanout
     -> a dict of what was measured
 The process ends with that pipe; until then it goes on acknowledging.
 
-What makes it cheap: everybody in the room is sent the same bytes. So the frames are kept once, in `log`, decoded and checked
-when they come first; what any other member receives is compared with the log, a whole read at a time, whatever it holds.
-Only what differs (an ACK, a ping, a frame that is missing) is taken apart. A frame's place in the log is its number.
-One thread, no locks.
+What makes it cheap: everybody in the room is sent the same bytes. So the frames are kept once, in
+`log`, decoded and checked when they come first; what any other member receives is compared with the
+log, a whole read at a time, whatever it holds. Only what differs (an ACK, a ping, a frame that is
+missing) is taken apart. A frame's place in the log is its number. One thread, no locks.
 """
 
 import bisect
@@ -27,15 +28,21 @@ from typing import NamedTuple
 
 try:
     import resource
-except ImportError:                 # Windows has no such limit
+except ImportError:
+    # Windows has no such limit.
     resource = None
 
-BURST = 64                      # members that may be on their way in at once
-SETTLE = 0.3                    # seconds of silence between the last join and the first message, and 0.1 for each 1,000 members
-STALL = 10.0                    # seconds in which nobody joins or hears anything: the rest is lost
-ACK_BYTES = 32_768              # a late ACK is written by so many bytes,
-ACK_DELAY = 0.25                # or after so many seconds, as chatproto does
-# What a text begins with: speaker, its number, the time in units of 10 us, modulo 168 s. It fits into 16 bytes.
+# Members that may be on their way in at once.
+BURST = 64
+# Seconds of silence between the last join and the first message, and 0.1 for each 1,000 members.
+SETTLE = 0.3
+# Seconds in which nobody joins or hears anything: the rest is lost.
+STALL = 10.0
+# A late ACK is written after so many bytes, or so many seconds, as chatproto does.
+ACK_BYTES = 32_768
+ACK_DELAY = 0.25
+# What a text begins with: speaker, its number, the time in units of 10 us, modulo 168 s. It fits
+# into 16 bytes.
 STAMP = re.compile(rb"@([0-9a-f]{2})([0-9a-f]{6})([0-9a-f]{6})@")
 UNITS, MODULO = 100_000, 1 << 24
 
@@ -43,17 +50,25 @@ UNITS, MODULO = 100_000, 1 << 24
 class Spec(NamedTuple):
     """What one process has to do."""
 
-    protocol: str               # json, irc or mqtt
+    # One of json, irc and mqtt.
+    protocol: str
     port: int
     members: int
     speakers: int = 0
-    window: int = 1             # messages under way until all have heard them
-    size: int = 64              # bytes of a text
-    late: int = 32              # frames by which a member acknowledges (1: at once; 0: never)
-    rate: float = 0.0           # messages a second instead of a window
-    deaf: int = 0               # further members, who never read once they are in
-    prefix: str = "u"           # of the names
-    settle: bool = True         # wait until the joins are history
+    # Messages under way until all have heard them.
+    window: int = 1
+    # So many bytes has a text.
+    size: int = 64
+    # Frames by which a member acknowledges (1: at once; 0: never).
+    late: int = 32
+    # Messages a second instead of a window.
+    rate: float = 0.0
+    # Further members, who never read once they are in.
+    deaf: int = 0
+    # How the members' names begin.
+    prefix: str = "u"
+    # Wait until the joins are history.
+    settle: bool = True
 
 
 # --- The protocols ---
@@ -61,9 +76,12 @@ class Spec(NamedTuple):
 class Json:
     """Roger's frames."""
 
-    echo = cumulative = True                    # a speaker hears itself; an ACK confirms all before it, too
-    public = re.compile(rb'\{"(type": ?"(chat|joined|left)"|from")')     # what begins a frame that goes to everybody
-    welcome = b'{"type":"welcome"'              # what is in the frame by which one has joined
+    # A speaker hears itself; an ACK confirms all before it, too.
+    echo = cumulative = True
+    # What begins a frame that goes to everybody.
+    public = re.compile(rb'\{"(type": ?"(chat|joined|left)"|from")')
+    # What is in the frame by which one has joined.
+    welcome = b'{"type":"welcome"'
     _id = re.compile(rb'"id": ?(\d+)')
 
     def hello(self, name):
@@ -97,7 +115,8 @@ class Irc(Json):
 
 
 class Mqtt(Json):
-    """MQTT 3.1.1, one topic, QoS 1: each message is acknowledged by itself. Packet ids count alike for all subscribers."""
+    """MQTT 3.1.1, one topic, QoS 1: each message is acknowledged by itself. Packet ids count alike
+    for all subscribers."""
 
     cumulative, public, welcome = False, re.compile(b"[\x30-\x3f]"), b"\x90\3\0\1"
     _head = re.compile(rb"[\x10-\xff]([\x80-\xff]*[\x00-\x7f])")
@@ -110,7 +129,8 @@ class Mqtt(Json):
         frames, at = [], 0
         while True:
             head = self._head.match(data, at)
-            end = head.end() + sum((byte & 127) << 7 * i for i, byte in enumerate(head[1])) if head else len(data) + 1
+            end = head.end() + sum((byte & 127) << 7 * i for i,
+                                   byte in enumerate(head[1])) if head else len(data) + 1
             if end > len(data):
                 return frames, data[at:]
             frames.append(data[at:end])
@@ -131,16 +151,21 @@ PROTOCOLS = {"json": Json, "irc": Irc, "mqtt": Mqtt}
 # --- The members ---
 
 class Member:
-    """One connection. `pos` frames of the log are heard, and `off` bytes, which may end within a frame."""
+    """One connection. `pos` frames of the log are heard, and `off` bytes, which may end within a
+    frame."""
 
-    __slots__ = ("sock", "listens", "synced", "pos", "off", "rest", "acked", "acked_off", "due", "out", "said")
+    __slots__ = ("sock", "listens", "synced", "pos", "off", "rest", "acked", "acked_off", "due",
+                 "out", "said")
 
     def __init__(self, sock, listens=True):
         self.sock, self.listens = sock, listens
-        self.synced = False                     # its place in the log is known
+        # Whether its place in the log is known.
+        self.synced = False
         self.pos = self.off = self.acked = self.acked_off = self.said = 0
-        self.due = 0.0                          # when a late ACK has to be written
-        self.rest = self.out = b""              # read and not a frame yet; not taken by the kernel yet
+        # When a late ACK has to be written.
+        self.due = 0.0
+        # What was read and is no frame yet, and what the kernel has not taken yet.
+        self.rest = self.out = b""
 
 
 class Driver:
@@ -151,15 +176,22 @@ class Driver:
         self.selector = selectors.DefaultSelector()
         self.buffer = memoryview(bytearray(1 << 18))
         self.members, self.speakers, self.joined = [], [], 0
-        self.late, self.blocked = deque(), set()        # (when an ACK is due, member); members with something in `out`
-        # The log: bytes, and for each frame where it ends, its number, its ACK, when it was said, the chats up to it.
-        self.log, self.ends, self.index, self.acks, self.sent, self.chats = bytearray(), [], {}, [], [], [0]
-        self.lead = None                        # the first member that listens: it hears everything
-        self.at, self.low = [0], 0              # members that have heard so many frames; the lowest such number
+        # When whose late ACK is due; and the members with something in `out`.
+        self.late, self.blocked = deque(), set()
+        # The log: bytes, and for each frame where it ends, its number, its ACK, when it was said,
+        # the chats up to it.
+        self.log, self.ends, self.index = bytearray(), [], {}
+        self.acks, self.sent, self.chats = [], [], [0]
+        # The first member that listens: it hears everything.
+        self.lead = None
+        # Members that have heard so many frames; the lowest such number.
+        self.at, self.low = [0], 0
         self.listeners = self.unsynced = spec.members - (0 if self.protocol.echo else spec.speakers)
-        self.sequence = {}                      # speaker -> its newest number
+        # For each speaker its newest number.
+        self.sequence = {}
         self.doubled = self.reordered = 0
-        self.heard = []                         # (when, frames heard before, and after)
+        # For each read: when, and the frames heard before and after it.
+        self.heard = []
         self.orders = []                        # of fanout.py
 
     # Joining
@@ -167,11 +199,13 @@ class Driver:
     def join(self):
         """Connect everybody; return how many seconds that took."""
         spec, begin = self.spec, time.monotonic()
-        speaking = range(0, spec.members, max(1, spec.members // max(1, spec.speakers)))[:spec.speakers]
+        speaking = range(0, spec.members,
+                         max(1, spec.members // max(1, spec.speakers)))[:spec.speakers]
         for i in range(spec.members + spec.deaf):
             sock = socket.create_connection(("127.0.0.1", spec.port), 30)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no TIME_WAIT: it eats the ports
+            # There is to be no TIME_WAIT, which eats the ports.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.setblocking(False)
             listens = i < spec.members and (self.protocol.echo or i not in speaking)
             self.members.append(Member(sock, listens))
@@ -192,7 +226,8 @@ class Driver:
             raise RuntimeError(f"only {self.joined} members have joined")
 
     def serve_until(self, done, silence):
-        """Serve everybody until done(), or until nobody has joined or heard anything for so many seconds; return done()."""
+        """Serve everybody until done(), or until nobody has joined or heard anything for so many
+        seconds; return done()."""
         news, since = -1, time.monotonic()
         while not done() and time.monotonic() < since + silence:
             if len(self.heard) + self.joined != news:
@@ -219,7 +254,8 @@ class Driver:
             except OSError:
                 size = 0
             if not size:
-                self.selector.unregister(member.sock)           # what it does not hear will be missed
+                # What it does not hear will be missed.
+                self.selector.unregister(member.sock)
             elif member.synced and not member.rest and log.startswith(buffer[:size], member.off):
                 member.off += size
                 self.advance(member)
@@ -241,7 +277,8 @@ class Driver:
         except BlockingIOError:
             member.out = data
         except OSError:
-            member.out = b""                                    # the read will notice
+            # The read will notice.
+            member.out = b""
         if member.out:
             self.blocked.add(member)
         elif self.blocked:
@@ -258,7 +295,8 @@ class Driver:
         self.at[old] -= 1
         self.at[new] += 1
         self.heard.append((now, old, new))
-        if late and (new - member.acked >= late or member.off - member.acked_off >= ACK_BYTES or not self.protocol.cumulative):
+        if late and (new - member.acked >= late or member.off - member.acked_off >= ACK_BYTES
+                     or not self.protocol.cumulative):
             self.acknowledge(member)
         elif late and not member.due:
             member.due = now + ACK_DELAY
@@ -293,12 +331,14 @@ class Driver:
             member.off, member.rest = member.off + len(member.rest), b""
 
     def place(self, member, frame):
-        """A frame for everybody: find it in the log, or add it. Return whether the member's place in the log is known."""
+        """A frame for everybody: find it in the log, or add it. Return whether the member's place
+        in the log is known."""
         number = self.index.get(frame)
         if not member.synced:
             self.lead = self.lead or member
             if number is None and member is not self.lead and not STAMP.search(frame):
-                return False                                # it began before the log did, or the lead is slower
+                # It began before the log did, or the lead is slower.
+                return False
             member.synced = True
             self.unsynced -= 1
             member.pos = member.acked = len(self.ends) if number is None else number
@@ -309,7 +349,8 @@ class Driver:
         if number < member.pos:
             self.doubled += STAMP.search(frame) is not None
             return True
-        self.at[member.pos] -= 1                            # what lies between is lost
+        # What lies between is lost.
+        self.at[member.pos] -= 1
         self.at[number] += 1
         member.pos, member.off = number, self.ends[number]
         self.advance(member)
@@ -343,16 +384,19 @@ class Driver:
     def say(self, turn):
         """The next message of speaker number `turn`, as its frame."""
         self.speakers[turn].said += 1
-        text = b"@%02x%06x%06x@" % (turn, self.speakers[turn].said, int(time.monotonic() * UNITS) % MODULO)
+        text = b"@%02x%06x%06x@" % (turn, self.speakers[turn].said,
+                                    int(time.monotonic() * UNITS) % MODULO)
         return self.protocol.say(self.speakers[turn].said, text.ljust(self.spec.size, b"x"))
 
     def speak(self):
-        """Say a first message, the mark; when all have heard it, speak until the next order. Return what was measured."""
+        """Say a first message, the mark; when all have heard it, speak until the next order. Return
+        what was measured."""
         spec, said, speakers = self.spec, 1, len(self.speakers)
         self.write(self.speakers[0], self.say(0))
         if not self.serve_until(self.complete, STALL):
             raise RuntimeError("not all members hear")
-        self.heard.clear()                                  # from now on it counts
+        # From now on it counts.
+        self.heard.clear()
         begin, busy, cpu = time.monotonic(), busy_time(), time.process_time()
         while not self.orders:
             due = begin + (said - 1) / spec.rate - time.monotonic() if spec.rate else 0.02
@@ -366,17 +410,21 @@ class Driver:
         self.serve_until(lambda: self.complete() == said, STALL)
         busy, cpu = busy_time() - busy, time.process_time() - cpu
         seconds = max(1e-9, self.heard[-1][0] - begin) if self.heard else math.nan
-        return {**self.result(said - 1), "seconds": seconds, "driver": busy / seconds, "driver_cpu": cpu}
+        return {**self.result(said - 1), "seconds": seconds, "driver": busy / seconds,
+                "driver_cpu": cpu}
 
     def result(self, said):
         """What was heard of so many messages, and what was wrong."""
         latencies = []
         for when, old, new in self.heard:
-            latencies += [(when * UNITS - sent) % MODULO / UNITS for sent in self.sent[old:new] if sent is not None]
+            latencies += [(when * UNITS - sent) % MODULO / UNITS for sent in self.sent[old:new]
+                          if sent is not None]
         latencies.sort()
-        row = {key: 1000 * latencies[min(len(latencies) - 1, int(len(latencies) * share))] if latencies else math.nan
+        row = {key: 1000 * latencies[min(len(latencies) - 1, int(len(latencies) * share))]
+               if latencies else math.nan
                for key, share in (("p50", 0.5), ("p99", 0.99), ("max", 1))}
-        return {**row, "deliveries": len(latencies), "lost": max(0, said * self.listeners - len(latencies)),
+        return {**row, "deliveries": len(latencies),
+                "lost": max(0, said * self.listeners - len(latencies)),
                 "doubled": self.doubled, "reordered": self.reordered}
 
 
@@ -392,7 +440,8 @@ def busy_time():
 
 
 def raise_limit():
-    """Allow this process, and those it starts, as many sockets as it may have. Returns that number."""
+    """Allow this process, and those it starts, as many sockets as it may have. Returns that
+    number."""
     if resource is None:
         return 10**6
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -403,18 +452,22 @@ def raise_limit():
 
 def drive(spec, control):
     """The process; see above."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C goes to all: fanout.py ends us
+    # Ctrl-C goes to all: fanout.py ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_limit()
     driver = Driver(spec)
     seconds = driver.join()
     if spec.settle:
-        driver.serve_until(lambda: False, SETTLE + spec.members / 10_000)    # the joins are history, and acknowledged
+        # The joins are history, and acknowledged.
+        driver.serve_until(lambda: False, SETTLE + spec.members / 10_000)
     control.send(seconds)
-    driver.selector.register(control, selectors.EVENT_READ, lambda control: driver.orders.append(control.recv()))
+    driver.selector.register(control, selectors.EVENT_READ,
+                             lambda control: driver.orders.append(control.recv()))
     with contextlib.suppress(EOFError):                     # fanout.py is gone
         while not driver.orders:
             driver.pump(0.05)
         driver.orders.clear()
         control.send(driver.speak())
-        while True:                                         # others may still be measured
+        # Others may still be measured.
+        while True:
             driver.pump(0.05)

@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
-"""How fast is Roger, and what would others do with the same load? Needs nothing but Python 3.9 or newer.
+"""How fast is Roger, and what would others do with the same load? Needs nothing but Python 3.9 or
+newer.
 
-    python bench/fanout.py                      # all workloads; --quick: a look, in less than a minute
-    python bench/fanout.py --curves             # and how cost grows with members, speakers and the length of texts
+    python bench/fanout.py                      # all workloads; --quick: a look, within a minute
+    python bench/fanout.py --curves             # and how cost grows with members, speakers, texts
     python bench/fanout.py --json results.json --markdown RESULTS.md --svg results.svg
 
-Starts each server on a free port of this machine, fills it with members from another process (driver.py), and lets them
-speak: at most `window` messages are under way until every member has heard them. A window of 1 shows latency and what a single
-message costs, 64 shows throughput. Compared with a bare send loop and an asyncio chat (peers.py), with ngIRCd and mosquitto
-where they are installed, and with fanout_limit.c where --tools names its folder. report.py makes the table, page and plot.
+Starts each server on a free port of this machine, fills it with members from another process
+(driver.py), and lets them speak: at most `window` messages are under way until every member has
+heard them. A window of 1 shows latency and what a single message costs, 64 shows throughput.
+Compared with a bare send loop and an asyncio chat (peers.py), with ngIRCd and mosquitto where they
+are installed, and with a send loop in C (fanout_limit.c, no part of this repository) where --tools
+names its folder. report.py makes the table, page and plot.
 
-The exit code is 1 when a message was lost, doubled or out of order, or a server failed: each is in the table. CPU, memory and
-wake-ups of a server are known on Linux only; elsewhere they are "-". One thread here, but for the one that feeds a client.
+The exit code is 1 when a message was lost, doubled or out of order, or a server failed: each is in
+the table. CPU, memory and wake-ups of a server are known on Linux only; elsewhere they are "-". One
+thread here, but for the one that feeds a client.
 """
 
 import argparse
@@ -44,14 +48,18 @@ except ImportError:             # Windows
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT)]           # also for the processes that multiprocessing starts
+# This is also for the processes that multiprocessing starts.
+sys.path[:0] = [str(HERE), str(ROOT)]
 
 import driver                                   # noqa: E402
 import report                                   # noqa: E402
 
-START = 20.0                    # seconds that a server may take to start
-FEED = 64_000                   # messages that a client is sent; a multiple of 32, so that its last ACK is not late
-SPAWN = multiprocessing.get_context("spawn")    # nothing inherited: a driver's pipe ends with this process
+# Seconds that a server may take to start.
+START = 20.0
+# Messages that a client is sent; a multiple of 32, so that its last ACK is not late.
+FEED = 64_000
+# Nothing is inherited: a driver's pipe ends with this process.
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def progress(text):
@@ -70,14 +78,16 @@ def proc(file):
 # --- The servers ---
 
 class Server(NamedTuple):
-    """One to measure. `command(port, folder)` is its command line; the folder is for what it needs on disk."""
+    """One to measure. `command(port, folder)` is its command line; the folder is for what it needs
+    on disk."""
 
     name: str
     command: Callable
     protocol: str = "json"
     acks: bool = True
-    most: int = 10**6           # members,
-    longest: int = 10**6        # and bytes of a text, that are tried
+    # The most members, and the longest texts in bytes, that are tried.
+    most: int = 10**6
+    longest: int = 10**6
 
 
 def ngircd(port, folder):
@@ -94,16 +104,21 @@ def mosquitto(port, folder):
     return ["mosquitto", "-c", folder / "conf"]
 
 
-ROGER = Server("Roger", lambda port, _: [sys.executable, ROOT / "chat_server.py", port, "--rate", "0", "--bind", "127.0.0.1"])
-BARE = Server("bare loop", lambda port, _: [sys.executable, HERE / "peers.py", "bare", port], acks=False)
-ASYNCIO = Server("asyncio", lambda port, _: [sys.executable, HERE / "peers.py", "asyncio", port], acks=False)
-NGIRCD = Server("ngircd", ngircd, "irc", acks=False, most=100, longest=400)     # it admits 14 a second; a line has 512 bytes
+ROGER = Server("Roger", lambda port, _: [sys.executable, ROOT / "chat_server.py", port, "--rate",
+                                         "0", "--bind", "127.0.0.1"])
+BARE = Server("bare loop", lambda port, _: [sys.executable, HERE / "peers.py", "bare", port],
+              acks=False)
+ASYNCIO = Server("asyncio", lambda port, _: [sys.executable, HERE / "peers.py", "asyncio", port],
+                 acks=False)
+# It admits 14 a second; a line has 512 bytes.
+NGIRCD = Server("ngircd", ngircd, "irc", acks=False, most=100, longest=400)
 MOSQUITTO = Server("mosquitto", mosquitto, "mqtt")
 
 
 def c_loop(tools, folder):
     """fanout_limit.c of that folder, compiled, as a server; None where that cannot be."""
-    compiler, source, program = shutil.which("cc"), os.path.join(tools, "fanout_limit.c"), os.path.join(folder, "fanout_limit")
+    compiler, source = shutil.which("cc"), os.path.join(tools, "fanout_limit.c")
+    program = os.path.join(folder, "fanout_limit")
     if not compiler or subprocess.run([compiler, "-O2", "-w", "-o", program, source]).returncode:
         return progress(f"{source}: not compiled, skipped")
     return Server("C loop", lambda port, _: [program, port], acks=False)
@@ -118,7 +133,8 @@ class Running:
     def cpu(self):
         """Seconds of CPU so far."""
         try:
-            return time.clock_gettime(~self.process.pid << 3 | 2)       # the clock of that process, see clock_getcpuclockid(3)
+            # The clock of that process, see clock_getcpuclockid(3).
+            return time.clock_gettime(~self.process.pid << 3 | 2)
         except (AttributeError, OSError):
             return math.nan
 
@@ -151,19 +167,22 @@ def started(server):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port, null = listener.getsockname()[1], subprocess.DEVNULL
     with tempfile.TemporaryDirectory(prefix="fanout-") as folder, \
-            child(server.command(port, pathlib.Path(folder)), stdin=null, stdout=null, stderr=null) as process:
+            child(server.command(port, pathlib.Path(folder)), stdin=null, stdout=null,
+                  stderr=null) as process:
         until = time.monotonic() + START
         while time.monotonic() < until and process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.02)
-        yield Running(port, process)            # if it does not answer, the members find no server
+        # If it does not answer, the members find no server.
+        yield Running(port, process)
 
 
 # --- One load ---
 
 class Load:
-    """Members of one server, in another process: all have joined. begin() lets them speak, end() says what was measured."""
+    """Members of one server, in another process: all have joined. begin() lets them speak, end()
+    says what was measured."""
 
     def __init__(self, running, pipe, members, before):
         self.running, self.pipe = running, pipe
@@ -179,8 +198,10 @@ class Load:
         self.pipe.send("stop")
         row = self.pipe.recv()
         cpu, took = self.running.cpu() - self.cpu, time.monotonic() - self.since
-        others = (machine_cpu() - self.machine - cpu - row["driver_cpu"]) / took / (os.cpu_count() or 1)
-        return {**row, **self.usage, "rate": row["deliveries"] / row["seconds"], "cpu": cpu / max(1, row["deliveries"]) * 1e6,
+        others = (machine_cpu() - self.machine - cpu
+                  - row["driver_cpu"]) / took / (os.cpu_count() or 1)
+        return {**row, **self.usage, "rate": row["deliveries"] / row["seconds"],
+                "cpu": cpu / max(1, row["deliveries"]) * 1e6,
                 "core": cpu / took, "others": max(0.0, others)}
 
 
@@ -210,22 +231,26 @@ def machine_cpu():
 def measure(options, title, server=None, **load):
     """One server, one load: a row."""
     server, load = server or ROGER, {"speakers": 1, "window": 1, "size": 64, "late": 32, **load}
-    row = {"workload": title, "server": server.name, **load, "members": load["members"] + load.get("deaf", 0)}
+    row = {"workload": title, "server": server.name, **load,
+           "members": load["members"] + load.get("deaf", 0)}
     load["late"] *= server.acks
     try:
-        with started(server) as running, loaded(running, protocol=server.protocol, **load) as members:
+        with started(server) as running, loaded(running, protocol=server.protocol,
+                                                **load) as members:
             members.begin()
             progress(f"  {server.name}: {load['members']} members, speaking ...")
             time.sleep(options.seconds)
             return {**row, **members.end()}
-    except (EOFError, OSError) as error:                    # the driver said more on stderr
+    except (EOFError, OSError) as error:
+        # The driver said more on stderr.
         return {**row, "error": f"failed: {error!r}"}
 
 
 def fanout(title, small=False, peers=True, **load):
     """Members hear what speakers say, at each of the servers; `small`: also 100 of them."""
     def run(options):
-        for members in sorted({min(100, options.members), options.members} if small else {options.members}):
+        for members in sorted({min(100, options.members), options.members} if small
+                              else {options.members}):
             for server in options.servers if peers else [ROGER]:
                 if members <= server.most and load.get("size", 64) <= server.longest:
                     yield measure(options, title, server, members=members, **load)
@@ -248,8 +273,10 @@ def storm(options):
         yield {**row, "workload": "50 messages/s", **load.end()}
     with started(ROGER) as running, loaded(running, **spec) as load:
         load.begin()
-        with loaded(running, protocol="json", members=options.members, prefix="s", settle=False) as newcomers:
-            figures = {**load.end(), **newcomers.usage, "cpu": None, "others": None}    # these hold the newcomers' share
+        with loaded(running, protocol="json", members=options.members, prefix="s",
+                    settle=False) as newcomers:
+            # These hold the newcomers' share.
+            figures = {**load.end(), **newcomers.usage, "cpu": None, "others": None}
             yield {**row, "workload": f"50 messages/s, {options.members:,} join", **figures}
 
 
@@ -257,18 +284,23 @@ def deaf(options):
     """Ten never read; what do the others notice?"""
     for window in (1, 64):
         for title, count in (("all read", 0), ("10 never read", 10)):
-            yield measure(options, f"window {window}, {title}", members=options.members - count, deaf=count, window=window)
+            yield measure(options, f"window {window}, {title}", members=options.members - count,
+                          deaf=count, window=window)
 
 
 def idle(options):
     """Nobody says anything."""
-    with started(ROGER) as running, loaded(running, protocol="json", members=options.members) as load:
-        time.sleep(3)                                       # late ACKs, deadlines of the joins
+    with started(ROGER) as running, loaded(running, protocol="json",
+                                           members=options.members) as load:
+        # Late ACKs and the deadlines of joins are due.
+        time.sleep(3)
         cpu, wakeups, since = running.cpu(), running.wakeups(), time.monotonic()
-        time.sleep(31 * options.seconds)                    # two rounds of pings
+        # That is time for two rounds of pings.
+        time.sleep(31 * options.seconds)
         seconds = time.monotonic() - since
         yield {"workload": "idle", "server": ROGER.name, "members": options.members, **load.usage,
-               "core": (running.cpu() - cpu) / seconds, "wakeups": (running.wakeups() - wakeups) / seconds}
+               "core": (running.cpu() - cpu) / seconds,
+               "wakeups": (running.wakeups() - wakeups) / seconds}
 
 
 def curve(title, key, values):
@@ -278,7 +310,8 @@ def curve(title, key, values):
             load = {"members": min(300, options.members), key: value}
             if load["members"] <= max(options.members, options.large):
                 for window in (1, 64):
-                    row = measure(options, f"{title}: {value:,}, window {window}", window=window, **load)
+                    row = measure(options, f"{title}: {value:,}, window {window}", window=window,
+                                  **load)
                     yield {**row, "curve": title, "at": value}
     return run
 
@@ -290,7 +323,8 @@ import sys, chat_client
 def hear(message):
     heard.append(message.id)
     if message.text == "LASTMESSAGE":
-        print(message.text, message.id - len(set(heard)), len(heard) - len(set(heard)), sum(map(int.__gt__, heard, heard[1:])))
+        print(message.text, message.id - len(set(heard)), len(heard) - len(set(heard)),
+              sum(map(int.__gt__, heard, heard[1:])))
 heard = []
 chat_client.ChatClient("127.0.0.1", int(sys.argv[1]), on_message=hear).connect()
 sys.stdin.read()
@@ -298,16 +332,20 @@ sys.stdin.read()
 
 
 def feed(listener, times):
-    """On a thread of its own: be a server that sends FEED messages at once; put into `times` when it began."""
+    """On a thread of its own: be a server that sends FEED messages at once; put into `times` when
+    it began."""
     sock = listener.accept()[0]
     sock.recv(65536)                                        # the join
     text = '{"type":"chat","id":%d,"from":"ann","at":1.5,"text":"%s"}\n'
     texts = [f"{i:08}".ljust(64, "x") for i in range(1, FEED)] + ["LASTMESSAGE"]
-    sock.sendall(b'{"type":"welcome","name":"bench","session":"s","epoch":"e","users":["bench","ann"],"last":0,"resumed":false,'
+    sock.sendall(
+        b'{"type":"welcome","name":"bench","session":"s","epoch":"e","users":["bench","ann"],'
+        b'"last":0,"resumed":false,'
                  b'"got":0,"missed":0}\n')
     data = "".join(text % (i, one) for i, one in enumerate(texts, 1)).encode()
     times.append(time.monotonic())
-    with contextlib.suppress(OSError):                      # a client that gave up
+    # It is a client that gave up.
+    with contextlib.suppress(OSError):
         sock.sendall(data)
         while sock.recv(65536):
             pass
@@ -317,18 +355,24 @@ def clients(options):
     """Messages a second that a client takes in, and that one draws on a terminal of 24 rows."""
     if pty is None:
         return progress("  this system has no pseudo-terminal, skipped")
-    for name, command in ("ChatClient", ["-c", TAKER]), ("chat_client.py", ["chat_client.py", "-n", "bench", "127.0.0.1"]):
+    for name, command in ("ChatClient",
+                          ["-c", TAKER]), ("chat_client.py",
+                                           ["chat_client.py", "-n", "bench", "127.0.0.1"]):
         times, (master, slave) = [], pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            threading.Thread(target=feed, args=(listener, times), name="feed", daemon=True).start()     # ends with the client
-            with child([sys.executable, *command, str(listener.getsockname()[1])], stdin=slave, stdout=slave, stderr=slave,
+            # It ends with the client.
+            threading.Thread(target=feed, args=(listener, times), name="feed", daemon=True).start()
+            with child([sys.executable, *command, str(listener.getsockname()[1])], stdin=slave,
+                       stdout=slave, stderr=slave,
                        cwd=ROOT, env={**os.environ, "TERM": "xterm"}, start_new_session=True):
                 os.close(slave)
                 drawn = b""
-                while b"LASTMESSAGE" not in drawn and select.select([master], [], [], driver.STALL)[0]:
+                while (b"LASTMESSAGE" not in drawn
+                       and select.select([master], [], [], driver.STALL)[0]):
                     drawn = drawn[-64:] + os.read(master, 65536)
-                seconds, found = time.monotonic() - times[0], re.search(rb"LASTMESSAGE(?: (\d+) (\d+) (\d+))?", drawn)
+                seconds, found = time.monotonic() - times[0], re.search(
+                    rb"LASTMESSAGE(?: (\d+) (\d+) (\d+))?", drawn)
         os.close(master)
         wrong = [int(one or 0) for one in found.groups()] if found else [FEED, 0, 0]
         yield {"workload": "a client hears all", "server": name, "rate": FEED / seconds,
@@ -354,7 +398,8 @@ def rows_of(name, options):
     """The rows of a workload; when it fails the last one says so."""
     try:
         yield from {**WORKLOADS, **CURVES}[name](options) or ()
-    except (EOFError, OSError) as error:                    # the driver said more on stderr
+    except (EOFError, OSError) as error:
+        # The driver said more on stderr.
         yield {"workload": name, "server": ROGER.name, "error": f"failed: {error!r}"}
 
 
@@ -364,14 +409,18 @@ def arguments(argv):
     """What was asked for."""
     parser = argparse.ArgumentParser(description="Measure Roger, and others with the same load.")
     add = parser.add_argument
-    add("--quick", action="store_true", help="0.4 s a measurement, not 2; 50 members; none of 10,000")
+    add("--quick", action="store_true",
+        help="0.4 s a measurement, not 2; 50 members; none of 10,000")
     add("--seconds", type=float, help="seconds a measurement")
     add("--members", type=int, help="instead of 1,000; at least 11, as ten of them never read")
     add("--large", type=int, help="instead of 10,000; 0: leave that out")
-    add("--curves", action="store_true", help="also how cost grows with members, speakers and bytes")
-    add("--workload", action="append", choices=[*WORKLOADS, *CURVES], help="only this; can be given again")
+    add("--curves", action="store_true",
+        help="also how cost grows with members, speakers and bytes")
+    add("--workload", action="append", choices=[*WORKLOADS, *CURVES],
+        help="only this; can be given again")
     add("--no-peers", action="store_true", help="Roger alone")
-    add("--tools", metavar="DIR", default=os.environ.get("ROGER_TOOLS"), help="where fanout_limit.c is (ROGER_TOOLS)")
+    add("--tools", metavar="DIR", default=os.environ.get("ROGER_TOOLS"),
+        help="where fanout_limit.c is (ROGER_TOOLS)")
     for kind in ("json", "markdown", "svg"):
         add(f"--{kind}", metavar="FILE", type=pathlib.Path, help="write there, too")
     options = parser.parse_args(argv)
@@ -380,7 +429,8 @@ def arguments(argv):
             setattr(options, key, quick if options.quick else full)
     most = driver.raise_limit() - 100
     if max(options.members, options.large) > most:
-        progress(f"a process may have {most + 100} descriptors here (ulimit -n): only so many members")
+        progress(
+            f"a process may have {most + 100} descriptors here (ulimit -n): only so many members")
         options.members, options.large = min(most, options.members), min(most, options.large)
     options.todo = [*(options.workload or WORKLOADS), *(CURVES if options.curves else [])]
     return options
@@ -394,13 +444,15 @@ def peers(options, folder):
     missing = [server for server in (NGIRCD, MOSQUITTO) if not shutil.which(server.name)]
     for server in missing:
         progress(f"{server.name}: not installed, skipped")
-    return [server for server in (BARE, ASYNCIO, loop, NGIRCD, MOSQUITTO) if server and server not in missing]
+    return [server for server in (BARE, ASYNCIO, loop, NGIRCD, MOSQUITTO) if server
+            and server not in missing]
 
 
 def output(*command):
     """The first line of what a command says, "" where that fails."""
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True)
         return done.stdout.partition("\n")[0]
     except OSError:
         return ""
@@ -409,10 +461,13 @@ def output(*command):
 def machine(options):
     """Where this was measured, and with what."""
     model = re.search(r"model name\s*:\s*(.+)", proc("cpuinfo"))
-    return {"command": " ".join(["python", *sys.argv]), "when": time.strftime("%Y-%m-%d %H:%M"), "system": platform.platform(),
+    return {"command": " ".join(["python", *sys.argv]), "when": time.strftime("%Y-%m-%d %H:%M"),
+            "system": platform.platform(),
             "processor": f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores",
-            "load average before": "%.1f, %.1f, %.1f" % os.getloadavg() if hasattr(os, "getloadavg") else "unknown",
-            "Python": platform.python_version(), "Roger": output("git", "describe", "--always", "--dirty") or "of no git clone",
+            "load average before": "%.1f, %.1f, %.1f" % os.getloadavg() if hasattr(os, "getloadavg")
+            else "unknown",
+            "Python": platform.python_version(),
+            "Roger": output("git", "describe", "--always", "--dirty") or "of no git clone",
             **{server.name: output(server.name, "--version" if server is NGIRCD else "-h")
                for server in options.servers if server in (NGIRCD, MOSQUITTO)}}
 
@@ -422,9 +477,11 @@ def finish(row, rows):
     def load(row):
         return [row.get(key) for key in ("members", "window", "speakers", "size")]
     for key, name in (("of_bare", BARE.name), ("of_c", "C loop")):
-        base = next((one for one in rows if one["server"] == name and load(one) == load(row) and one.get("rate")), None)
+        base = next((one for one in rows if one["server"] == name and load(one) == load(row)
+                     and one.get("rate")), None)
         if base and "rate" in row:
-            row[key], row[f"{key}_driver"] = row["rate"] / base["rate"], max(row["driver"], base["driver"])
+            row[key], row[f"{key}_driver"] = row["rate"] / base["rate"], max(
+                row["driver"], base["driver"])
     wrong = [row.get(key, 0) for key in ("lost", "doubled", "reordered")]
     row["wrong"] = row.get("error") or ("/".join(map(str, wrong)) if "lost" in row else None)
     row["bad"] = "error" in row or any(wrong)
@@ -433,17 +490,21 @@ def finish(row, rows):
 def write(options, about, rows):
     """The files that were asked for."""
     if options.json:
-        clean = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-        options.json.write_text(json.dumps({"machine": about, "rows": clean}, indent=1) + "\n", encoding="utf-8")
+        clean = [{key: None if value != value else value for key, value in row.items()}
+                 for row in rows]
+        options.json.write_text(json.dumps({"machine": about, "rows": clean}, indent=1) + "\n",
+                                encoding="utf-8")
     if options.markdown:
-        options.markdown.write_text(report.page(rows, about, options.svg and options.svg.name), encoding="utf-8")
+        options.markdown.write_text(report.page(rows, about, options.svg and options.svg.name),
+                                    encoding="utf-8")
     if options.svg:
         options.svg.write_text(report.svg(rows), encoding="utf-8")
 
 
 def main(argv=None):
     """Run, print and write."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that no process outlives us
+    # So that no process outlives us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = arguments(argv)
     with tempfile.TemporaryDirectory(prefix="fanout-") as folder:
         options.servers = [ROGER, *peers(options, folder)]
@@ -452,7 +513,8 @@ def main(argv=None):
             progress(f"[{number}/{len(options.todo)}] {name}")
             for row in rows_of(name, options):
                 rows.append(row)
-                for one in rows:                            # what a row is compared with may come after it
+                # What a row is compared with may come after it.
+                for one in rows:
                     finish(one, rows)
                 progress("  " + ", ".join(f"{title} {text}" for title, text in report.figures(row)))
     print(report.table(rows))

@@ -1,11 +1,14 @@
-"""Two chats to compare with: `python bench/peers.py bare PORT` and `python bench/peers.py asyncio PORT`.
+"""Two chats to compare with: `python bench/peers.py bare PORT` and `python bench/peers.py asyncio
+PORT`.
 
-bare     one selector loop that calls send() once per member: no JSON, no ACK, no order to keep, no queue; a member that does
+bare     one selector loop that calls send() once per member: no JSON, no ACK, no order to keep, no
+queue; a member that does
          not read stops it. It is the least a server in Python can do without batching.
-asyncio  what one writes first: asyncio streams and JSON, without ACKs, and without a bound on what waits for a slow member.
+asyncio  what one writes first: asyncio streams and JSON, without ACKs, and without a bound on what
+waits for a slow member.
 
-Both speak enough of Roger's frames for bench/driver.py: a join is answered by a welcome, a chat goes to everybody. One thread,
-no locks; served until killed.
+Both speak enough of Roger's frames for bench/driver.py: a join is answered by a welcome, a chat
+goes to everybody. One thread, no locks; served until killed.
 """
 
 import asyncio
@@ -17,7 +20,8 @@ import sys
 
 def bare(port):
     """The bare loop."""
-    selector, members, partial = selectors.DefaultSelector(), [], {}    # partial: socket -> a line without its end
+    # `partial` has for each socket its line without an end.
+    selector, members, partial = selectors.DefaultSelector(), [], {}
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     selector.register(listener, selectors.EVENT_READ)
     while True:

@@ -1,21 +1,29 @@
-"""What bench/fanout.py shows of its rows: the table, the page of results, and the plot as SVG. Rows in, text out."""
+"""What bench/fanout.py shows of its rows: the table, the page of results, and the plot as SVG. Rows
+in, text out."""
 
 import math
 
-BUSY = 0.85                     # of the time: a driver that is busier, or waits for a core, may be the bottleneck
-COLUMNS = [                     # title, key, format; a column without a figure is left out
+# A part of the time: a driver that is busier, or waits for a core, may be the bottleneck.
+BUSY = 0.85
+# Title, key and format of each column; one without a figure is left out.
+COLUMNS = [
     ("workload", "workload", "{}"), ("members", "members", "{:,}"), ("server", "server", "{}"),
-    ("deliveries/s", "rate", "{:,.0f}"), ("of bare loop", "of_bare", "{:.2f}"), ("of C loop", "of_c", "{:.2f}"),
+    ("deliveries/s", "rate", "{:,.0f}"), ("of bare loop", "of_bare", "{:.2f}"),
+    ("of C loop", "of_c", "{:.2f}"),
     ("p50 ms", "p50", "{:.2f}"), ("p99 ms", "p99", "{:.2f}"), ("max ms", "max", "{:.2f}"),
-    ("CPU us/delivery", "cpu", "{:.2f}"), ("CPU", "core", "{:.2%}"), ("wake-ups/s", "wakeups", "{:.0f}"),
-    ("KB/member", "memory", "{:.1f}"), ("joined s", "joined", "{:.2f}"), ("driver", "driver", "{:.0%}"),
+    ("CPU us/delivery", "cpu", "{:.2f}"), ("CPU", "core", "{:.2%}"),
+    ("wake-ups/s", "wakeups", "{:.0f}"),
+    ("KB/member", "memory", "{:.1f}"), ("joined s", "joined", "{:.2f}"),
+    ("driver", "driver", "{:.0%}"),
     ("others", "others", "{:.0%}"), ("lost/doubled/disordered", "wrong", "{}")]
 NOTES = f"""\
-CPU is the server's, in cores. "driver" is the share of the time in which the process that drove worked or waited for a core:
-over {BUSY:.0%} the rate is marked ">", and what is compared with it "~", as the driver may be what was measured. "others" is what
-other programs took of the machine: the more, the less a row says. Members acknowledge late (by 32 frames or 0.25 s) unless it
-says otherwise, but not to ngIRCd, asyncio and the two loops, which know no ACKs. The window is how many messages are under way
-until every member has heard them. Texts have 64 bytes unless it says otherwise. A client's rate is messages a second."""
+CPU is the server's, in cores. "driver" is the share of the time in which the process that drove
+worked or waited for a core: over {BUSY:.0%} the rate is marked ">", and what is compared with it
+"~", as the driver may be what was measured. "others" is what other programs took of the machine:
+the more, the less a row says. Members acknowledge late (by 32 frames or 0.25 s) unless it says
+otherwise, but not to ngIRCd, asyncio and the two loops, which know no ACKs. The window is how
+many messages are under way until every member has heard them. Texts have 64 bytes unless it says
+otherwise. A client's rate is messages a second."""
 COLOURS = ["#1f5fa8", "#d1642a", "#3a8f57", "#8a5bb0", "#8c8c8c", "#b03a5b"]
 
 
@@ -32,7 +40,8 @@ def cell(row, key, form):
 
 def figures(row):
     """Title and text of what a row has."""
-    return [(title, cell(row, key, form)) for title, key, form in COLUMNS if cell(row, key, form) != "-"]
+    return [(title, cell(row, key, form)) for title, key,
+            form in COLUMNS if cell(row, key, form) != "-"]
 
 
 def table(rows):
@@ -42,16 +51,20 @@ def table(rows):
     lines = [[COLUMNS[i][0] for i in used]] + [[line[i] for i in used] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(value.ljust(width) for value, width in zip(line, widths)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(value.ljust(width) for value, width in zip(line, widths))
+                     + " |" for line in lines)
 
 
 def page(rows, machine, plot):
     """The page of results."""
-    wrong = [f"{row['workload']}, {row['server']}: {row.get('error') or row['wrong']}" for row in rows if row["bad"]]
+    wrong = [f"{row['workload']}, {row['server']}: {row.get('error') or row['wrong']}"
+             for row in rows if row["bad"]]
     facts = "\n".join(f"- {key}: {value}" for key, value in machine.items())
     return "\n\n".join([
-        "# Results of the benchmark", "This page was written by the command below; nothing in it was typed.", facts,
-        "Failed, lost, doubled or out of order: " + ("; ".join(wrong) or "nothing, in any row") + ".",
+        "# Results of the benchmark",
+        "This page was written by the command below; nothing in it was typed.", facts,
+        "Failed, lost, doubled or out of order: " + ("; ".join(wrong) or "nothing, in any row")
+        + ".",
         *([f"![The same as a plot]({plot})"] if plot else []), table(rows), NOTES]) + "\n"
 
 
@@ -70,7 +83,8 @@ def label(x, y, text, anchor="start", **attributes):
 
 
 def bars(rows, y):
-    """Deliveries a second of each server in the workloads that several have; returns the elements and where they end."""
+    """Deliveries a second of each server in the workloads that several have; returns the elements
+    and where they end."""
     names, groups, parts = list(dict.fromkeys(row["server"] for row in rows)), {}, []
     for row in rows:
         if "window" in row and "rate" in row and "curve" not in row:
@@ -82,15 +96,18 @@ def bars(rows, y):
         most = max(1, *(row["rate"] for row in group))
         for row in group:
             y, width = y + 17, round(500 * row["rate"] / most, 1)
-            parts += [label(100, y, row["server"], "end"), label(114 + width, y, cell(row, "rate", "{:,.0f}") + "/s"),
-                      tag("rect", x=108, y=y - 11, width=width, height=13, fill=COLOURS[names.index(row["server"]) % 6])]
+            parts += [label(100, y, row["server"], "end"),
+                      label(114 + width, y, cell(row, "rate", "{:,.0f}") + "/s"),
+                      tag("rect", x=108, y=y - 11, width=width, height=13,
+                          fill=COLOURS[names.index(row["server"]) % 6])]
         y += 28
     return parts, y
 
 
 def panel(x, y, title, across, curves):
     """A diagram with both axes logarithmic; `curves` is a dict: name -> points."""
-    width, height, parts = 300, 190, [label(x, y - 12, title, font_weight="bold"), label(x + 150, y + 222, across, "middle")]
+    width, height, parts = 300, 190, [label(x, y - 12, title, font_weight="bold"),
+                                      label(x + 150, y + 222, across, "middle")]
     xs, ys = zip(*(point for points in curves.values() for point in points))
     left, right = math.log10(min(xs)), math.log10(max(xs))
     low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
@@ -102,10 +119,12 @@ def panel(x, y, title, across, curves):
         line = place(min(xs), 10.0 ** power)[1]
         parts += [tag("line", x1=x, x2=x + width, y1=line, y2=line, stroke="#ddd"),
                   label(x - 6, line + 4, f"{10.0 ** power:,.10g}", "end")]
-    parts += [label(place(at, min(ys))[0], y + height + 15, f"{at:,}", "middle", font_size=9) for at in sorted(set(xs))]
+    parts += [label(place(at, min(ys))[0], y + height + 15, f"{at:,}", "middle", font_size=9)
+              for at in sorted(set(xs))]
     for number, (name, points) in enumerate(curves.items()):
         spots, colour = [place(*point) for point in points], COLOURS[number]
-        parts += [tag("polyline", points=" ".join(f"{x},{y}" for x, y in spots), fill="none", stroke=colour, stroke_width=2),
+        parts += [tag("polyline", points=" ".join(f"{x},{y}" for x, y in spots), fill="none",
+                      stroke=colour, stroke_width=2),
                   label(x + width, y + 12 + 14 * number, name, "end", fill=colour),
                   *(tag("circle", cx=x, cy=y, r=3, fill=colour) for x, y in spots)]
     return parts
@@ -122,7 +141,9 @@ def svg(rows):
                 if row.get("curve") == title and row.get(key, 0) > 0:
                     curves.setdefault(f"window {row['window']}", []).append((row["at"], row[key]))
             if curves:
-                parts += panel(82 + 400 * column, y + 34, next(name for name, its, _ in COLUMNS if its == key), title, curves)
+                parts += panel(82 + 400 * column, y + 34,
+                               next(name for name, its, _ in COLUMNS if its == key), title, curves)
         y += 280
-    return tag("svg", "\n".join([tag("rect", width=1240, height=y, fill="white"), *parts]), width=1240, height=y,
+    return tag("svg", "\n".join([tag("rect", width=1240, height=y, fill="white"), *parts]),
+               width=1240, height=y,
                xmlns="http://www.w3.org/2000/svg", font_family="sans-serif", font_size=12) + "\n"

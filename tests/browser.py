@@ -1,5 +1,6 @@
-"""Drives a real Chromium with the standard library alone, over --remote-debugging-pipe: JSON messages that end with NUL, on
-file descriptors 3 (to the browser) and 4 (from it). The protocol is Chrome's DevTools Protocol.
+"""Drives a real Chromium with the standard library alone, over --remote-debugging-pipe: JSON
+messages that end with NUL, on file descriptors 3 (to the browser) and 4 (from it). The protocol is
+Chrome's DevTools Protocol.
 
     browser = Browser()                         # one process for all the tests of a module
     tab = browser.tab()                         # with cookies and storage of its own
@@ -9,7 +10,8 @@ file descriptors 3 (to the browser) and 4 (from it). The protocol is Chrome's De
     tab.type("hello"); tab.key("Enter")
     browser.close()
 
-Nothing sleeps: wait() is a promise in the page, which looks whenever the page changes, and every 20 ms for what is no element.
+Nothing sleeps: wait() is a promise in the page, which looks whenever the page changes, and every 20
+ms for what is no element.
 """
 
 import base64
@@ -29,11 +31,14 @@ import pytest
 
 from harness import TIMEOUT
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-dev-shm-usage", "--disable-extensions", "--disable-sync", "--mute-audio", "--hide-scrollbars",
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         "--disable-background-networking",
+         "--disable-dev-shm-usage", "--disable-extensions", "--disable-sync", "--mute-audio",
+         "--hide-scrollbars",
          "--disable-component-update", "--no-default-browser-check", "--remote-debugging-pipe"]
 NAMES = ["chromium", "chromium-browser", "google-chrome", "chrome"]
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowUp": (38, ""), "ArrowDown": (40, "")}
+KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowUp": (38, ""),
+        "ArrowDown": (40, "")}
 SHIFT = 8
 MOVE = """import os, sys
 taken = [os.dup(int(end)) for end in sys.argv[1:3]]
@@ -46,7 +51,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def find_browser():
-    """The path of a Chromium; where there is none the test is skipped, or fails where the tests have to be whole."""
+    """The path of a Chromium; where there is none the test is skipped, or fails where the tests
+    have to be whole."""
     path = os.environ.get("ROGER_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None or os.name != "posix":
         reason = "no Chromium on this machine (or no file descriptors to give it)"
@@ -64,18 +70,26 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="roger-browser-")
         command_read, self._to = os.pipe()
         self._from, answer_write = os.pipe()
-        # A process of ours moves the pipes to 3 and 4 and becomes the browser: preexec_fn may hang a process with threads.
-        self._process = subprocess.Popen([sys.executable, "-ISc", MOVE, str(command_read), str(answer_write), path, *FLAGS, *flags,
+        # A process of ours moves the pipes to 3 and 4 and becomes the browser: preexec_fn may hang
+        # a process with threads.
+        self._process = subprocess.Popen([sys.executable, "-ISc", MOVE, str(command_read),
+                                          str(answer_write), path, *FLAGS, *flags,
                                           f"--user-data-dir={self._profile}"],
-                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                         pass_fds=(command_read, answer_write), start_new_session=True)
+                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL,
+                                         pass_fds=(command_read, answer_write),
+                                         start_new_session=True)
         os.close(command_read)
         os.close(answer_write)
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()                       # protects the table below
-        self._answers = {}                                  # id -> queue of one
-        self.events = queue.Queue()                         # exceptions and console errors of all pages, as text
-        self._reader = threading.Thread(target=self._read, name="browser", daemon=True)     # ends with the process
+        # Protects the table below.
+        self._lock = threading.Lock()
+        # For each id of a call, a queue for its one answer.
+        self._answers = {}
+        # Exceptions and console errors of all pages, as text.
+        self.events = queue.Queue()
+        # It ends with the process.
+        self._reader = threading.Thread(target=self._read, name="browser", daemon=True)
         self._reader.start()
 
     def _read(self):
@@ -102,8 +116,10 @@ class Browser:
                 answer.put(message)
         elif message["method"] == "Runtime.exceptionThrown":
             details = message["params"]["exceptionDetails"]
-            self.events.put(f"{details['text']} {details.get('exception', {}).get('description', '')}")
-        elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["source"] == "security":
+            self.events.put(
+                f"{details['text']} {details.get('exception', {}).get('description', '')}")
+        elif message["method"] == "Log.entryAdded" and message["params"]["entry"][
+            "source"] == "security":
             self.events.put(message["params"]["entry"]["text"])
 
     def call(self, method, session=None, **params):
@@ -134,7 +150,8 @@ class Browser:
     def close(self):
         """End the browser; may be called twice."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)    # its helpers, too: they would write to the profile once more
+            # Its helpers end, too: they would write to the profile once more.
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(TIMEOUT)
         self._reader.join(TIMEOUT)
         for end in (self._to, self._from):
@@ -150,9 +167,11 @@ class Tab:
 
     def __init__(self, browser, context, width, height, dark, reduced_motion):
         self.browser, self.context = browser, context
-        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context, width=width, height=height)
+        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context,
+                              width=width, height=height)
         self.target = target["targetId"]
-        self._session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        self._session = browser.call("Target.attachToTarget", targetId=self.target,
+                                     flatten=True)["sessionId"]
         self.call("Page.enable")
         self.call("Runtime.enable")
         self.call("Log.enable")
@@ -165,18 +184,21 @@ class Tab:
 
     def size(self, width=1280, height=800):
         """The window's; a narrow one is a phone's."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=width < 500)
 
     def look(self, dark=False, reduced_motion=True):
         """Light or dark, with motion or without."""
         self.call("Emulation.setEmulatedMedia", features=[
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-            {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else "no-preference"}])
+            {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion
+             else "no-preference"}])
 
     def open(self, url):
         """Load a page and wait until its script has run."""
         self.call("Page.navigate", url=url)
-        self.wait(f"location.href.startsWith({json.dumps(url.partition('#')[0])}) && document.readyState === 'complete'")
+        self.wait(f"location.href.startsWith({json.dumps(url.partition('#')[0])})"
+                  " && document.readyState === 'complete'")
 
     def reload(self):
         """Load it again, as the reload button does."""
@@ -185,10 +207,13 @@ class Tab:
         self.wait("!window.beforeReload && document.readyState === 'complete'")
 
     def js(self, expression):
-        """The value of an expression; a promise is awaited. Raises AssertionError with what the page throws."""
-        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
+        """The value of an expression; a promise is awaited. Raises AssertionError with what the
+        page throws."""
+        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True,
+                           returnByValue=True, userGesture=True)
         if "exceptionDetails" in result:
-            raise AssertionError(result["exceptionDetails"].get("exception", {}).get("description", "the page threw"))
+            raise AssertionError(
+                result["exceptionDetails"].get("exception", {}).get("description", "it threw"))
         return result["result"].get("value")
 
     def wait(self, condition, seconds=20):
@@ -207,13 +232,17 @@ class Tab:
         for _ in range(3):
             try:
                 return self.js(promise)
-            except AssertionError as error:         # the page went while it looked
-                if not any(text in str(error) for text in ("navigated", "destroyed", "context", "Context", "collected")):
+            except AssertionError as error:
+                # The page went while it looked.
+                if not any(text in str(error)
+                           for text in ("navigated", "destroyed", "context", "Context",
+                                        "collected")):
                     raise
         raise AssertionError(f"the page keeps going away: {condition}")
 
     def type(self, text, into=None):
-        """Type into what has the focus, or into the element of that id, as an input method does it."""
+        """Type into what has the focus, or into the element of that id, as an input method does
+        it."""
         if into:
             self.js(f"document.getElementById({json.dumps(into)}).focus()")
         self.call("Input.insertText", text=text)
@@ -222,8 +251,10 @@ class Tab:
         """Press a key."""
         code, text = KEYS[key] if key in KEYS else (ord(key.upper()), key)
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, code=key if len(key) > 1 else "",
-                      modifiers=SHIFT if shift else 0, **({"text": text} if text and kind == "keyDown" else {}))
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
+                      code=key if len(key) > 1 else "",
+                      modifiers=SHIFT if shift else 0,
+                      **({"text": text} if text and kind == "keyDown" else {}))
 
     def click(self, selector):
         """Click the middle of the first element of that selector, with the mouse."""
@@ -236,7 +267,8 @@ class Tab:
     def offline(self, is_offline):
         """Cut the page off from the network: new connections only, as in Chromium."""
         self.call("Network.enable")
-        self.call("Network.emulateNetworkConditions", offline=is_offline, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self.call("Network.emulateNetworkConditions", offline=is_offline, latency=0,
+                  downloadThroughput=-1, uploadThroughput=-1)
 
     def screenshot(self, path):
         """Write what is seen as a PNG."""
@@ -244,8 +276,10 @@ class Tab:
         pathlib.Path(path).write_bytes(base64.b64decode(data))
 
     def forget(self):
-        """Leave the page, and nothing of it in the storage: for the next test. Far cheaper than another tab."""
-        self.js("store = () => true; sessionStorage.clear(); localStorage.clear()")     # it would keep all of it when it goes
+        """Leave the page, and nothing of it in the storage: for the next test. Far cheaper than
+        another tab."""
+        # Otherwise the page would keep all of it when it goes.
+        self.js("store = () => true; sessionStorage.clear(); localStorage.clear()")
         self.call("Page.navigate", url="about:blank")
         self.size()
         self.look()

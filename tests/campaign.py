@@ -1,13 +1,16 @@
-"""The campaign against the history file: a real server under load, killed with `kill -9` again and again.
+"""The campaign against the history file: a real server under load, killed with `kill -9` again and
+again.
 
     python tests/campaign.py                    100 kills
     python tests/campaign.py --kills 1000 --seed 7
 
-Speakers and listeners are ChatClients in this process, over a CuttingProxy that breaks their connections meanwhile. The server
-has a history file, is killed at random instants (counted in messages that were acknowledged, then a random moment more), and
-is started again on its port and its file. In the end everybody says a last word, and HistoryChecker judges what each has said
-and heard; check_file() judges the file: nothing that was acknowledged is lost, nothing is there twice, one order, for
-everybody and in the file. And nobody's session is forgotten: every welcome but the first is a resume.
+Speakers and listeners are ChatClients in this process, over a CuttingProxy that breaks their
+connections meanwhile. The server has a history file, is killed at random instants (counted in
+messages that were acknowledged, then a random moment more), and is started again on its port and
+its file. In the end everybody says a last word, and HistoryChecker judges what each has said and
+heard; check_file() judges the file: nothing that was acknowledged is lost, nothing is there twice,
+one order, for everybody and in the file. And nobody's session is forgotten: every welcome but the
+first is a resume.
 """
 
 import argparse
@@ -33,7 +36,8 @@ from harness import TIMEOUT, start_server, wait_until  # noqa: E402
 from proxy import CuttingProxy  # noqa: E402
 from witness import HistoryChecker, Talker  # noqa: E402
 
-AHEAD = 20              # messages that a speaker leaves unacknowledged
+# Messages that a speaker leaves unacknowledged.
+AHEAD = 20
 
 
 def acknowledged(talkers):
@@ -49,23 +53,27 @@ def speak_until(stop, talker):
             number += 1
             talker.say(f"{talker.history.name} {number}")
         else:
-            stop.wait(0.001)            # its ACKs come on another thread
+            # Its ACKs come on another thread.
+            stop.wait(0.001)
     return number
 
 
 def check_file(path, histories):
     """What is wrong with the file, as HistoryChecker names it."""
     with sqlite3.connect(path) as file:
-        rows = file.execute("SELECT id, body FROM entries WHERE kind = 'chat' ORDER BY id").fetchall()
+        rows = file.execute(
+            "SELECT id, body FROM entries WHERE kind = 'chat' ORDER BY id").fetchall()
         sound = file.execute("PRAGMA integrity_check").fetchone()[0]
     file.close()
-    kept = {id: chatproto.decode(body.encode(), chatproto.INSTRUCTIONS[chatproto.FROM_SERVER]) for id, body in rows}
+    kept = {id: chatproto.decode(body.encode(), chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
+            for id, body in rows}
     texts = [chat.text for chat in kept.values()]
     violations = [] if sound == "ok" else [f"file: {sound}"]
     if len(set(texts)) < len(texts):
         violations.append(f"twice: {len(texts) - len(set(texts))} messages in the file")
     for history in histories:
-        violations += [f"order: {chat} was heard, {kept.get(chat.id)} is in the file" for _, chat in history.chats
+        violations += [f"order: {chat} was heard, {kept.get(chat.id)} is in the file" for _,
+                       chat in history.chats
                        if kept.get(chat.id) != chat]
     there = {text for history in histories for _, text, state in history.states if state == THERE}
     return violations + [f"lost: {text!r} in the file" for text in there - set(texts)]
@@ -83,7 +91,8 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
     talkers = [Talker(ports[number % 2], f"s{number}") for number in range(speakers)]
     talkers += [Talker(ports[1], f"l{number}") for number in range(listeners)]
     stop, downtimes = threading.Event(), []
-    threads = [threading.Thread(target=speak_until, args=(stop, talker), daemon=True) for talker in talkers[:speakers]]
+    threads = [threading.Thread(target=speak_until, args=(stop, talker), daemon=True)
+               for talker in talkers[:speakers]]
     for thread in threads:
         thread.start()
     try:
@@ -91,7 +100,8 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
             target = acknowledged(talkers) + chance.randint(least, most)
             wait_until(lambda: acknowledged(talkers) >= target or any(t.ended for t in talkers),
                        what=lambda: f"no progress: {server.stderr_text()[-2000:]}")
-            stop.wait(chance.uniform(0, 0.01))          # anywhere between two commits, or within one
+            # It dies anywhere between two commits, or within one.
+            stop.wait(chance.uniform(0, 0.01))
             server.kill()
             down = time.monotonic()
             server.start()
@@ -101,9 +111,11 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
         for thread in threads:
             thread.join(TIMEOUT)
         last = [talker.say(f"{talker.history.name} 1000000000") for talker in talkers]
-        wait_until(lambda: all({said.text for said in last} <= {chat.text for _, chat in talker.history.chats[-100:]}
+        wait_until(lambda: all({said.text for said in last}
+                               <= {chat.text for _, chat in talker.history.chats[-100:]}
                                and not talker.client.unsettled for talker in talkers),
-                   what=lambda: f"last words were not heard: {[(t.history.name, t.ended) for t in talkers]} {server.stderr_text()[-2000:]}")
+                   what=lambda: f"last words were not heard: {server.stderr_text()[-2000:]} "
+                                f"{[(talker.history.name, talker.ended) for talker in talkers]}")
     finally:
         stop.set()
         for talker in talkers:
@@ -112,26 +124,33 @@ def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=Tru
         log = server.stderr_text()
         server.kill()
     histories = [talker.history for talker in talkers]
-    violations = HistoryChecker(histories, histories[0].epoch).violations() + check_file(path, histories)
-    violations += [f"{talker.history.name}: {talker.fresh} welcomes that were no resumes" for talker in talkers if talker.fresh > 1]
-    violations += [f"{talker.history.name} gave up: {talker.ended}" for talker in talkers if talker.ended]
+    violations = HistoryChecker(histories,
+                                histories[0].epoch).violations() + check_file(path, histories)
+    violations += [f"{talker.history.name}: {talker.fresh} welcomes that were no resumes"
+                   for talker in talkers if talker.fresh > 1]
+    violations += [f"{talker.history.name} gave up: {talker.ended}" for talker in talkers
+                   if talker.ended]
     violations += [line for line in log.splitlines() if "bug " in line or "Traceback" in line]
     figures = {"kills": kills, "acknowledged": acknowledged(talkers),
-               "heard": sum(len(history.chats) for history in histories), "connections": sum(t.connections for t in talkers),
+               "heard": sum(len(history.chats) for history in histories),
+               "connections": sum(t.connections for t in talkers),
                **{f"proxy {what}": count for what, count in sorted(proxy.counts.items())},
-               "start s, median": round(sorted(downtimes)[len(downtimes) // 2], 2), "start s, longest": round(max(downtimes), 2),
+               "start s, median": round(sorted(downtimes)[len(downtimes) // 2], 2),
+               "start s, longest": round(max(downtimes), 2),
                "seconds": round(time.monotonic() - started, 1)}
     return violations, figures
 
 
 def impatient():
-    """Clients of this process come back after hundredths of a second, and notice a silent connection after one."""
+    """Clients of this process come back after hundredths of a second, and notice a silent
+    connection after one."""
     chat_client.random = types.SimpleNamespace(uniform=lambda low, high: 0.01)
     chatproto.RETRY_DELAY, chatproto.PING_AFTER = 0.2, 0.5
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Kill a server with a history file again and again, and judge what is left.")
+    parser = argparse.ArgumentParser(
+        description="Kill a server with a history file again and again, and judge what is left.")
     parser.add_argument("--kills", type=int, default=100, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default %(default)s")
     arguments = parser.parse_args()

@@ -59,7 +59,7 @@ def serve():
         return servers[-1]
     yield start
     for server in servers:
-        # Faster than to stop it, and stopping is tested elsewhere.
+        # To kill it is faster than to stop it, and stopping is tested elsewhere.
         server.kill()
     for server in servers:
         server.assert_no_bug()
@@ -90,14 +90,16 @@ def peer():
 def impatient(monkeypatch):
     """The clients of this process come back after hundredths of a second, and notice a silent
     connection after one. (A server is a process of its own, and keeps its times.)"""
-    monkeypatch.setattr(chat_client, "random", types.SimpleNamespace(uniform=lambda low, high: 0.01))
+    monkeypatch.setattr(chat_client, "random",
+                        types.SimpleNamespace(uniform=lambda low, high: 0.01))
     monkeypatch.setattr(chatproto, "RETRY_DELAY", 0.2)
     monkeypatch.setattr(chatproto, "PING_AFTER", 0.5)
 
 
 @pytest.fixture
 def popen():
-    """Start clients in pipes that are talked to while they run; what is left at the end is killed."""
+    """Start clients in pipes that are talked to while they run; what is left at the end is
+    killed."""
     processes = []
 
     def start(port, *arguments, name="pipe", **options):
@@ -140,7 +142,7 @@ def console(terminal):
     def start(*arguments):
         window = terminal(*SERVER, "0", "--bind", "127.0.0.1", *arguments)
         port = int(window.expect(r"Listening on 127\.0\.0\.1:\d+").rpartition(":")[2])
-        window.expect(r"Others join with: python chat_client\.py 127\.0\.0\.1 \d+")
+        window.expect(r"Others join with: python3? chat_client\.py 127\.0\.0\.1 \d+ -n NAME")
         return window, port
     return start
 

@@ -19,7 +19,8 @@ from webclient import masked, upgrade_request
 
 class Member:
     """A raw client: drops duplicates, acknowledges at once, keeps to the window, remembers what it
-    heard. It can connect again, and goes on with its session: it sends again what was not confirmed.
+    heard. It can connect again, and goes on with its session: it sends again what was not
+    confirmed.
     """
 
     # As of chatproto, and no more: so many of its frames may be unconfirmed.
@@ -33,6 +34,8 @@ class Member:
         # Numbered frames, each once, and the texts of the chats among them.
         self.heard = []
         self.chats = []
+        # Whether the server may tell it that something is missing.
+        self.may_miss = False
         # How many came again, and were dropped.
         self.doubles = 0
         self.seen = 0
@@ -82,7 +85,7 @@ class Member:
     def decode(self, data):
         """The frames in `data`, and what is left of it."""
         *lines, rest = data.split(b"\n")
-        # Far faster than one by one.
+        # This is far faster than to decode them one by one.
         return json.loads(b"[" + b",".join(lines) + b"]"), rest
 
     def readable(self):
@@ -102,7 +105,8 @@ class Member:
 
     def _take(self, message):
         if message["type"] == "welcome":
-            assert self.welcome is None or message["resumed"] and message["missed"] == 0
+            assert self.welcome is None or message["resumed"]
+            assert message["missed"] == 0 or self.may_miss
             self.welcome, self.joined = message, True
             self.sent = message["got"]
             self._confirmed(message["got"])
@@ -177,6 +181,8 @@ class Crowd:
     def __init__(self):
         self._selector = selectors.DefaultSelector()
         self._members = []
+        # Whether those whose connection has ended come back at once.
+        self.comes_back = False
 
     def connect(self, port, *names, kind=Member):
         """Members that have not joined."""
@@ -202,7 +208,7 @@ class Crowd:
         member.join()
 
     def resume(self, member):
-        """Let it come back, and wait for its welcome: nothing may be missing."""
+        """Let it come back, and wait for its welcome."""
         self.come_back(member)
         self.run(lambda: member.joined)
 
@@ -214,13 +220,14 @@ class Crowd:
             self.serve(0.02)
 
     def serve(self, seconds):
-        """Serve those of whom something comes within `seconds`; return those who have ended."""
-        members = [key.data for key, _ in self._selector.select(max(0, seconds))]
-        for member in members:
+        """Serve those of whom something comes within `seconds`."""
+        for key, _ in self._selector.select(max(0, seconds)):
+            member = key.data
             member.readable()
-            if member.ended:
+            if member.ended and self.comes_back:
+                self.come_back(member)
+            elif member.ended:
                 self.stop_reading(member)
-        return [member for member in members if member.ended]
 
     def serve_until(self, when):
         """Serve everybody until the clock shows `when`: the pace of a storm, not a wait for

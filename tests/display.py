@@ -1,8 +1,8 @@
 """The client's screen without a terminal: keys in, cells out. What Screen.paint() returns is fed to
 the model in terminal.py.
 
-A Display is a screen with its editor and such a model; Display.agrees() compares what it shows after
-many small paintings with what a new terminal shows after one. Random tests have fixed seeds.
+A Display is a screen with its editor and such a model; Display.agrees() compares what it shows
+after many small paintings with what a new terminal shows after one. Random tests have fixed seeds.
 """
 
 import time
@@ -16,9 +16,12 @@ from terminal import Terminal
 
 NOON = time.mktime((2026, 1, 2, 12, 30, 0, 0, 0, -1))
 CJK, ACUTE = "\u4e2d\u6587", "e\u0301"
-COOK, HEART, FRANCE, THUMB = "\U0001f469\u200d\U0001f373", "\u2764\ufe0f", "\U0001f1eb\U0001f1f7", "\U0001f44d\U0001f3fd"
-FAMILY, KEYCAP, KOREAN = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "1\ufe0f\u20e3", "\u1112\u1161\u11ab"
-PIECES = ["a", "bc", "word", " ", " ", ".", CJK, ACUTE, COOK, HEART, FRANCE, THUMB, FAMILY, KOREAN, "\U0001f600", "x" * 9,
+COOK, HEART = "\U0001f469\u200d\U0001f373", "\u2764\ufe0f"
+FRANCE, THUMB = "\U0001f1eb\U0001f1f7", "\U0001f44d\U0001f3fd"
+FAMILY, KEYCAP = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "1\ufe0f\u20e3"
+KOREAN = "\u1112\u1161\u11ab"
+PIECES = ["a", "bc", "word", " ", " ", ".", CJK, ACUTE, COOK, HEART, FRANCE, THUMB, FAMILY, KOREAN,
+          "\U0001f600", "x" * 9,
           "\u0646\u0651"]
 UNCERTAIN = ["\u0301", " \U0001f3fd", "\u00a7\ufe0f", "\U0001f1e6", "\u2764\u200d"]
 RIGHT_TO_LEFT, NO_SPACE, ISOLATE, FILLER = "\u202e", "\u200b", "\u2066", "\u3164"
@@ -119,7 +122,8 @@ class Display:
     def new_terminal(self, rows, columns):
         terminal = Terminal(rows, columns, **self.options)
         terminal.feed(chat_client.Terminal.ENTER.encode())
-        terminal.unknown.clear()                    # saving the wheel's mode, which the model does not know
+        # It saves the wheel's mode, which the model does not know.
+        terminal.unknown.clear()
         return terminal
 
     def paint(self):
@@ -181,10 +185,12 @@ class Display:
         self.screen.forget()
         fresh.feed(self.screen.paint().encode())
         for terminal in (self.terminal, fresh):
-            assert not terminal.unknown and not terminal.titles and not terminal.scrolls and terminal.cursor_visible
+            assert not terminal.unknown and not terminal.titles and not terminal.scrolls
+            assert terminal.cursor_visible
         assert self.terminal.text() == fresh.text()
         assert cells(self.terminal) == cells(fresh) and self.terminal.cursor == fresh.cursor
 
 
 def cells(terminal):
-    return [[terminal.cell(row, column) for column in range(terminal.columns)] for row in range(terminal.rows)]
+    return [[terminal.cell(row, column) for column in range(terminal.columns)]
+            for row in range(terminal.rows)]

@@ -95,7 +95,7 @@ class ServerProcess:
         self.lines = []
         # The first line, or "" for the end of stdout.
         self._first = queue.Queue()
-        # Ends with the process.
+        # It ends with the process.
         self._reader = threading.Thread(target=self._read, args=(self.process, self.lines),
                                         name="server stdout", daemon=True)
         self._reader.start()
@@ -115,7 +115,8 @@ class ServerProcess:
         first.put("")
 
     def _wait_for_port(self):
-        """Take the port from the first line; AssertionError with what it says when there is none."""
+        """Take the port from the first line; AssertionError with what it says when there is
+        none."""
         line = self._first.get(timeout=TIMEOUT)
         found = re.search(r":(\d+)\s*$", line)
         if found is None:
@@ -193,12 +194,26 @@ class ServerProcess:
             return next(int(line.split()[1]) for line in file if line.startswith(key + ":"))
 
 
-def start_server(*args, env=None, port=0, files=None, program=None):
+def sockets_of(system):
+    """The environment in which a Python process on Linux has sockets like those of "windows" or
+    "macos": othersystems/sitecustomize.py says which differences that makes. None: as they are."""
+    if system is None:
+        return ENVIRONMENT
+    return {**ENVIRONMENT, "ROGER_SOCKETS": system,
+            "PYTHONPATH": str(ROOT / "tests" / "othersystems")}
+
+
+def start_server(*args, env=None, port=0, files=None, program=None, sockets=None, found=False):
     """Start `chat_server.py PORT *args` with this Python and wait until it listens.
 
     `env` is added to the environment, `files` limits the descriptors, `program` is what Python is
-    to run in place of the server's module: arguments such as ("-c", SOURCE).
+    to run in place of the server's module: arguments such as ("-c", SOURCE). `sockets` is the
+    system whose sockets it is to have: "windows" or "macos". Tests leave the LAN alone, so it does
+    not answer those who look for servers unless it is to be `found`.
     """
+    if program is None and not found:
+        args = ("--no-discovery", *args)
+    env = {**sockets_of(sockets), **(env or {})}
     command = SERVER if program is None else [sys.executable, *program]
     return ServerProcess([command, port, *map(str, args)], env, files)
 
@@ -224,7 +239,8 @@ def run_server(*args, program=("chat_server.py",)):
 def run_python(*args, **options):
     """Run this Python with these arguments in ROOT, from its start to its end, on texts."""
     return subprocess.run([sys.executable, *map(str, args)], **{
-        "cwd": ROOT, "stdin": None if "input" in options else subprocess.DEVNULL, "env": ENVIRONMENT,
+        "cwd": ROOT, "stdin": None if "input" in options else subprocess.DEVNULL,
+        "env": ENVIRONMENT,
         "capture_output": True, "encoding": "utf-8", "timeout": TIMEOUT, **options})
 
 
@@ -260,7 +276,8 @@ def run_client(port, *arguments, input=b"", name="pipe"):
 # --- The client, by the byte ---
 
 def encode(fields):
-    """A frame in UTF-8; one with lone surrogates, which UTF-8 cannot hold, in ASCII with escapes."""
+    """A frame in UTF-8; one with lone surrogates, which UTF-8 cannot hold, in ASCII with
+    escapes."""
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:

@@ -9,17 +9,21 @@ from harness import ROOT, TIMEOUT, RawClient, encode
 
 LEFT, RIGHT, UP, HOME, END, DELETE, PAGE_UP, PAGE_DOWN = (
     "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[H", "\x1b[F", "\x1b[3~", "\x1b[5~", "\x1b[6~")
-ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, CTRL_U, CTRL_W, CTRL_Z = "\x1b\r", "\x7f", "\x03", "\x04", "\x15", "\x17", "\x1a"
+ALT_ENTER, BACKSPACE = "\x1b\r", "\x7f"
+CTRL_C, CTRL_D, CTRL_U, CTRL_W, CTRL_Z = "\x03", "\x04", "\x15", "\x17", "\x1a"
 INDENT = "      "
-EVIL = "\x1b[2J\x1b]0;title\x07\r\u202e\x07\x9b5A\n\x08"       # erases, sets the title, returns, turns around, rings, moves up
-WELCOME = {"type": "welcome", "name": "ann", "session": "s", "epoch": "e", "users": ["ann"], "last": 0}
+# It erases, sets the title, returns, turns around, rings, moves up.
+EVIL = "\x1b[2J\x1b]0;title\x07\r\u202e\x07\x9b5A\n\x08"
+WELCOME = {"type": "welcome", "name": "ann", "session": "s", "epoch": "e", "users": ["ann"],
+           "last": 0}
 
 
 # --- What is shown ---
 
 def status_row(terminal):
     """The row of the status line: the only one that begins reversed."""
-    return next((row for row in range(terminal.rows) if "reverse" in terminal.cell(row, 0).style), terminal.rows)
+    return next((row for row in range(terminal.rows) if "reverse" in terminal.cell(row, 0).style),
+                terminal.rows)
 
 
 def status(terminal):
@@ -46,12 +50,14 @@ def typed(terminal):
 def after_cursor(terminal):
     """The text from the cursor to the end of its row."""
     row, column = terminal.cursor
-    return "".join(terminal.cell(row, column).text for column in range(column, terminal.columns)).rstrip()
+    return "".join(terminal.cell(row, column).text
+                   for column in range(column, terminal.columns)).rstrip()
 
 
 def wait(program, predicate, what):
     """Like wait_until(), but never in the middle of a frame."""
-    return program.wait_until(lambda terminal: 2026 not in terminal.modes and status_row(terminal) < terminal.rows
+    return program.wait_until(lambda terminal: 2026 not in terminal.modes
+                              and status_row(terminal) < terminal.rows
                               and predicate(terminal), what)
 
 
@@ -68,7 +74,8 @@ def wait_typed(program, *lines, row=23, column):
 
 def burst(peer, first, last):
     """Let `peer` say m<first> to m<last> at once."""
-    frames = [{"type": "chat", "id": peer.next_id + n - first, "text": f"m{n}"} for n in range(first, last + 1)]
+    frames = [{"type": "chat", "id": peer.next_id + n - first, "text": f"m{n}"}
+              for n in range(first, last + 1)]
     peer.next_id += len(frames)
     peer.send(b"".join(map(encode, frames)))
 
@@ -87,23 +94,28 @@ def left_behind(program):
 
 
 def unknown(terminal):
-    """What the model does not know; but it has no place to save a mode, so it need not know that."""
-    return [sequence for sequence in terminal.unknown if sequence not in ("\x1b[?1007s", "\x1b[?1007r")]
+    """What the model does not know; but it has no place to save a mode, so it need not know
+    that."""
+    return [sequence for sequence in terminal.unknown
+            if sequence not in ("\x1b[?1007s", "\x1b[?1007r")]
 
 
 def assert_restored(program):
     """The terminal is as it was before the client ran, and was never sent what it does not know."""
     terminal = program.terminal
     assert program.settings() == program.first_settings
-    assert not terminal.alternate and terminal.cursor_visible and terminal.autowrap and not terminal.bracketed_paste
+    assert not terminal.alternate and terminal.cursor_visible and terminal.autowrap
+    assert not terminal.bracketed_paste
     assert (unknown(terminal), terminal.titles) == ([], [])
     assert b"Traceback" not in program.raw_output
 
 
 def patched(source):
     """A command like the client's, with `source` run before; boom() raises."""
-    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import chat_client, threading\n"
-            f"def boom(*_): raise RuntimeError('boom')\n{source}\nsys.exit(chat_client.main(sys.argv[1:]))"]
+    return [sys.executable, "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import chat_client, threading\n"
+            "def boom(*_): raise RuntimeError('boom')\n"
+            f"{source}\nsys.exit(chat_client.main(sys.argv[1:]))"]
 
 
 class FakeServer:

@@ -135,7 +135,7 @@ class Desk:
 
     def said(self):
         """What was said and to whom."""
-        return [(said.text, said.to) for said in self.client.unsettled.values()]
+        return [(said.text, said.to) for said in self.client.unsettled]
 
     def rows(self):
         """The rows of messages that are not empty, without the times."""

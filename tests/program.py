@@ -1,7 +1,7 @@
 """Processes on a pseudo-terminal, for POSIX. A Program has a screen, which terminal.py shows; a
 LineProgram prints lines and has no echo.
 
-    with Program([sys.executable, "chat_client.py", "--name", "ann"], rows=24, columns=80) as program:
+    with Program([*CLIENT, "--name", "ann"], rows=24, columns=80) as program:
         program.wait_for("connected")
         program.type("hello\\r")
         program.wait_until(lambda terminal: "hello" in terminal.line(3), "the message")
@@ -28,16 +28,18 @@ try:
     import pty
     import termios
 except ImportError:
-    # Windows: neither of them runs there.
+    # This is Windows, and neither of them runs there.
     pty = None
 
 
 class Program:
-    """A running command, and the `terminal` that it runs on. A thread reads what the command prints, another awaits its end.
+    """A running command, and the `terminal` that it runs on. A thread reads what the command
+    prints, another awaits its end.
 
-    `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at `terminal` in wait_until(),
-    in snapshot(), or after wait_exit(): in between, the reader feeds it. `process` is the Popen, `chunks` has
-    (seconds since the start, bytes) for each read, `first_settings` what settings() was before the command ran.
+    `env` is added to the environment (a value None removes); `options` go to the Terminal. Look at
+    `terminal` in wait_until(), in snapshot(), or after wait_exit(): in between, the reader feeds
+    it. `process` is the Popen, `chunks` has (seconds since the start, bytes) for each read,
+    `first_settings` what settings() was before the command ran.
     """
 
     def __init__(self, command, rows=24, columns=80, env=None, cwd=None, **options):
@@ -48,9 +50,11 @@ class Program:
         self._entered = None                        # when Enter was typed, until something is printed
         self._ended = False                         # all that it printed has been read
         self._closed = False
-        self._changed = threading.Condition(threading.Lock())      # protects the terminal and all of the above; a leaf
+        # Protects the terminal and all of the above; a leaf.
+        self._changed = threading.Condition(threading.Lock())
         self._master, self._slave = pty.openpty()
-        self._woken, self._wake = os.pipe()         # wakes the reader when there is something unsent
+        # To write to it wakes the reader when there is something unsent.
+        self._woken, self._wake = os.pipe()
         os.set_blocking(self._master, False)
         self.first_settings = self._last_settings = termios.tcgetattr(self._slave)
         self._set_size(rows, columns)
@@ -58,10 +62,14 @@ class Program:
                      "LINES": None, "COLUMNS": None, "NO_COLOR": None, **(env or {})}
         self._start = time.monotonic()
         self.process = subprocess.Popen(
-            command, stdin=self._slave, stdout=self._slave, stderr=self._slave, cwd=cwd, start_new_session=True,
-            env={name: value for name, value in variables.items() if value is not None}, preexec_fn=take_terminal)
-        self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)      # ends after the waiter
-        self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)     # ends with the process
+            command, stdin=self._slave, stdout=self._slave, stderr=self._slave, cwd=cwd,
+            start_new_session=True,
+            env={name: value for name, value in variables.items() if value is not None},
+            preexec_fn=take_terminal)
+        # It ends after the waiter.
+        self._reader = threading.Thread(target=self._read, name="pty reader", daemon=True)
+        # It ends with the process.
+        self._waiter = threading.Thread(target=self._await, name="pty waiter", daemon=True)
         self._reader.start()
         self._waiter.start()
 
@@ -71,7 +79,8 @@ class Program:
     def __exit__(self, *error):
         self.stop()
 
-    raw_output = property(lambda self: self._locked(lambda: bytes(self._output)), doc="All that the command has printed.")
+    raw_output = property(lambda self: self._locked(lambda: bytes(self._output)),
+                          doc="All that the command has printed.")
 
     def snapshot(self):
         """The screen's lines."""
@@ -79,7 +88,8 @@ class Program:
 
     def settings(self):
         """The pseudo-terminal's termios settings; those at its end when the command has ended."""
-        return self._locked(lambda: self._last_settings if self._slave is None else termios.tcgetattr(self._slave))
+        return self._locked(lambda: self._last_settings if self._slave is None
+                            else termios.tcgetattr(self._slave))
 
     def type(self, keys):
         """Send text or bytes, as keys that are pressed; never blocks. As of a person, an Enter
@@ -90,10 +100,11 @@ class Program:
         os.write(self._wake, b"w")
 
     def wait_until(self, predicate, what):
-        """Return what `predicate(terminal)` returns as soon as that is true; AssertionError when it ends or takes too long.
+        """Return what `predicate(terminal)` returns as soon as that is true; AssertionError when it
+        ends or takes too long.
 
-        It is asked now, and when something has arrived: a state that lasts for one chunk only may pass between.
-        The lock is held, so it must not call this object.
+        It is asked now, and when something has arrived: a state that lasts for one chunk only may
+        pass between. The lock is held, so it must not call this object.
         """
         deadline = time.monotonic() + TIMEOUT
         with self._changed:
@@ -133,7 +144,8 @@ class Program:
         self._waiter.join(TIMEOUT)
         if not self._closed:
             self._closed = True
-            os.write(self._wake, b"w")              # a child that it left behind may hold the terminal open
+            # A child that it left behind may hold the terminal open.
+            os.write(self._wake, b"w")
             self._reader.join(TIMEOUT)
             for descriptor in (self._master, self._woken, self._wake):
                 os.close(descriptor)
@@ -150,7 +162,8 @@ class Program:
         """What a failed test shows; needs the lock."""
         terminal = self.terminal
         screen = "\n".join(f"|{line}" for line in terminal.lines())
-        return (f"{problem}\n{screen}\ncursor {terminal.cursor}, unknown {terminal.unknown}, exit code "
+        return (
+            f"{problem}\n{screen}\ncursor {terminal.cursor}, unknown {terminal.unknown}, exit code "
                 f"{self.process.returncode}, end of the output: {bytes(self._output[-200:])!r}")
 
     def _send(self):
@@ -190,7 +203,8 @@ class Program:
                 data = os.read(self._master, 65536)
             except BlockingIOError:
                 data = None
-            except OSError:                         # EIO: how Linux says that the other side is closed
+            except OSError:
+                # It is EIO, by which Linux says that the other side is closed.
                 data = b""
             if data == b"" or data is None and self._closed:
                 break
@@ -214,29 +228,35 @@ class Program:
 
     def _await(self):
         self.process.wait()
-        with self._changed:                         # open until now: some systems forget the settings with the last close
+        # It was open until now: some systems forget the settings with the last close.
+        with self._changed:
             self._last_settings = termios.tcgetattr(self._slave)
             os.close(self._slave)
             self._slave = None
 
 
 def take_terminal():
-    """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in the background."""
+    """In the new process: standard input controls it, and Ctrl-C ends it even if the tests run in
+    the background."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):       # nohup ignores the last
+    # (nohup ignores the last one.)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 class LineProgram:
-    """A command on a pseudo-terminal without echo: all that is read there was printed, line by line."""
+    """A command on a pseudo-terminal without echo: all that is read there was printed, line by
+    line."""
 
     def __init__(self, *arguments):
         self._master, slave = pty.openpty()
         modes = termios.tcgetattr(slave)
         modes[3] &= ~termios.ECHO
-        modes[1] &= ~termios.OPOST          # lines end as they were printed
+        # Lines end as they were printed.
+        modes[1] &= ~termios.OPOST
         termios.tcsetattr(slave, termios.TCSANOW, modes)
-        self.process = subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave, cwd=ROOT, env=ENVIRONMENT,
+        self.process = subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave,
+                                        cwd=ROOT, env=ENVIRONMENT,
                                         preexec_fn=heed_interrupts)
         os.close(slave)
         self._unread = b""
@@ -255,10 +275,12 @@ class LineProgram:
         deadline = time.monotonic() + TIMEOUT
         while b"\n" not in self._unread:
             if not self._selector.select(max(0, deadline - time.monotonic())):
-                raise AssertionError(f"nothing more is printed after {self.printed!r}, {self._unread!r}")
+                raise AssertionError(
+                    f"nothing more is printed after {self.printed!r}, {self._unread!r}")
             try:
                 data = os.read(self._master, 65_536)
-            except OSError:                 # Linux says so that the other end is closed
+            except OSError:
+                # Linux says so that the other end is closed.
                 data = b""
             if not data:
                 return None

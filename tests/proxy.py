@@ -72,7 +72,7 @@ class CuttingProxy:
         """End all of it; may be called twice."""
         self.calm()
         self.cut(refusing=True)
-        # Wakes accept().
+        # This wakes accept().
         shut(self._listener)
         self._listener.close()
 
@@ -151,7 +151,7 @@ class Link:
             return False
         calm = self._proxy.is_calm.is_set()
         if 0 in self._left.values():
-            # Silent: it is swallowed.
+            # The connection is silent: what comes is swallowed.
             return not calm
         data = self._partial[source] + data
         sink = self._server if source is self._client else self._client
@@ -165,7 +165,7 @@ class Link:
             self._left[source] -= len(data)
             sink.sendall(data)
             return True
-        # In the middle of a frame, as likely as not.
+        # This cuts in the middle of a frame, as likely as not.
         sink.sendall(data[:int(self._left[source])])
         self._left[source] = 0
         what = "silent" if self._is_silent else "RST" if self._resets else "FIN"

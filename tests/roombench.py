@@ -46,8 +46,8 @@ class Bench:
         self.room = chat_server.Room(self.alarm, self.post, chat_server.Settings(**settings),
                                      history=history, **clock)
 
-    last = property(lambda self: self.room.last, doc="The newest id.")
-    epoch = property(lambda self: self.room.epoch)
+    last = property(lambda self: self.room.journal.last, doc="The newest id.")
+    epoch = property(lambda self: self.room.journal.epoch)
     is_held = property(lambda self: self.room.is_held)
 
     def names(self):
@@ -63,6 +63,8 @@ class Bench:
             while self.inbox:
                 method, arguments = self.inbox.popleft()
                 method(*arguments)
+                if self.room.batch_is_large:
+                    self.room.flush()
             self.room.flush()
             for member in self.members:
                 if member.auto_ack:
@@ -78,8 +80,10 @@ class Bench:
         self.inbox.extend(rest)
 
     def flush(self):
-        """The sequencer looks again, though no event came."""
+        """The sequencer looks again, though no event came; while the room is held it takes none."""
         self.room.flush()
+        if not self.is_held:
+            self.settle()
 
     def advance(self, seconds):
         """Let time pass: each deadline is met when it is due, with the sequencer after it."""
@@ -127,7 +131,10 @@ class Bench:
 
 
 class Wire:
-    """A socket to nowhere. `script` is what the connection's run() reads: bytes, or an exception."""
+    """A socket to nowhere. `script` is what the connection's run() reads: bytes, or an
+    exception."""
+
+    overhead = begun = 0
 
     def __init__(self, member):
         self._member = member
@@ -175,15 +182,19 @@ class BenchMember:
         bench.members.append(self)
 
     is_over = property(lambda self: self.wire.finished or self.wire.was_cut)
-    waiting = property(lambda self: self.connection.manager.waiting,
-                       doc="How many frames the server keeps for this one alone.")
+    in_flight = property(lambda self: self.connection.manager._flying,
+                         doc="How many frames it was sent and has not acknowledged.")
 
     def receive(self, *frames):
         """The server reads these, bytes or dicts, in one piece; return for how long it will not
         read again. The sequencer does nothing yet."""
         self.connection.received(b"".join(one if isinstance(one, bytes) else encode(one)
                                           for one in frames))
-        return self.connection.release()
+        wait = self.connection.release()
+        while self.connection.has_more and not self.connection.is_full:
+            self.connection.received(b"")
+            wait = self.connection.release()
+        return wait
 
     def send(self, *frames):
         """The server reads these, and deals with them."""
@@ -193,6 +204,15 @@ class BenchMember:
     def say(self, text, **fields):
         self.last_id += 1
         self.send(frame("chat", id=self.last_id, text=text, **fields))
+
+    def say_all(self, texts):
+        """Say all of these, many in one read and one commit, and take what comes of it."""
+        said = enumerate(texts, self.last_id + 1)
+        frames = [frame("chat", id=id, text=text) for id, text in said]
+        self.last_id += len(frames)
+        for start in range(0, len(frames), 50):
+            self.send(*frames[start:start + 50])
+            self.take()
 
     def join(self, name, **fields):
         """Join; return the welcome. What came with it is taken, too."""
@@ -238,7 +258,7 @@ class BenchMember:
 
     def gone(self):
         """The thread that reads this connection has met its end; the room does not know yet."""
-        self.connection.manager.detach()
+        self.connection.manager.close()
 
     def lose(self):
         """The connection breaks."""
@@ -270,9 +290,9 @@ class BenchMember:
 class Gone(chat_server.Connection):
     """A connection whose thread meets its end while the sequencer welcomes it."""
 
-    def attach(self, *arguments):
-        super().attach(*arguments)
-        self.manager.detach()
+    def open(self):
+        super().open()
+        self.manager.close()
 
 
 class Line:

@@ -32,14 +32,21 @@ import unicodedata
 # Lines; older ones are dropped.
 SCROLLBACK = 10_000
 
-Cell = collections.namedtuple("Cell", "text width style")       # the second half of a wide cell is ("", 0, style)
+# The second half of a wide cell is ("", 0, style).
+Cell = collections.namedtuple("Cell", "text width style")
 
-SEQUENCE = re.compile(r"\x1b(?:\[(?P<params>[0-?]*)(?P<key>[ -/]*[@-~])|\](?P<osc>[^\x07\x18\x1a\x1b]*)(?:\x07|\x1b\\)|"
+SEQUENCE = re.compile(
+    r"\x1b(?:\[(?P<params>[0-?]*)(?P<key>[ -/]*[@-~])|"
+    r"\](?P<osc>[^\x07\x18\x1a\x1b]*)(?:\x07|\x1b\\)|"
                       r"[PX^_][^\x18\x1a\x1b]*\x1b\\|(?P<esc>[ -/]*[0-OQ-WYZ\\`-~]))")
-BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x18\x1a\x1b]*|[ -/]*)")      # of one; longest match
-ON = {1: "bold", 2: "dim", 3: "italic", 4: "underline", 5: "blink", 7: "reverse", 8: "hidden", 9: "strike", 21: "underline"}
-OFF = {22: {"bold", "dim"}, 23: {"italic"}, 24: {"underline"}, 25: {"blink"}, 27: {"reverse"}, 28: {"hidden"}, 29: {"strike"}}
-MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049, 2004, 2026}     # those with ? that are known
+# The beginning of a sequence, the longest that fits.
+BEGINNING = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x18\x1a\x1b]*|[ -/]*)")
+ON = {1: "bold", 2: "dim", 3: "italic", 4: "underline", 5: "blink", 7: "reverse", 8: "hidden",
+      9: "strike", 21: "underline"}
+OFF = {22: {"bold", "dim"}, 23: {"italic"}, 24: {"underline"}, 25: {"blink"}, 27: {"reverse"},
+       28: {"hidden"}, 29: {"strike"}}
+# The modes with ? that are known.
+MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049, 2004, 2026}
 
 
 # --- Characters ---
@@ -47,8 +54,10 @@ MODES = {1, 7, 12, 25, 47, 1000, 1002, 1003, 1004, 1006, 1007, 1047, 1048, 1049,
 @functools.lru_cache(maxsize=None)
 def char_width(char):
     """The columns of a character by itself: 0 for what joins the cell before it."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf") and char != "\u00ad" or "\u1160" <= char <= "\u11ff":
-        return 0                                    # the range has the vowels and finals of Korean syllables
+    if unicodedata.category(char) in ("Mn", "Me",
+                                      "Cf") and char != "\u00ad" or "\u1160" <= char <= "\u11ff":
+        # The range has the vowels and finals of Korean syllables.
+        return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
@@ -59,7 +68,8 @@ def is_flag_half(char):
 
 def is_pictograph(char):
     """About Unicode's Extended_Pictographic, which Python has no table of."""
-    return (char in "\u00a9\u00ae\u2122\u2139" or "\U0001f000" <= char <= "\U0001faff" and not is_flag_half(char)
+    return (char in "\u00a9\u00ae\u2122\u2139" or "\U0001f000" <= char <= "\U0001faff"
+            and not is_flag_half(char)
             or "\u203c" <= char <= "\u3299" and unicodedata.category(char) in ("So", "Sm", "Po"))
 
 
@@ -68,10 +78,11 @@ def is_pictograph(char):
 class Terminal:
     """What a terminal shows after the bytes that it was fed; not thread-safe.
 
-    `titles`, `unknown` (sequences and control characters), `replies` (what it answered, also given to `on_reply`) and
-    `scrollback` (lines that have left the main screen at its top) only grow. `modes` is the set of private modes that
-    are on. `painted` (cells printed), `rows_touched` (printed or erased), `scrolls` and `bells` start anew with
-    reset_counters(). `alternate`: the alternate screen is shown.
+    `titles`, `unknown` (sequences and control characters), `replies` (what it answered, also given
+    to `on_reply`) and `scrollback` (lines that have left the main screen at its top) only grow.
+    `modes` is the set of private modes that are on. `painted` (cells printed), `rows_touched`
+    (printed or erased), `scrolls` and `bells` start anew with reset_counters(). `alternate`: the
+    alternate screen is shown.
     """
 
     def __init__(self, rows=24, columns=80, joins_emoji=True, widens=True, on_reply=None):
@@ -80,7 +91,8 @@ class Terminal:
         self.titles, self.unknown, self.replies = [], [], bytearray()
         self.scrollback = collections.deque(maxlen=SCROLLBACK)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._unparsed = ""                         # the beginning of a sequence
+        # What has come of a sequence that is not whole yet.
+        self._unparsed = ""
         self.reset_counters()
         self._reset()
 
@@ -92,7 +104,8 @@ class Terminal:
     bracketed_paste = property(lambda self: 2004 in self.modes)
 
     def cell(self, row, column):
-        """The Cell there; its style is a frozenset of "bold", "reverse", "fg=1", "bg=208", "fg=#ff8000" and the like."""
+        """The Cell there; its style is a frozenset of "bold", "reverse", "fg=1", "bg=208",
+        "fg=#ff8000" and the like."""
         return self._grid[row][column]
 
     def line(self, row):
@@ -112,7 +125,8 @@ class Terminal:
         for row, cells in enumerate(self._grid):
             at = "".join(cell.text for cell in cells).find(text)
             if at >= 0:
-                ends, length = [], 0                # where in the row's text each cell ends
+                # Where in the row's text each cell ends.
+                ends, length = [], 0
                 for cell in cells:
                     length += len(cell.text)
                     ends.append(length)
@@ -125,10 +139,13 @@ class Terminal:
         self.rows_touched = set()
 
     def resize(self, rows, columns):
-        """Crop or extend at the right and below; the main screen first scrolls up when the cursor would be cut off."""
+        """Crop or extend at the right and below; the main screen first scrolls up when the cursor
+        would be cut off."""
         for grid in (self._main, self._other):
-            if grid is self._main and (surplus := (self._saved_row() if self.alternate else self._row) - rows + 1) > 0:
-                self.scrollback.extend("".join(cell.text for cell in cells).rstrip(" ") for cells in grid[:surplus])
+            if grid is self._main and (surplus := (self._saved_row() if self.alternate
+                                                   else self._row) - rows + 1) > 0:
+                self.scrollback.extend("".join(cell.text for cell in cells).rstrip(" ")
+                                       for cells in grid[:surplus])
                 del grid[:surplus]
             del grid[rows:]
             for cells in grid:
@@ -155,8 +172,10 @@ class Terminal:
                 at = found.end()
             else:
                 end = BEGINNING.match(text, at).end()
-                if end == len(text) or end == len(text) - 1 and text[end] == "\x1b" and text[at + 1:at + 2] in tuple("]PX^_"):
-                    self._unparsed = text[at:]      # its last ESC may begin the terminator
+                if end == len(text) or end == len(text) - 1 and text[end] == "\x1b" and text[
+                    at + 1:at + 2] in tuple("]PX^_"):
+                    # Its last ESC may begin the terminator.
+                    self._unparsed = text[at:]
                     return
                 self.unknown.append(text[at:end])
                 at = end
@@ -182,7 +201,8 @@ class Terminal:
             params = found["params"]
             prefix = params[:1] if params[:1] in tuple("<=>?") else ""
             handler = self.CSI.get(prefix + found["key"])
-            if handler is None or re.search("[<-?]", params[len(prefix):]) or ":" in params and handler is not Terminal._sgr:
+            if (handler is None or re.search("[<-?]", params[len(prefix):])
+                    or ":" in params and handler is not Terminal._sgr):
                 self.unknown.append(found[0])
             elif handler is Terminal._sgr:
                 self._sgr(params, found[0])
@@ -205,14 +225,17 @@ class Terminal:
             self._line_feed()
         column = min(self._column, self.columns - width)
         self._halve(self._row, column, column + width)
-        self._grid[self._row][column:column + width] = [Cell(text, width, style)] + [Cell("", 0, style)] * (width - 1)
+        self._grid[self._row][column:column
+                              + width] = [Cell(text, width,
+                                               style)] + [Cell("", 0, style)] * (width - 1)
         self.painted += 1
         self.rows_touched.add(self._row)
         self._column = min(column + width, self.columns - 1)
         self._pending = column + width == self.columns
 
     def _join(self, char):
-        """Add the character to the cell before the cursor if that is where it belongs: say whether it is done."""
+        """Add the character to the cell before the cursor if that is where it belongs: say whether
+        it is done."""
         if char_width(char) and not self.joins_emoji:
             return False
         cells, column = self._grid[self._row], self._column - (not self._pending)
@@ -221,7 +244,8 @@ class Terminal:
         column -= cells[column].width == 0
         before = cells[column]
         if char_width(char) == 0:
-            wide = char == "\ufe0f" and self.widens and (is_pictograph(before.text[0]) or before.text in tuple("#*0123456789"))
+            wide = (char == "\ufe0f" and self.widens
+                    and (is_pictograph(before.text[0]) or before.text in tuple("#*0123456789")))
         elif is_flag_half(char):
             if len(before.text) > 1 or not is_flag_half(before.text):
                 return False
@@ -245,11 +269,13 @@ class Terminal:
             self._erase(self._row, column, column + 1)
         else:
             self._column, self._pending = column, False
-        self.painted -= 1                           # it was counted when it was narrow
+        # It was counted when it was narrow.
+        self.painted -= 1
         self._put(cell.text, 2, cell.style)
 
     def _halve(self, row, first, end):
-        """Blank the halves outside of those wide cells that the columns from `first` to `end` cut."""
+        """Blank the halves outside of those wide cells that the columns from `first` to `end`
+        cut."""
         cells = self._grid[row]
         if first < self.columns and cells[first].width == 0:
             cells[first - 1] = Cell(" ", 1, cells[first - 1].style)
@@ -261,7 +287,8 @@ class Terminal:
     # Moving, erasing, scrolling
 
     def _move(self, row, column):
-        self._row, self._column = max(0, min(row, self.rows - 1)), max(0, min(column, self.columns - 1))
+        self._row = max(0, min(row, self.rows - 1))
+        self._column = max(0, min(column, self.columns - 1))
         self._pending = False
 
     def _vertical(self, rows):
@@ -269,7 +296,8 @@ class Terminal:
         if rows < 0:
             row = max(self._row + rows, self._top if self._row >= self._top else 0)
         else:
-            row = min(self._row + rows, self._bottom if self._row <= self._bottom else self.rows - 1)
+            row = min(self._row + rows, self._bottom if self._row <= self._bottom
+                      else self.rows - 1)
         self._move(row, self._column)
 
     def _line_feed(self):
@@ -303,7 +331,8 @@ class Terminal:
             self._move(self._row, 0)
 
     def _blank(self, columns):
-        return [Cell(" ", 1, frozenset(name for name in self._style if name.startswith("bg=")))] * columns
+        return [Cell(" ", 1,
+                     frozenset(name for name in self._style if name.startswith("bg=")))] * columns
 
     def _erase(self, row, first, end):
         end = min(end, self.columns)
@@ -315,7 +344,8 @@ class Terminal:
         if numbers[0] > 2:
             return False
         self._pending = False
-        self._erase(self._row, 0 if numbers[0] else self._column, self._column + 1 if numbers[0] == 1 else self.columns)
+        self._erase(self._row, 0 if numbers[0] else self._column,
+                    self._column + 1 if numbers[0] == 1 else self.columns)
 
     def _erase_screen(self, numbers):
         if numbers[0] > 3:
@@ -326,7 +356,8 @@ class Terminal:
         if numbers[0] < 2:
             self._erase_line(numbers)
         self._pending = False
-        for row in range(*{0: (self._row + 1, self.rows), 1: (0, self._row), 2: (0, self.rows)}[numbers[0]]):
+        for row in range(*{0: (self._row + 1, self.rows), 1: (0, self._row),
+                           2: (0, self.rows)}[numbers[0]]):
             self._erase(row, 0, self.columns)
 
     def _erase_chars(self, numbers):
@@ -346,7 +377,8 @@ class Terminal:
         self.rows_touched.add(self._row)
 
     def _region(self, numbers):
-        top, bottom = max(numbers[0], 1) - 1, min((numbers[1:] or [0])[0] or self.rows, self.rows) - 1
+        top, bottom = max(numbers[0], 1) - 1, min((numbers[1:] or [0])[0] or self.rows,
+                                                  self.rows) - 1
         if top < bottom:
             self._top, self._bottom = top, bottom
             self._move(0, 0)
@@ -355,17 +387,22 @@ class Terminal:
 
     def _reset(self):
         self.modes, self.alternate = {7, 25}, False
-        self._style, self._saved = frozenset(), {}  # the saved cursor of each screen, by `alternate`
-        self._main, self._other = ([self._blank(self.columns) for _ in range(self.rows)] for _ in range(2))
-        self._grid = self._main                     # the one that is shown
+        # The saved cursor of each screen, by `alternate`.
+        self._style, self._saved = frozenset(), {}
+        self._main, self._other = ([self._blank(self.columns) for _ in range(self.rows)]
+                                   for _ in range(2))
+        # The screen that is shown.
+        self._grid = self._main
         self._top, self._bottom = 0, self.rows - 1
-        self._move(0, 0)                            # _pending: the last column was printed to, the next character wraps
+        # _pending: the last column was printed to, the next character wraps.
+        self._move(0, 0)
 
     def _save(self):
         self._saved[self.alternate] = self._row, self._column, self._pending, self._style
 
     def _restore(self):
-        row, column, pending, self._style = self._saved.get(self.alternate, (0, 0, False, frozenset()))
+        initial = 0, 0, False, frozenset()
+        row, column, pending, self._style = self._saved.get(self.alternate, initial)
         self._move(row, column)
         self._pending = pending and self._column == self.columns - 1
 
@@ -390,7 +427,8 @@ class Terminal:
     def _sgr(self, params, sequence):
         codes, style = params.split(";"), set(self._style)
         while codes:
-            code, *more = codes.pop(0).split(":")   # 38:5:n is one parameter, 38;5;n three
+            # 38:5:n is one parameter, 38;5;n three.
+            code, *more = codes.pop(0).split(":")
             code = int(code[:5] or 0)
             if code in (38, 48):
                 colour, codes = (more, codes) if more else self._split_colour(codes)
@@ -409,7 +447,8 @@ class Terminal:
                 style.add(ON[code])
                 style.difference_update(["underline"] if code == 4 and more == ["0"] else [])
             elif code % 10 < 8 and code // 10 in (3, 4, 9, 10):
-                self._paint(style, "fg=" if code // 10 in (3, 9) else "bg=", str(code % 10 + 8 * (code >= 90)))
+                self._paint(style, "fg=" if code // 10 in (3, 9) else "bg=",
+                            str(code % 10 + 8 * (code >= 90)))
             elif code in (39, 49):
                 self._paint(style, "fg=" if code == 39 else "bg=")
             else:
@@ -442,12 +481,14 @@ class Terminal:
         self._reply(f"\x1b[?{mode};{0 if mode not in MODES else 1 if mode in self.modes else 2}$y")
 
     def _window(self, numbers):
-        if numbers[0] not in (18, 22, 23):          # 22 and 23 keep the title and take it back
+        # 22 and 23 keep the title and take it back.
+        if numbers[0] not in (18, 22, 23):
             return False
         if numbers[0] == 18:
             self._reply(f"\x1b[8;{self.rows};{self.columns}t")
 
-    CSI = {             # returns False for what is unknown
+    # Returns False for what is unknown.
+    CSI = {
         "A": lambda self, numbers: self._vertical(-max(numbers[0], 1)),
         "B": lambda self, numbers: self._vertical(max(numbers[0], 1)),
         "C": lambda self, numbers: self._move(self._row, self._column + max(numbers[0], 1)),
@@ -457,16 +498,20 @@ class Terminal:
         "G": lambda self, numbers: self._move(self._row, numbers[0] - 1),
         "d": lambda self, numbers: self._move(numbers[0] - 1, self._column),
         "H": lambda self, numbers: self._move(numbers[0] - 1, (numbers[1:] or [0])[0] - 1),
-        "J": _erase_screen, "K": _erase_line, "X": _erase_chars, "m": _sgr, "r": _region, "n": _report, "t": _window,
+        "J": _erase_screen, "K": _erase_line, "X": _erase_chars, "m": _sgr, "r": _region,
+        "n": _report, "t": _window,
         "L": lambda self, numbers: self._lines(-max(numbers[0], 1)),
         "M": lambda self, numbers: self._lines(max(numbers[0], 1)),
         "P": lambda self, numbers: self._shift(-max(numbers[0], 1)),
         "@": lambda self, numbers: self._shift(max(numbers[0], 1)),
         "S": lambda self, numbers: self._scroll(self._top, max(numbers[0], 1), keep=True),
-        "T": lambda self, numbers: len(numbers) == 1 and self._scroll(self._top, -max(numbers[0], 1)),
+        "T": lambda self, numbers: len(numbers) == 1
+        and self._scroll(self._top, -max(numbers[0], 1)),
         "s": lambda self, numbers: self._save(), "u": lambda self, numbers: self._restore(),
-        "c": lambda self, numbers: self._reply("\x1b[?62;22c"), ">c": lambda self, numbers: self._reply("\x1b[>41;370;0c"),
-        "?h": lambda self, numbers: self._set_modes(numbers, True), "?l": lambda self, numbers: self._set_modes(numbers, False),
+        "c": lambda self, numbers: self._reply("\x1b[?62;22c"),
+        ">c": lambda self, numbers: self._reply("\x1b[>41;370;0c"),
+        "?h": lambda self, numbers: self._set_modes(numbers, True),
+        "?l": lambda self, numbers: self._set_modes(numbers, False),
         "?$p": _report_mode, ">m": lambda self, numbers: None,      # modifyOtherKeys
         " q": lambda self, numbers: None,      # the cursor's shape
     }
@@ -474,5 +519,6 @@ class Terminal:
     ESC = {
         "7": _save, "8": _restore, "D": _line_feed, "M": _reverse_line_feed, "c": _reset,
         "E": lambda self: (self._line_feed(), self._move(self._row, 0)),
-        "=": lambda self: None, ">": lambda self: None, "(B": lambda self: None, ")B": lambda self: None,
+        "=": lambda self: None, ">": lambda self: None, "(B": lambda self: None,
+        ")B": lambda self: None,
     }

@@ -2,8 +2,8 @@
 
 Every test with `connect` has a bystander pair of members: they chat before the bad input and after
 it, and then the server has to be alive, with no bug of its own on its stderr. The malformed lines
-are those of test_chatproto. (test_room_doors.py has what a real server would take seconds or luck to
-show.)
+are those of test_chatproto. (test_room_doors.py has what a real server would take seconds or luck
+to show.)
 """
 
 import itertools
@@ -45,7 +45,8 @@ class Others:
     def heard_from(self, name):
         """The texts that both heard from `name`, each once."""
         self.chat()
-        first, second = ({f["id"]: f["text"] for f in client.frames if f["type"] == "chat" and f["from"] == name}
+        first, second = ({f["id"]: f["text"] for f in client.frames if f["type"] == "chat"
+                          and f["from"] == name}
                          for client in self.pair)
         assert first == second
         return list(first.values())
@@ -57,16 +58,22 @@ class Others:
         "renamed") and name in (f["name"], f.get("to"))]
 
 
-@pytest.fixture
-def others(server):
-    """The bystander pair; they chat before and after."""
+@pytest.fixture(scope="module")
+def bystanders(server):
+    """The same two for all tests: who is not disturbed by any of them is disturbed by none."""
     others = Others(server.port)
-    others.chat()
     yield others
-    others.chat()
-    server.assert_healthy()
     for client in others.pair:
         client.close()
+
+
+@pytest.fixture
+def others(server, bystanders):
+    """The bystander pair; they chat before and after."""
+    bystanders.chat()
+    yield bystanders
+    bystanders.chat()
+    server.assert_healthy()
 
 
 @pytest.fixture
@@ -93,7 +100,8 @@ def server_without_web():
 
 @pytest.fixture
 def connect_without_web(server_without_web):
-    """A connection to a server to which HTTP is as foreign as TLS is. (What it is to the others: test_web.py.)"""
+    """A connection to a server to which HTTP is as foreign as TLS is. (What it is to the others:
+    test_web.py.)"""
     with harness.RawClient(server_without_web.port) as client:
         yield client
 
@@ -103,7 +111,8 @@ def assert_works(client):
     text = f"still here {next(_numbers)}"
     id = client.say(text)
     heard = acknowledged = None
-    while heard is None or acknowledged is None:        # in either order: the message may wait behind a replay
+    # They come in either order: the message may wait behind a replay.
+    while heard is None or acknowledged is None:
         frame = client.recv()
         if frame["type"] == "ack" and frame["id"] >= id:
             acknowledged = frame["id"]
@@ -120,11 +129,13 @@ def types_of(client):
 
 @pytest.mark.parametrize("line, code", cases(NOT_FRAMES))
 def test_no_frame_from_a_member(connect, line, code):
-    """A member's line that is no frame is answered with a numbered error, never acknowledged, and ends the connection."""
+    """A member's line that is no frame is answered with a numbered error, never acknowledged, and
+    ends the connection."""
     client = connect(new_name())
     client.send(line + b"\n")
     error = client.recv_until("error")
-    assert error["code"] == code and error["text"] and error["id"] > client.welcome["last"] and "about" not in error
+    assert error["code"] == code and error["text"] and error["id"] > client.welcome["last"]
+    assert "about" not in error
     assert client.eof()
     assert "ack" not in types_of(client)
 
@@ -142,7 +153,8 @@ def test_no_frame_from_a_stranger(connect, line, code):
 
 @pytest.mark.parametrize("greeting", GREETINGS)
 def test_greeting_of_another_protocol(connect_without_web, greeting):
-    """TLS, HTTP and their like are refused at their first bytes, without waiting for the end of a line."""
+    """TLS, HTTP and their like are refused at their first bytes, without waiting for the end of a
+    line."""
     client = connect_without_web
     client.send(greeting)
     assert client.recv()["code"] == "bad-frame"
@@ -152,7 +164,9 @@ def test_greeting_of_another_protocol(connect_without_web, greeting):
 def test_greeting_of_a_web_page(connect_without_web):
     """A page's POST does not get its body's lines into the chat: the first line ends it."""
     client = connect_without_web
-    client.send(b'POST / HTTP/1.1\r\nHost: a\r\n\r\n{"type":"join","name":"web"}\n{"type":"chat","id":1,"text":"x"}\n')
+    client.send(
+        b'POST / HTTP/1.1\r\nHost: a\r\n\r\n{"type":"join","name":"web"}\n'
+        b'{"type":"chat","id":1,"text":"x"}\n')
     assert client.recv()["code"] == "bad-frame"
     assert client.eof() and types_of(client) == ["error"]
 
@@ -167,9 +181,11 @@ def test_endless_line(connect, joined):
 
 
 def test_no_frame_after_good_ones(connect, others):
-    """What came before the broken line is heard and acknowledged, what comes after it is not even read."""
+    """What came before the broken line is heard and acknowledged, what comes after it is not even
+    read."""
     client = connect(new_name())
-    client.send(frame("chat", {"text": "before"}, id=1) + b"nonsense\n" + frame("chat", {"text": "after"}, id=2))
+    client.send(frame("chat", {"text": "before"}, id=1) + b"nonsense\n"
+                + frame("chat", {"text": "after"}, id=2))
     assert client.eof()
     assert [f["id"] for f in client.frames if f["type"] == "ack"] == [1]
     assert [f["code"] for f in client.frames if f["type"] == "error"] == ["bad-frame"]
@@ -177,12 +193,14 @@ def test_no_frame_after_good_ones(connect, others):
 
 
 def test_no_frame_keeps_the_session(connect, others):
-    """Nothing else is touched: the session goes on over the next connection, and nobody was told that anybody left."""
+    """Nothing else is touched: the session goes on over the next connection, and nobody was told
+    that anybody left."""
     client = connect(new_name())
     client.send(b"nonsense\n")
     assert client.eof()
     again = connect()
-    welcome = again.join(client.name, session=client.welcome["session"], epoch=client.welcome["epoch"], seen=0)
+    welcome = again.join(client.name, session=client.welcome["session"],
+                         epoch=client.welcome["epoch"], seen=0)
     assert welcome["resumed"] and welcome["name"] == client.name
     assert again.recv_until("error")["code"] == "bad-frame"
     assert_works(again)
@@ -193,7 +211,8 @@ def test_no_frame_keeps_the_session(connect, others):
 
 @pytest.mark.parametrize("fields, code, type", cases(INVALID))
 def test_wrong_fields(connect, others, fields, code, type):
-    """A frame with wrong fields gets its error, then its ACK, in this order; the connection goes on and nobody hears of it."""
+    """A frame with wrong fields gets its error, then its ACK, in this order; the connection goes on
+    and nobody hears of it."""
     client = connect(new_name())
     client.next_id = 4
     client.send(frame(type, fields, id=3))
@@ -207,11 +226,13 @@ def test_wrong_fields(connect, others, fields, code, type):
 
 @pytest.mark.parametrize("fields, code", cases(INVALID_JOINS))
 def test_wrong_join(connect, fields, code):
-    """A join with wrong fields is refused with a bare error; a better one on the same connection is welcome."""
+    """A join with wrong fields is refused with a bare error; a better one on the same connection is
+    welcome."""
     client = connect()
     client.send(frame("join", fields))
     error = client.recv()
-    assert (error["type"], error["code"]) == ("error", code) and "id" not in error and "about" not in error
+    assert (error["type"], error["code"]) == ("error", code) and "id" not in error
+    assert "about" not in error
     client.join(new_name())
     assert_works(client)
 
@@ -226,9 +247,12 @@ def test_longest_text(connect, others):
     assert others.heard_from(client.name) == texts
 
 
-@pytest.mark.parametrize("to", ["nobody", "", "x" * MAX_TEXT, "server", "Server", "a b", "\x1b[31m", "\u202e"])
+@pytest.mark.parametrize("to",
+                         ["nobody", "", "x" * MAX_TEXT, "server", "Server", "a b", "\x1b[31m",
+                          "\u202e"])
 def test_private_message_to_nobody(connect, others, to):
-    """It is refused with no-such-user before it is acknowledged, and heard by nobody, its speaker included."""
+    """It is refused with no-such-user before it is acknowledged, and heard by nobody, its speaker
+    included."""
     client = connect(new_name())
     id = client.say("psst", to=to)
     assert client.recv_until("ack")["id"] == id
@@ -241,7 +265,8 @@ def test_private_message_to_nobody(connect, others, to):
 # --- Ids ---
 
 def test_id_repeated(connect, others):
-    """A frame that comes again under its id is acknowledged again and not heard twice, in one piece or later."""
+    """A frame that comes again under its id is acknowledged again and not heard twice, in one piece
+    or later."""
     client = connect(new_name())
     line = frame("chat", {"text": "once"}, id=1)
     client.send(line + line)
@@ -308,15 +333,19 @@ def test_ack_backwards(connect):
 # --- Joining ---
 
 @pytest.mark.parametrize("type, fields, about", [
-    ("chat", {"id": 1, "text": "x"}, 1), ("rename", {"id": 2, "name": "x"}, 2), ("leave", {"id": 3}, 3), ("ping", {"id": 4}, 4),
-    ("dance", {"id": 5}, 5), ("dance", {}, None), ("ack", {"id": 1}, None), ("chat", {"id": 6, "text": 7}, 6),
+    ("chat", {"id": 1, "text": "x"}, 1), ("rename", {"id": 2, "name": "x"}, 2),
+    ("leave", {"id": 3}, 3), ("ping", {"id": 4}, 4),
+    ("dance", {"id": 5}, 5), ("dance", {}, None), ("ack", {"id": 1}, None),
+    ("chat", {"id": 6, "text": 7}, 6),
 ])
 def test_before_join(connect, others, type, fields, about):
-    """Whatever comes before the join gets not-joined and no ACK; its id is still free after the join."""
+    """Whatever comes before the join gets not-joined and no ACK; its id is still free after the
+    join."""
     client = connect()
     client.send({"type": type, **fields})
     error = client.recv()
-    assert (error["type"], error["code"], error.get("about")) == ("error", "not-joined", about) and "id" not in error
+    assert (error["type"], error["code"], error.get("about")) == ("error", "not-joined", about)
+    assert "id" not in error
     client.join(new_name())
     assert_works(client)
     assert [f["id"] for f in client.frames if f["type"] == "ack"] == [1]
@@ -327,7 +356,8 @@ def test_before_join(connect, others, type, fields, about):
 def test_join_twice(connect, others, name):
     """A second join is refused and changes nothing: not the name, not the session."""
     client = connect(new_name())
-    client.send({"type": "join", "name": client.name if name == "same" else name if name == "bad name" else new_name()})
+    client.send({"type": "join", "name": client.name if name == "same" else name
+                 if name == "bad name" else new_name()})
     error = client.recv_until("error")
     assert error["code"] == ("bad-name" if name == "bad name" else "already-joined") and error["id"]
     assert_works(client)
@@ -351,7 +381,8 @@ def wide(name):
 
 @pytest.mark.parametrize("change", [str, str.upper, str.title, wide])
 def test_name_taken(connect, others, change):
-    """A name that is taken, or that differs from one only in case or width, is refused; the suggestion is accepted."""
+    """A name that is taken, or that differs from one only in case or width, is refused; the
+    suggestion is accepted."""
     taken = others.pair[0].name
     client = connect()
     client.send({"type": "join", "name": change(taken)})
@@ -363,7 +394,8 @@ def test_name_taken(connect, others, change):
 
 
 def test_name_taken_longest(connect):
-    """The suggestion for a name of 24 characters has no more than 24, and the next suggestion is another one."""
+    """The suggestion for a name of 24 characters has no more than 24, and the next suggestion is
+    another one."""
     name = new_name("x" * (MAX_NAME - 4)).ljust(MAX_NAME, "y")[:MAX_NAME]
     connect(name)
     for _ in range(3):
@@ -389,18 +421,24 @@ def test_rename_to_a_taken_name(connect, others):
 @pytest.mark.parametrize("session", ["made up", "", "\x00", "A" * 32, "x" * MAX_TEXT])
 @pytest.mark.parametrize("right_epoch", [True, False])
 def test_session_made_up(connect, others, session, right_epoch):
-    """A session that nobody was given opens no door: its bearer is a newcomer, with a secret of its own."""
+    """A session that nobody was given opens no door: its bearer is a newcomer, with a secret of its
+    own."""
     epoch = others.pair[0].welcome["epoch"] if right_epoch else "made up"
     client = connect()
-    client.auto_ack = True              # with another epoch it hears all that was said since that time
+    # With another epoch it hears all that was said since that time.
+    client.auto_ack = True
     welcome = client.join(new_name(), session=session, epoch=epoch, seen=1)
-    assert not welcome["resumed"] and welcome["got"] == 0 and welcome["session"] != session and len(welcome["session"]) >= 22
+    assert not welcome["resumed"] and welcome["got"] == 0 and welcome["session"] != session
+    assert len(welcome["session"]) >= 22
     assert_works(client)
 
 
-@pytest.mark.parametrize("change", [str.swapcase, lambda secret: secret[:-1], lambda secret: secret + "x", lambda secret: ""])
+@pytest.mark.parametrize("change",
+                         [str.swapcase, lambda secret: secret[:-1], lambda secret: secret + "x",
+                          lambda secret: ""])
 def test_session_almost_right(connect, others, change):
-    """Almost the secret of a member is not its secret: the name is taken, and the member stays connected."""
+    """Almost the secret of a member is not its secret: the name is taken, and the member stays
+    connected."""
     victim = others.pair[0]
     client = connect()
     client.send({"type": "join", "name": victim.name, "session": change(victim.welcome["session"]),
@@ -414,7 +452,8 @@ def test_session_seen_too_much(connect, others):
     """Who claims to have seen what was never said cannot resume with that."""
     victim = others.pair[0]
     client = connect()
-    client.send({"type": "join", "name": victim.name, "session": victim.welcome["session"], "epoch": victim.welcome["epoch"],
+    client.send({"type": "join", "name": victim.name, "session": victim.welcome["session"],
+                 "epoch": victim.welcome["epoch"],
                  "seen": 2**53 - 1})
     assert client.recv()["code"] == "name-taken"
     others.chat()
@@ -431,7 +470,8 @@ def test_sender_is_not_believed(connect, others):
 
 # --- Unknown types and fields ---
 
-@pytest.mark.parametrize("type", ["dance", "", "CHAT", "welcome", "joined", "heard", "booted", "error", "\ud800", "x" * 60_000])
+@pytest.mark.parametrize("type", ["dance", "", "CHAT", "welcome", "joined", "heard", "booted",
+                                  "error", "\ud800", "x" * 60_000])
 def test_unknown_type(connect, others, type):
     """A type that no client sends is acknowledged and otherwise ignored."""
     client = connect(new_name())
@@ -442,7 +482,8 @@ def test_unknown_type(connect, others, type):
     assert "error" not in types_of(client) and len(others.heard_from(client.name)) == 1
 
 
-@pytest.mark.parametrize("id", [{}, {"id": 0}, {"id": "x"}, {"id": 2**53}, {"id": None}, {"id": []}])
+@pytest.mark.parametrize("id",
+                         [{}, {"id": 0}, {"id": "x"}, {"id": 2**53}, {"id": None}, {"id": []}])
 def test_unknown_type_without_an_id(connect, id):
     """Without an id that could be acknowledged it is ignored altogether."""
     client = connect(new_name())

@@ -1,4 +1,5 @@
-"""Tests of the benchmark: that it runs and writes what it says, and that it would notice what it looks for."""
+"""Tests of the benchmark: that it runs and writes what it says, and that it would notice what it
+looks for."""
 
 import contextlib
 import json
@@ -17,33 +18,41 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import driver                                   # noqa: E402
 
-FANOUT = [sys.executable, str(ROOT / "bench" / "fanout.py"), "--members", "10", "--workload", "window-64"]
+FANOUT = [sys.executable, str(ROOT / "bench" / "fanout.py"), "--members", "10", "--workload",
+          "window-64"]
 
 
 def test_bench_tiny_run(tmp_path):
     """A tiny run prints its table, writes all its files, and nobody loses anything."""
     results, page, plot = tmp_path / "results.json", tmp_path / "page.md", tmp_path / "plot.svg"
-    done = subprocess.run([*FANOUT, "--seconds", "0.05", "--json", results, "--markdown", page, "--svg", plot],
+    done = subprocess.run([*FANOUT, "--seconds", "0.05", "--json", results, "--markdown", page,
+                           "--svg", plot],
                           capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     rows = json.loads(results.read_text())["rows"]
     assert {"Roger", "bare loop", "asyncio"} <= {row["server"] for row in rows}
-    assert all(row["wrong"] == "0/0/0" and row["rate"] > 0 and row["members"] == 10 for row in rows), rows
-    assert "| window 64 " in done.stdout and done.stdout.strip() in page.read_text() and "(plot.svg)" in page.read_text()
+    assert all(row["wrong"] == "0/0/0" and row["rate"] > 0 and row["members"] == 10
+               for row in rows), rows
+    assert "| window 64 " in done.stdout and done.stdout.strip() in page.read_text()
+    assert "(plot.svg)" in page.read_text()
     assert xml.etree.ElementTree.parse(plot).getroot().tag.endswith("svg")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 def test_bench_leaves_no_process_behind():
-    """Ctrl-C, which all processes get, and SIGTERM, which only it gets, end the server and what drives it."""
-    both = [subprocess.Popen([*FANOUT, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    """Ctrl-C, which all processes get, and SIGTERM, which only it gets, end the server and what
+    drives it."""
+    both = [subprocess.Popen([*FANOUT, "--seconds", "60"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True,
                              start_new_session=True, preexec_fn=heed_interrupts) for _ in range(2)]
-    for process, number, send, code in zip(both, (signal.SIGINT, signal.SIGTERM), (os.killpg, os.kill), (130, 143)):
+    for process, number, send, code in zip(both, (signal.SIGINT, signal.SIGTERM),
+                                           (os.killpg, os.kill), (130, 143)):
         while "speaking" not in process.stderr.readline():
             assert process.poll() is None
         send(process.pid, number)
         try:
-            process.communicate(timeout=TIMEOUT)        # all that had its stderr has ended, too
+            # All that had its stderr has ended, too.
+            process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             pytest.fail(f"after signal {number} there is still {members_of(process.pid)}")
         assert process.returncode == code and not members_of(process.pid)
@@ -76,7 +85,8 @@ def checked(*streams):
 
 
 def test_bench_notices_what_is_lost_doubled_or_reordered():
-    """A frame that is missing at the end or before it, that comes twice, or too early is counted."""
+    """A frame that is missing at the end or before it, that comes twice, or too early is
+    counted."""
     one, two, three = frame(0, 1), frame(0, 2), frame(0, 3)
     assert checked([one, two, three], [one + two[:9], two[9:] + three]) == (0, 0, 0)
     assert checked([one, two, three], [one, two]) == (1, 0, 0)
@@ -87,7 +97,8 @@ def test_bench_notices_what_is_lost_doubled_or_reordered():
 
 
 def test_bench_acknowledges_what_it_cannot_place_yet():
-    """A frame that a member hears before the first member does is acknowledged at once: else its window would fill up."""
+    """A frame that a member hears before the first member does is acknowledged at once: else its
+    window would fill up."""
     load, sent = driver.Driver(driver.Spec("json", 0, 2)), []
     sock = types.SimpleNamespace(send=lambda data: sent.append(bytes(data)) or len(data))
     lead, other = load.members = [driver.Member(sock), driver.Member(sock)]

@@ -1,4 +1,5 @@
-"""The server's console on a pseudo-terminal: what is logged does not touch what the operator types."""
+"""The server's console on a pseudo-terminal: what is logged does not touch what the operator
+types."""
 
 import contextlib
 import os
@@ -17,10 +18,12 @@ from program import Program
 
 @contextlib.contextmanager
 def started():
-    with Program([*SERVER, "0", "--no-web"], cwd=ROOT) as program:
+    with Program([*SERVER, "0", "--no-web", "--bind", "127.0.0.1"], cwd=ROOT) as program:
         program.wait_until(lambda terminal: terminal.lines()[2].startswith(">"), "the prompt")
         program.port = int(re.search(r":(\d+)", program.snapshot()[0])[1])
         yield program
+        # An end that is asked for waits for the ACKs of all who are there, who never send one.
+        program.process.kill()
 
 
 @pytest.fixture
@@ -40,7 +43,8 @@ def one_console():
 def typed(program, text):
     """Wait until the line that is typed is shown as `text`, with the cursor behind it."""
     columns = sum(2 if char > "\u2fff" else 1 for char in text)
-    program.wait_until(lambda terminal: any(line == f"> {text}".rstrip() and terminal.cursor == (row, 2 + columns)
+    program.wait_until(lambda terminal: any(line == f"> {text}".rstrip()
+                                            and terminal.cursor == (row, 2 + columns)
                                             for row, line in enumerate(terminal.lines())), text)
 
 
@@ -73,8 +77,10 @@ def test_console_command(console):
 
 
 @pytest.mark.parametrize("keys, left", [
-    ("abc\x7f", "ab"), ("abc\x08", "ab"), ("ab cd \x17", "ab "), ("ab\x15x", "x"), ("a\x1b[Db", "ab"), ("a\x1bOAb", "ab"),
-    ("你好\x7f", "你"), ("e\u0301\x7fa", "a"), ("\x7f\x17\x15a", "a"), ("a\x01\x02b", "ab"), ("a\u202eb", "a\\u202eb")])
+    ("abc\x7f", "ab"), ("abc\x08", "ab"), ("ab cd \x17", "ab "), ("ab\x15x", "x"),
+    ("a\x1b[Db", "ab"), ("a\x1bOAb", "ab"),
+    ("你好\x7f", "你"), ("e\u0301\x7fa", "a"), ("\x7f\x17\x15a", "a"), ("a\x01\x02b", "ab"),
+    ("a\u202eb", "a\\u202eb")])
 def test_console_keys(one_console, keys, left):
     """The keys of a terminal's own line, whole and byte by byte."""
     one_console.type(keys)
@@ -121,7 +127,8 @@ def test_console_end_of_input(console):
 
 def test_console_dumb():
     """On a dumb terminal nothing is painted."""
-    with Program([sys.executable, str(ROOT / "chat_server.py"), "0"], env={"TERM": "dumb"}) as program:
+    with Program([sys.executable, str(ROOT / "chat_server.py"), "0"],
+                 env={"TERM": "dumb"}) as program:
         program.wait_for("Others join with")
         program.type("/users\r")
         program.wait_for("nobody is here")

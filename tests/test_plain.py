@@ -17,7 +17,8 @@ CLOCK = r"\d\d:\d\d "
 
 @posix_only
 def test_terminal_talks_and_leaves(serve, peer, chat):
-    """Lines go out, what others say comes in with their name, and Ctrl-D leaves with exit code 0."""
+    """Lines go out, what others say comes in with their name, and Ctrl-D leaves with exit code
+    0."""
     server = serve()
     bob = peer(server.port, "bob")
     ann = chat(server.port)
@@ -83,8 +84,10 @@ def test_terminal_commands(serve, peer, chat):
     ann.type("  /not a command", "the end")
     bob.recv_until("chat", text="the end")
     ann.type("/quit", "never said")
-    assert ann.end() == 1                               # one of the whispers was refused
-    assert ann.printed.endswith("\nchat_client: not delivered: hello (nobody here is called nobody)\n")
+    # It is 1, as one of the whispers was refused.
+    assert ann.end() == 1
+    assert ann.printed.endswith(
+        "\nchat_client: not delivered: hello (nobody here is called nobody)\n")
     bob.recv_until("left", name="anna")
     assert [frame["text"] for frame in bob.frames if frame["type"] == "chat"] == [
         "/me waves", "a secret", "psst", "what?", "/names", "//", "  /not a command", "the end"]
@@ -92,7 +95,8 @@ def test_terminal_commands(serve, peer, chat):
 
 @posix_only
 def test_terminal_ignore_quiet_and_timestamp(serve, peer, chat):
-    """/ignore hides what one says, /quiet who comes and goes, /timestamp the times; each can be taken back."""
+    """/ignore hides what one says, /quiet who comes and goes, /timestamp the times; each can be
+    taken back."""
     server = serve()
     bob = peer(server.port, "bob")
     ann = chat(server.port)
@@ -123,7 +127,8 @@ def test_terminal_shows_motd_and_marks_history(serve, peer, chat, tmp_path):
     bob.say("of old")
     bob.recv_until("chat", text="of old")
     ann = chat(server.port)
-    assert ann.printed.splitlines() == ["* welcome", "* all\\u202e", "* you are ann, 2 here; /help lists the commands"]
+    assert ann.printed.splitlines() == ["* welcome", "* all\\u202e",
+                                        "* you are ann, 2 here; /help lists the commands"]
     assert ann.line() == "-- said before you came --"
     assert re.fullmatch(CLOCK + "bob: of old", ann.line())
     bob.say("new")
@@ -155,20 +160,27 @@ def test_terminal_is_safe_from_what_peers_say(serve, peer, chat):
     ann = chat(server.port)
     bob.say("first\n12:00 eve: forged\n* eve left\ttab\n\nlast")
     ann.expect(CLOCK + "bob: first")
-    assert [ann.line() for _ in range(4)] == ["      12:00 eve: forged", "      * eve left    tab", "      ", "      last"]
+    assert [ann.line() for _ in range(4)] == ["      12:00 eve: forged", "      * eve left    tab",
+                                              "      ", "      last"]
     bob.say("\u202egnp.exe \u2066 \u200b \ufeff \u2028 \u0301 e\u0301 \U0001f469\u200d\U0001f4bb")
-    ann.expect(CLOCK + r"bob: \\u202egnp\.exe \\u2066 \\u200b \\ufeff \\u2028 " "\u0301 e\u0301 \U0001f469\u200d\U0001f4bb")
+    ann.expect(CLOCK + r"bob: \\u202egnp\.exe \\u2066 \\u200b \\ufeff \\u2028 "
+               "\u0301 e\u0301 \U0001f469\u200d\U0001f4bb")
 
 
 @posix_only
 def test_terminal_is_safe_from_a_hostile_server(chat, terminal):
-    """Escape sequences, carriage returns and bidi controls in every field that a server can send are shown escaped."""
+    """Escape sequences, carriage returns and bidi controls in every field that a server can send
+    are shown escaped."""
     evil = "\x1b[2J\r\u202e\x07\x9b"
-    frames = [{"type": "welcome", "name": evil[:20], "session": "s", "epoch": "e", "users": [evil, "ann"], "last": 0},
-              {"type": "joined", "id": 1, "name": evil, "at": 2**53 - 1}, {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": 1 - 2**53},
+    frames = [{"type": "welcome", "name": evil[:20], "session": "s", "epoch": "e",
+               "users": [evil, "ann"], "last": 0},
+              {"type": "joined", "id": 1, "name": evil, "at": 2**53 - 1},
+              {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": evil, "text": "hi \u202e", "at": 0, "to": evil},
-              {"type": "chat", "id": 4, "from": evil, "text": evil, "at": 0},         # no text: not shown
-              {"type": "error", "id": 5, "code": evil, "text": evil}, {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},
+              # This is no valid text, and is not shown.
+              {"type": "chat", "id": 4, "from": evil, "text": evil, "at": 0},
+              {"type": "error", "id": 5, "code": evil, "text": evil},
+              {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},
               {"type": "booted", "id": 7, "reason": evil}]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         window = terminal(*client_command(listener.getsockname()[1], "--plain", name="ann"))
@@ -197,7 +209,8 @@ def test_terminal_booted_says_why(console, chat):
 
 @posix_only
 def test_terminal_comes_back_when_the_server_does(serve, chat):
-    """The server goes and comes back: the client says so, and what was typed in between is said then."""
+    """The server goes and comes back: the client says so, and what was typed in between is said
+    then."""
     server = serve()
     ann = chat(server.port)
     server.kill()

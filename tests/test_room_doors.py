@@ -5,7 +5,7 @@ import pytest
 
 import chat_server
 from chat_server import JOIN_TIMEOUT, LAST_WORDS
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, QUEUE_FRAMES, WINDOW, ConnectionClosed,
+from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, WINDOW, ConnectionClosed,
                        FrameDecoder, name_key)
 from harness import frame
 from roombench import Bench
@@ -146,14 +146,14 @@ def test_gone_before_the_welcome(bench, together):
 
 
 def test_gone_before_a_long_replay(bench):
-    """Who comes back for a replay longer than a queue, and is gone between welcome and replay,
+    """Who comes back for a replay of many windows, and is gone between welcome and replay,
     costs nobody a frame."""
     bob, ann = bench.visitor(), bench.visitor()
     bob.auto_ack = True
     bob.join("bob")
     ann.join("ann")
     ann.lose()
-    for start in range(0, QUEUE_FRAMES + 100, 50):
+    for start in range(0, 10 * WINDOW, 50):
         for number in range(start, start + 50):
             bench.say(f"number {number}")
         bench.settle()
@@ -162,6 +162,58 @@ def test_gone_before_a_long_replay(bench):
     bench.say("after")
     bench.settle()
     assert chat_texts(bob.read()) == ["after"]
+
+
+# --- Newcomers ---
+
+@pytest.mark.parametrize("between", [1, WINDOW + 10])
+def test_newcomer_behind_many_that_came_and_went(between):
+    """What lies between the last chat and its own join is not a newcomer's: it confirms the chat
+    and hears on, and is not given up for dead."""
+    bench = Bench(grace=0)
+    bob = bench.member("bob")
+    bob.say("hello")
+    bob.take()
+    for number in range(between):
+        bench.member(f"m{number}").send(frame("leave", id=1))
+        bench.advance(0.3)
+        bob.take()
+    ann = bench.visitor("ann")
+    ann.mute = False
+    ann.send(frame("join", name="ann"))
+    assert ann.texts() == ["hello"] and ann.in_flight == 0
+    bob.say("bye")
+    assert ann.texts() == ["bye"]
+    for _ in range(20):
+        bench.advance(1)
+        ann.take(), bob.take()
+    assert not ann.is_over
+
+
+def test_newcomer_that_comes_back_when_the_log_is_past_its_begin(monkeypatch):
+    """Its connection broke before it had the last chats, and the log moved on: it is told what it
+    missed and hears on, and is not sent away again and again."""
+    monkeypatch.setattr(chat_server, "LOG_FRAMES", 50)
+    bench = Bench()
+    bob = bench.member("bob")
+    bob.say("hello")
+    bob.take()
+    ann = bench.visitor("ann")
+    ann.send(frame("join", name="ann"))
+    ann.read()
+    ann.lose()
+    for number in range(200):
+        bob.say(f"{number}")
+        bob.take()
+    again = ann.again()
+    again.mute = False
+    again.send(ann.rejoin())
+    frames = again.take()
+    bob.say("bye")
+    frames += again.take()
+    assert not again.is_over and frames[0]["missed"] > 100
+    heard = chat_texts(frames)
+    assert heard == [*map(str, range(200 - len(heard) + 1, 200)), "bye"] and len(heard) > 40
 
 
 # --- Many ---
@@ -192,18 +244,21 @@ def test_full_room_lets_the_longest_absent_go():
 
 
 def test_joins_go_out_together():
-    """Joins and leaves alone go out at most every 0.1 s, in one write; with something that is said, and in their order, at once."""
+    """Joins and leaves alone go out at most every 0.1 s, in one write; with something that is said,
+    and in their order, at once."""
     bench = Bench()
     ann = bench.member("ann")
     bench.advance(1)
-    others = [bench.member(f"m{number}") for number in range(4)]        # the first finds a quiet room
+    # The first finds a quiet room.
+    others = [bench.member(f"m{number}") for number in range(4)]
     assert [got["name"] for got in ann.take()] == ["m0"]
     bench.advance(0.2)
     assert len(ann.written) == 1 and [got["name"] for got in ann.take()] == ["m1", "m2", "m3"]
     bench.advance(1)
     bench.member("late"), bench.member("later")
     others[0].say("hi")
-    assert [(got["type"], got.get("name", got.get("text"))) for got in ann.take()] == [("joined", "late"), ("joined", "later"), ("chat", "hi")]
+    assert [(got["type"], got.get("name", got.get("text")))
+            for got in ann.take()] == [("joined", "late"), ("joined", "later"), ("chat", "hi")]
     bench.member("last")
     ann.say("hello")
     assert [got["type"] for got in others[0].take()][-2:] == ["joined", "chat"]
@@ -212,7 +267,8 @@ def test_joins_go_out_together():
 
 
 def test_room_with_more_members_than_are_listed(monkeypatch):
-    """Who comes when the list is full is told to nobody until there is room in it, and is a member like all others."""
+    """Who comes when the list is full is told to nobody until there is room in it, and is a member
+    like all others."""
     monkeypatch.setattr(chat_server, "LISTED", 2)
     bench = Bench()
     ann, bob, eve, joe = (bench.member(name) for name in ("ann", "bob", "eve", "joe"))
@@ -224,15 +280,19 @@ def test_room_with_more_members_than_are_listed(monkeypatch):
     assert eve.take() == joe.take() == []
     eve.say("hi")
     joe.say("psst", to="eve")
-    assert [one.texts() for one in (ann, bob, eve, joe)] == [["hi"], ["hi"], ["hi", "psst"], ["hi", "psst"]]
+    assert [one.texts()
+            for one in (ann, bob, eve, joe)] == [["hi"], ["hi"], ["hi", "psst"], ["hi", "psst"]]
     joe.send(frame("rename", id=2, name="jim"))
     bench.advance(1)
-    assert [got["to"] for got in joe.take() if got["type"] == "renamed"] == ["jim"] and ann.take() == []
+    assert [got["to"] for got in joe.take() if got["type"] == "renamed"] == ["jim"]
+    assert ann.take() == []
     eve.send(frame("leave", id=2))
     bench.advance(1)
-    assert ann.take() == []                                             # nobody had been told of her
+    # Nobody had been told of eve.
+    assert ann.take() == []
     bob.send(frame("leave", id=1))
     bench.advance(1)
-    assert [(got["type"], got["name"]) for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
+    assert [(got["type"], got["name"])
+            for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
     assert bench.member("kim").welcome["users"] == ["ann", "jim", "kim"]
     assert sorted(bench.names()) == ["ann", "jim", "kim"]

@@ -17,23 +17,30 @@ from terminal import Terminal
 # --- Columns and wrapping ---
 
 @pytest.mark.parametrize("text, columns", [
-    ("abc", [1, 1, 1]), (CJK, [2, 2]), (ACUTE + "x", [1, 1]), (COOK, [2]), (FAMILY + "!", [2, 1]), (HEART, [2]),
+    ("abc", [1, 1, 1]), (CJK, [2, 2]), (ACUTE + "x", [1, 1]), (COOK, [2]), (FAMILY + "!", [2, 1]),
+    (HEART, [2]),
     (FRANCE * 2, [2, 2]), (FRANCE[0], [1]),
-    (THUMB, [2]), (KEYCAP, [2]), (KOREAN, [2]), ("\uff21", [2]), ("\u0646\u0651", [1]), ("\u0915\u093f", [2]),
-    ("\u2764", [1]), ("\U0001f600", [2]), ("e" + "\u0301" * 9, [1]), ("\U0001f468\u200d" * 2 + "x", [2, 1]),
+    (THUMB, [2]), (KEYCAP, [2]), (KOREAN, [2]), ("\uff21", [2]), ("\u0646\u0651", [1]),
+    ("\u0915\u093f", [2]),
+    ("\u2764", [1]), ("\U0001f600", [2]), ("e" + "\u0301" * 9, [1]),
+    ("\U0001f468\u200d" * 2 + "x", [2, 1]),
 ])
 def test_columns_of(text, columns):
-    """A cluster takes the columns that it takes on a terminal that joins emoji, and on the model."""
-    assert [Columns().of(cluster) for cluster in clusters(text)] == columns and "".join(clusters(text)) == text
+    """A cluster takes the columns that it takes on a terminal that joins emoji, and on the
+    model."""
+    assert [Columns().of(cluster) for cluster in clusters(text)] == columns
+    assert "".join(clusters(text)) == text
     terminal = Terminal(1, 40)
     terminal.feed(text.encode())
     assert terminal.cursor == (0, sum(columns))
 
 
-@pytest.mark.parametrize("options", [{}, {"joins_emoji": False}, {"widens": False}, {"joins_emoji": False, "widens": False}])
+@pytest.mark.parametrize("options",
+                         [{}, {"joins_emoji": False}, {"widens": False},
+                          {"joins_emoji": False, "widens": False}])
 def test_columns_learned_from_a_terminal(options):
-    """The terminal's answers to the probe, read by Keys: from then on every cluster has the columns it takes there. The
-    probe leaves nothing on the screen."""
+    """The terminal's answers to the probe, read by Keys: from then on every cluster has the columns
+    it takes there. The probe leaves nothing on the screen."""
     terminal = Terminal(4, 40, **options)
     terminal.feed(Columns.PROBE.encode())
     assert terminal.text().strip() == "" and not terminal.unknown and terminal.cursor == (0, 0)
@@ -42,13 +49,15 @@ def test_columns_learned_from_a_terminal(options):
     columns = Columns()
     columns.of(COOK)
     columns.learn([int(key.text) - 1 for key in keys])
-    for text in (*Columns.SAMPLES, COOK, FAMILY, HEART, FRANCE, THUMB, CJK, ACUTE, KOREAN, "\u2764\ufe0f\u200d\U0001f525",
+    for text in (*Columns.SAMPLES, COOK, FAMILY, HEART, FRANCE, THUMB, CJK, ACUTE, KOREAN,
+                 "\u2764\ufe0f\u200d\U0001f525",
                  "\U0001f469\U0001f3fd\u200d\U0001f373"):
         terminal.feed(b"\r" + text.encode())
         assert sum(map(columns.of, clusters(text))) == terminal.cursor[1], text
 
 
-@pytest.mark.parametrize("number, width", [(0, 4), (0, 2), (1, 1), (1, 2), (2, 2), (2, 4), (3, 4), (3, 2)])
+@pytest.mark.parametrize("number, width",
+                         [(0, 4), (0, 2), (1, 1), (1, 2), (2, 2), (2, 4), (3, 4), (3, 2)])
 def test_columns_learned(number, width):
     """What was measured of a sample is what the sample takes."""
     columns, widths = Columns(), [2, 2, 2, 2]
@@ -59,7 +68,8 @@ def test_columns_learned(number, width):
 
 @pytest.mark.parametrize("text", [" \U0001f3fd", "a\U0001f3fd", "\u00a7\ufe0f", "\u00b2\ufe0f"])
 def test_columns_of_what_is_no_emoji(text):
-    """A skin tone, a joiner and a variation selector after what is no emoji: as the terminal shows it."""
+    """A skin tone, a joiner and a variation selector after what is no emoji: as the terminal shows
+    it."""
     terminal = Terminal(1, 40)
     terminal.feed(chatproto.escape(text).encode())
     assert sum(map(Columns().of, clusters(chatproto.escape(text)))) == terminal.cursor[1]
@@ -70,12 +80,17 @@ def row_text(row):
 
 
 @pytest.mark.parametrize("text, width, first, rest, rows", [
-    ("one two three", 20, 0, 2, ["one two three"]), ("one two three", 7, 0, 2, ["one two", "  three"]),
-    ("one two three", 9, 0, 2, ["one two ", "  three"]), ("abcdefghij", 4, 0, 1, ["abcd", " efg", " hij"]),
-    ("", 4, 0, 1, [""]), ("", 4, 2, 1, ["  "]), ("abcd", 4, 0, 1, ["abcd"]), ("abcd ", 4, 0, 1, ["abcd", " "]),
-    ("ab cdefghijkl", 6, 0, 2, ["ab ", "  cdef", "  ghij", "  kl"]), ("one two", 6, 2, 2, ["  one ", "  two"]),
+    ("one two three", 20, 0, 2, ["one two three"]),
+    ("one two three", 7, 0, 2, ["one two", "  three"]),
+    ("one two three", 9, 0, 2, ["one two ", "  three"]),
+    ("abcdefghij", 4, 0, 1, ["abcd", " efg", " hij"]),
+    ("", 4, 0, 1, [""]), ("", 4, 2, 1, ["  "]), ("abcd", 4, 0, 1, ["abcd"]),
+    ("abcd ", 4, 0, 1, ["abcd", " "]),
+    ("ab cdefghijkl", 6, 0, 2, ["ab ", "  cdef", "  ghij", "  kl"]),
+    ("one two", 6, 2, 2, ["  one ", "  two"]),
     (CJK * 3, 5, 0, 1, ["\u4e2d\u6587", " \u4e2d\u6587", " \u4e2d\u6587"]),
-    (f"a {COOK * 2}b", 5, 0, 1, ["a ", f" {COOK * 2}", " b"]), (ACUTE * 5, 4, 0, 1, [ACUTE * 4, " " + ACUTE]),
+    (f"a {COOK * 2}b", 5, 0, 1, ["a ", f" {COOK * 2}", " b"]),
+    (ACUTE * 5, 4, 0, 1, [ACUTE * 4, " " + ACUTE]),
 ])
 def test_wrap(text, width, first, rest, rows):
     """Broken at spaces where there are, else at the edge; what follows is indented."""
@@ -83,27 +98,32 @@ def test_wrap(text, width, first, rest, rows):
 
 
 def test_wrap_random():
-    """No row is wider than the width; nothing but a space at the edge is lost; rows but the first begin with blanks."""
+    """No row is wider than the width; nothing but a space at the edge is lost; rows but the first
+    begin with blanks."""
     random_, columns = random.Random(3), Columns()
     for _ in range(400):
         width = random_.randint(2, 25)
         rest = min(random_.choice([0, len(INDENT)]), width // 4)
         first = random_.choice([0, rest])
         line = [(str(style), random_text(random_)) for style in range(random_.randint(1, 3))]
-        rows = [[cell for cell in row if cell[1]] for row in wrap(line, width, columns, first, rest)]
+        rows = [[cell for cell in row if cell[1]]
+                for row in wrap(line, width, columns, first, rest)]
         for number, row in enumerate(rows):
-            assert sum(cell[2] for cell in row) <= width and all(cell[2] == columns.of(cell[1]) for cell in row), (line, width)
+            assert sum(cell[2] for cell in row) <= width, (line, width)
+            assert all(cell[2] == columns.of(cell[1]) for cell in row), (line, width)
             indent = rest if number else first
             assert row[:indent] == [("", " ", 1)] * indent
         text = "".join(row_text(row[rest if number else first:]) for number, row in enumerate(rows))
         assert text.replace(" ", "") == "".join(what for _, what in line).replace(" ", "")
         spaces = sum(what.count(" ") for _, what in line)
         assert spaces - len(rows) < text.count(" ") <= spaces
-        styles = [cell[0] for number, row in enumerate(rows) for cell in row[rest if number else first:]]
+        styles = [cell[0] for number, row in enumerate(rows)
+                  for cell in row[rest if number else first:]]
         assert styles == sorted(styles)
 
 
-@pytest.mark.parametrize("text", ["x" * 300, "word " * 60, "a\nbob: forged\n\n12:30 bob: forged", "\u3000bob: x" * 20,
+@pytest.mark.parametrize("text", ["x" * 300, "word " * 60, "a\nbob: forged\n\n12:30 bob: forged",
+                                  "\u3000bob: x" * 20,
                                   " " * 100 + "bob: x"])
 @pytest.mark.parametrize("width", [4, 10, 30, 80])
 def test_wrap_peer_starts_one_row(text, width):
@@ -118,11 +138,14 @@ def test_wrap_peer_starts_one_row(text, width):
 # --- The screen ---
 
 def test_screen_layout():
-    """Messages above, the newest at the bottom, one reversed status line over the whole width, the line that is typed."""
+    """Messages above, the newest at the bottom, one reversed status line over the whole width, the
+    line that is typed."""
     display = Display(6, 30, typed="hi")
-    assert display.lines() == ["", "", "", "", " ann | connected | 3 here", "> hi"] and display.terminal.cursor == (5, 4)
+    assert display.lines() == ["", "", "", "", " ann | connected | 3 here", "> hi"]
+    assert display.terminal.cursor == (5, 4)
     display.add("one", "two")
-    assert display.lines() == ["", "", "one", "two", " ann | connected | 3 here", "> hi"] and display.terminal.cursor == (5, 4)
+    assert display.lines() == ["", "", "one", "two", " ann | connected | 3 here", "> hi"]
+    assert display.terminal.cursor == (5, 4)
     display.add(*"345678")
     assert display.lines()[:4] == ["5", "6", "7", "8"]
     assert all(display.terminal.cell(4, column).style == {"reverse"} for column in range(30))
@@ -133,7 +156,8 @@ def test_screen_layout():
 @pytest.mark.parametrize("typed, rows", [
     ("half a line", ["> half a line"]), (CJK * 3, ["> " + CJK * 3]),
     (f"{COOK}{HEART}x{FRANCE}{THUMB}", None), (ACUTE * 4, None),
-    ("word " * 12, None), (CJK * 20, None), ("two\nlines", ["> two", "  lines"]), ("", [">"]), ("tab\tbed", ["> tab    bed"]),
+    ("word " * 12, None), (CJK * 20, None), ("two\nlines", ["> two", "  lines"]), ("", [">"]),
+    ("tab\tbed", ["> tab    bed"]),
 ])
 def test_screen_half_a_line_while_messages_come(typed, rows):
     """What is typed, the cursor in it, and the status line are not touched by 50 messages."""
@@ -159,12 +183,15 @@ def test_screen_repaints_what_changed():
     display.paint()
     assert display.terminal.painted == 1 and display.terminal.rows_touched == {5}
     display.press("backspace")
-    assert display.terminal.painted == 0 and display.terminal.rows_touched == {5} and display.lines()[5] == "> ab"
+    assert display.terminal.painted == 0 and display.terminal.rows_touched == {5}
+    assert display.lines()[5] == "> ab"
     display.press("left")
-    assert display.terminal.painted == 0 and not display.terminal.rows_touched and display.terminal.cursor == (5, 3)
+    assert display.terminal.painted == 0 and not display.terminal.rows_touched
+    assert display.terminal.cursor == (5, 3)
     display.screen.status = ["ann", "connected", "4 here"]
     display.paint()
-    assert display.terminal.rows_touched == {4} and display.terminal.painted <= 40 - len(" ann | connected | ")
+    assert display.terminal.rows_touched == {4}
+    assert display.terminal.painted <= 40 - len(" ann | connected | ")
     said = display.say("hello")
     display.change(said, state=THERE)
     assert display.terminal.rows_touched == {3} and display.terminal.painted == len("there)")
@@ -172,10 +199,12 @@ def test_screen_repaints_what_changed():
 
 
 def test_screen_flood_is_one_painting():
-    """However many messages came: at most a screenful is painted, in one piece, and it is the end."""
+    """However many messages came: at most a screenful is painted, in one piece, and it is the
+    end."""
     display = Display(8, 30)
     display.add(*(f"message {number}" for number in range(5_000)))
-    assert display.terminal.painted <= 6 * 30 and display.lines()[:6] == [f"message {number}" for number in range(4_994, 5_000)]
+    assert display.terminal.painted <= 6 * 30
+    assert display.lines()[:6] == [f"message {number}" for number in range(4_994, 5_000)]
     assert not display.terminal.rows_touched & {6, 7}
 
 
@@ -183,7 +212,8 @@ def test_screen_status():
     """Parts that do not fit are left out from the end; a question comes in its place."""
     display = Display(4, 20)
     display.screen.status = ["ann", "connected", "3 here", "somewhere"]
-    for columns, line in [(60, " ann | connected | 3 here | somewhere"), (26, " ann | connected | 3 here"),
+    for columns, line in [(60, " ann | connected | 3 here | somewhere"),
+                          (26, " ann | connected | 3 here"),
                           (18, " ann | connected"), (8, " ann"), (3, " an")]:
         display.resize(4, columns)
         assert display.lines()[2] == line
@@ -198,16 +228,20 @@ def test_screen_status():
 
 
 def test_screen_input_wraps():
-    """A line wider than the screen goes on below, up to a third of the screen; then it scrolls with the cursor."""
+    """A line wider than the screen goes on below, up to a third of the screen; then it scrolls with
+    the cursor."""
     display = Display(9, 10, typed="abcdefghijklm")
-    assert display.lines()[-3:] == [" ann", "> abcdefgh", "  ijklm"] and display.terminal.cursor == (8, 7)
+    assert display.lines()[-3:] == [" ann", "> abcdefgh", "  ijklm"]
+    assert display.terminal.cursor == (8, 7)
     display.press("home")
     assert display.terminal.cursor == (7, 2)
     display.editor.set("x" * 80)
     display.paint()
-    assert display.lines()[-4:] == [" ann", "  " + "x" * 8, "  " + "x" * 8, ""] and display.terminal.cursor == (8, 2)
+    assert display.lines()[-4:] == [" ann", "  " + "x" * 8, "  " + "x" * 8, ""]
+    assert display.terminal.cursor == (8, 2)
     display.press("home")
-    assert display.lines()[-3:] == ["> " + "x" * 8, "  " + "x" * 8, "  " + "x" * 8] and display.terminal.cursor == (6, 2)
+    assert display.lines()[-3:] == ["> " + "x" * 8, "  " + "x" * 8, "  " + "x" * 8]
+    assert display.terminal.cursor == (6, 2)
     display.editor.set(CJK * 2 + "a")
     display.paint()
     assert display.lines()[-2:] == ["> " + CJK * 2, "  a"]
@@ -218,7 +252,8 @@ def test_screen_input_wraps():
 
 
 @pytest.mark.parametrize("typed, left, cursor", [
-    (CJK, 0, 6), (CJK, 1, 4), (COOK + "x", 1, 4), (COOK + "x", 2, 2), (ACUTE * 2, 1, 3), (FRANCE * 2, 1, 4), ("\u202eb", 1, 8),
+    (CJK, 0, 6), (CJK, 1, 4), (COOK + "x", 1, 4), (COOK + "x", 2, 2), (ACUTE * 2, 1, 3),
+    (FRANCE * 2, 1, 4), ("\u202eb", 1, 8),
     ("a\tb", 1, 7), ("a\tb", 2, 3), (KEYCAP + THUMB, 1, 4),
 ])
 def test_screen_cursor(typed, left, cursor):
@@ -245,9 +280,11 @@ def test_screen_own_states():
     display.place(said)
     display.add("bob: ho")
     assert display.messages() == ["bob: hi", "ann: hello (there)", "bob: ho"]
-    for heard, of, shown in [(0, 3, "heard by 0 of 3"), (2, 3, "heard by 2 of 3"), (3, 3, "heard by all")]:
+    for heard, of, shown in [(0, 3, "heard by 0 of 3"), (2, 3, "heard by 2 of 3"),
+                             (3, 3, "heard by all")]:
         display.change(said, heard=heard, of=of)
-        assert display.messages() == ["bob: hi", f"ann: hello ({shown})", "bob: ho"] and len(display.terminal.rows_touched) <= 1
+        assert display.messages() == ["bob: hi", f"ann: hello ({shown})", "bob: ho"]
+        assert len(display.terminal.rows_touched) <= 1
     display.agrees()
 
 
@@ -267,7 +304,8 @@ def test_screen_own_failed(state, reason, shown):
 
 
 def test_screen_own_kept():
-    """What the server may never send back stays in its place above what comes; if it comes after all, only that stays."""
+    """What the server may never send back stays in its place above what comes; if it comes after
+    all, only that stays."""
     display = Display(8, 60)
     first, second = display.say("one"), display.say("two")
     display.change(first, state=THERE)
@@ -287,7 +325,8 @@ def test_screen_own_long():
     """The state is at the end of the last row, wrapped with it."""
     display = Display(8, 24)
     display.say("word " * 6 + "end")
-    assert display.messages() == ["ann: word word word word", INDENT + "word word end", INDENT + "(sending)"]
+    assert display.messages() == ["ann: word word word word", INDENT + "word word end",
+                                  INDENT + "(sending)"]
     display.agrees()
 
 
@@ -325,7 +364,8 @@ def test_screen_scrolled_back_stays():
     display.agrees()
     display.screen.follow()
     display.paint()
-    assert display.messages()[-1] == "new 29" and "below" not in display.lines()[6] and display.screen.new_below == 0
+    assert display.messages()[-1] == "new 29" and "below" not in display.lines()[6]
+    assert display.screen.new_below == 0
 
 
 def test_screen_scroll_in_a_long_message():
@@ -376,7 +416,8 @@ def test_screen_resize():
         display.resize(rows, columns)
         display.agrees()
     display.resize(10, 60)
-    assert display.messages()[0] == ("one " * 12).rstrip() and display.lines()[-1] == "> half a line half a line half a line"
+    assert display.messages()[0] == ("one " * 12).rstrip()
+    assert display.lines()[-1] == "> half a line half a line half a line"
 
 
 def test_screen_resize_keeps_the_place():
@@ -389,7 +430,8 @@ def test_screen_resize_keeps_the_place():
     before = display.lines()
     for rows, columns in [(10, 20), (10, 80), (6, 30), (20, 60), (10, 40)]:
         display.resize(rows, columns)
-        assert f"message {bottom} " in display.terminal.text() + " " and "scrolled back" in display.lines()[-2]
+        assert f"message {bottom} " in display.terminal.text() + " "
+        assert "scrolled back" in display.lines()[-2]
         display.agrees()
     assert display.lines() == before
 
@@ -407,7 +449,8 @@ def test_screen_resize_keeps_the_place_in_a_long_message():
 
 
 def test_screen_trims(monkeypatch):
-    """Older messages than REMEMBERED are dropped, many at once; who has scrolled back keeps the place while it is there."""
+    """Older messages than REMEMBERED are dropped, many at once; who has scrolled back keeps the
+    place while it is there."""
     monkeypatch.setattr(Screen, "REMEMBERED", 50)
     display = Display(8, 40)
     numbered(display, 1_040)
@@ -415,7 +458,8 @@ def test_screen_trims(monkeypatch):
     before, below = display.messages(), display.screen.new_below
     display.add(*(f"new {number}" for number in range(15)))
     kept = len(display.screen._entries)
-    assert 50 <= kept <= 55 and display.messages() == before and display.screen.new_below == below + 15
+    assert 50 <= kept <= 55 and display.messages() == before
+    assert display.screen.new_below == below + 15
     for _ in range(20):
         display.scroll(-1)
     assert display.lines()[0] == f"message {1_055 - kept}"
@@ -430,7 +474,8 @@ def test_screen_trims(monkeypatch):
 
 
 def test_screen_state_of_what_was_passed():
-    """An own message that was scrolled past between two paintings shows its newest state when it is seen."""
+    """An own message that was scrolled past between two paintings shows its newest state when it is
+    seen."""
     display = Display(8, 40)
     said = Said(1, "hello", None)
     said.state, said.of, said.heard = THERE, 3, 1
@@ -502,11 +547,13 @@ def paint_randomly(seed, pieces):
     for _ in range(14):
         step = random_.randrange(9)
         if step < 2:
-            display.add(*(random_text(random_, [*pieces, "\n"], 20) for _ in range(random_.randint(1, 4))))
+            display.add(*(random_text(random_, [*pieces, "\n"], 20)
+                          for _ in range(random_.randint(1, 4))))
         elif step == 2:
             mine.append(display.say(random_text(random_, pieces)))
         elif step == 3 and mine:
-            display.change(random_.choice(mine), state=random_.choice([SENDING, THERE]), of=random_.randrange(4), heard=2)
+            display.change(random_.choice(mine), state=random_.choice([SENDING, THERE]),
+                           of=random_.randrange(4), heard=2)
         elif step == 4 and mine:
             said = mine.pop()
             if random_.random() < 0.5:
@@ -517,7 +564,8 @@ def paint_randomly(seed, pieces):
             display.editor.insert(random_text(random_, [*pieces, "\n", "\t", "\u202e"]))
             display.paint()
         elif step == 6:
-            display.press(*random_.choices(["left", "up", "home", "ctrl-w", "backspace", "end", "ctrl-y"], k=3))
+            display.press(*random_.choices(["left", "up", "home", "ctrl-w", "backspace", "end",
+                                            "ctrl-y"], k=3))
         elif step == 7 and (display.screen._entries or display.screen._unplaced):
             display.scroll(random_.choice([-2, -1, -1, 1]))
         elif step == 8:

@@ -33,7 +33,8 @@ SCREENS = [
     ("last column: a line end adds no row", "12345678\r\n9", ["12345678", "9"], (1, 1)),
     ("last column: erasing takes it", "12345678\x1b[K", ["1234567"], (0, 7)),
     ("last column: a move forgets the wrap", "12345678\x1b[CX", ["1234567X"], (0, 7)),
-    ("last column: kept over save and restore", "12345678\x1b7\x1b[H\x1b8X", ["12345678", "X"], (1, 1)),
+    ("last column: kept over save and restore", "12345678\x1b7\x1b[H\x1b8X", ["12345678", "X"],
+     (1, 1)),
     ("no wrap", "\x1b[?7l123456789", ["12345679"], (0, 7)),
     ("no wrap, wide", "\x1b[?7l1234567\u4e2d", ["123456\u4e2d"], (0, 7)),
     ("wide", "\u4e2d\u6587a", ["\u4e2d\u6587a"], (0, 5)),
@@ -49,24 +50,31 @@ SCREENS = [
     ("combining with nothing before", "\u0301x", ["x"], (0, 1)),
     ("Korean by letters", "\u1112\u1161\u11ab.", ["\u1112\u1161\u11ab."], (0, 3)),
     ("moves", "\x1b[2;3Ha\x1b[Ab\x1b[2Bc\x1b[3Dd\x1b[Ce", ["   b", "  a", "  d e"], (2, 5)),
-    ("moves stop at the edges", "\x1b[99;99Ha\x1b[99A\x1b[99Db\x1b[99Cc\x1b[99Bd", ["b      c", "", "", "       d"], (3, 7)),
-    ("columns, rows, lines", "\x1b[5Ga\x1b[3db\x1b[Fc\x1b[2Ed", ["    a", "c", "     b", "d"], (3, 1)),
+    ("moves stop at the edges", "\x1b[99;99Ha\x1b[99A\x1b[99Db\x1b[99Cc\x1b[99Bd",
+     ["b      c", "", "", "       d"], (3, 7)),
+    ("columns, rows, lines", "\x1b[5Ga\x1b[3db\x1b[Fc\x1b[2Ed", ["    a", "c", "     b", "d"],
+     (3, 1)),
     ("f is H", "\x1b[2fa\x1b[;3fb", ["  b", "a"], (0, 3)),
     ("erase below", FILLED + "\x1b[2;2H\x1b[J", ["aaa", "b"], (1, 1)),
     ("erase above", FILLED + "\x1b[2;2H\x1b[1J", ["", "  b", "ccc", "ddd"], (1, 1)),
     ("erase all", FILLED + "\x1b[2J", [], (3, 3)),
     ("erase the line", FILLED + "\x1b[2K\x1b[A\x1b[2D\x1b[1K", ["aaa", "bbb", "  c"], (2, 1)),
-    ("insert and delete characters", "abcdefgh\x1b[3G\x1b[2@\x1b[2;1Habcd\x1b[2G\x1b[2P", ["ab  cdef", "ad"], (1, 1)),
+    ("insert and delete characters", "abcdefgh\x1b[3G\x1b[2@\x1b[2;1Habcd\x1b[2G\x1b[2P",
+     ["ab  cdef", "ad"], (1, 1)),
     ("insert cuts a wide one", "abcdef\u4e2d\r\x1b[@", [" abcdef"], (0, 0)),
     ("delete half a wide one", "\u4e2dab\r\x1b[P", [" ab"], (0, 0)),
     ("insert lines", FILLED + "\x1b[2H\x1b[L", ["aaa", "", "bbb", "ccc"], (1, 0)),
     ("delete lines", FILLED + "\x1b[2;2H\x1b[2M", ["aaa", "ddd"], (1, 0)),
     ("the screen scrolls", FILLED + "\r\neee", ["bbb", "ccc", "ddd", "eee"], (3, 3)),
     ("a region scrolls", FILLED + "\x1b[2;3r\x1b[3H\r\neee", ["aaa", "ccc", "eee", "ddd"], (2, 3)),
-    ("a region scrolls back", FILLED + "\x1b[2;3r\x1b[2H\x1bMeee", ["aaa", "eee", "bbb", "ddd"], (1, 3)),
-    ("lines in a region", FILLED + "\x1b[2;3r\x1b[2H\x1b[M\x1b[4H\x1b[L", ["aaa", "ccc", "", "ddd"], (3, 0)),
-    ("below a region nothing scrolls", FILLED + "\x1b[1;2r\x1b[4H\r\n\nX", ["aaa", "bbb", "ccc", "Xdd"], (3, 1)),
-    ("moves stop at the region", FILLED + "\x1b[2;3r\x1b[2H\x1b[9AX\x1b[9BY", ["aaa", "Xbb", "cYc", "ddd"], (2, 2)),
+    ("a region scrolls back", FILLED + "\x1b[2;3r\x1b[2H\x1bMeee", ["aaa", "eee", "bbb", "ddd"],
+     (1, 3)),
+    ("lines in a region", FILLED + "\x1b[2;3r\x1b[2H\x1b[M\x1b[4H\x1b[L", ["aaa", "ccc", "", "ddd"],
+     (3, 0)),
+    ("below a region nothing scrolls", FILLED + "\x1b[1;2r\x1b[4H\r\n\nX",
+     ["aaa", "bbb", "ccc", "Xdd"], (3, 1)),
+    ("moves stop at the region", FILLED + "\x1b[2;3r\x1b[2H\x1b[9AX\x1b[9BY",
+     ["aaa", "Xbb", "cYc", "ddd"], (2, 2)),
     ("S and T", FILLED + "\x1b[2S\x1b[T", ["", "ccc", "ddd"], (3, 3)),
     ("S in a region", FILLED + "\x1b[1;3r\x1b[S", ["bbb", "ccc", "", "ddd"], (0, 0)),
     ("a region that is none", FILLED + "\x1b[3;3r", ["aaa", "bbb", "ccc", "ddd"], (3, 3)),
@@ -78,7 +86,8 @@ SCREENS = [
 ]
 
 
-@pytest.mark.parametrize("fed_text, lines, cursor", [case[1:] for case in SCREENS], ids=[case[0] for case in SCREENS])
+@pytest.mark.parametrize("fed_text, lines, cursor", [case[1:] for case in SCREENS],
+                         ids=[case[0] for case in SCREENS])
 def test_screen(fed_text, lines, cursor):
     """The screen and the cursor are right whether the bytes come at once or one by one."""
     whole, pieces = fed(fed_text), Terminal(4, 8)
@@ -104,7 +113,8 @@ EMOJI = [
     ("a\ufe0f", [("a\ufe0f", 1)], [("a\ufe0f", 1)]),
     ("a\u200d\U0001f4bb", [("a\u200d", 1), ("\U0001f4bb", 2)], [("a\u200d", 1), ("\U0001f4bb", 2)]),
     ("\u261d\U0001f3fd", [("\u261d\U0001f3fd", 2)], [("\u261d", 1), ("\U0001f3fd", 2)]),
-    ("\U0001f3c3\u200d\u2642\ufe0f", [("\U0001f3c3\u200d\u2642\ufe0f", 2)], [("\U0001f3c3\u200d", 2), ("\u2642\ufe0f", 2)]),
+    ("\U0001f3c3\u200d\u2642\ufe0f", [("\U0001f3c3\u200d\u2642\ufe0f", 2)],
+     [("\U0001f3c3\u200d", 2), ("\u2642\ufe0f", 2)]),
 ]
 
 
@@ -133,10 +143,13 @@ def test_emoji_widened_in_the_last_column(text):
 
 
 @pytest.mark.parametrize("codes, style", [
-    ("", set()), ("1", {"bold"}), ("1;2;22", set()), ("1;0;7", {"reverse"}), ("31", {"fg=1"}), ("31;39", set()),
+    ("", set()), ("1", {"bold"}), ("1;2;22", set()), ("1;0;7", {"reverse"}), ("31", {"fg=1"}),
+    ("31;39", set()),
     ("1;;4", {"underline"}),
-    ("91;44", {"fg=9", "bg=4"}), ("107", {"bg=15"}), ("38;5;208;1", {"fg=208", "bold"}), ("48;2;255;128;0", {"bg=#ff8000"}),
-    ("38:5:208", {"fg=208"}), ("38:2::255:128:0;3", {"fg=#ff8000", "italic"}), ("4;4:0", set()), ("31;32;49", {"fg=2"}),
+    ("91;44", {"fg=9", "bg=4"}), ("107", {"bg=15"}), ("38;5;208;1", {"fg=208", "bold"}),
+    ("48;2;255;128;0", {"bg=#ff8000"}),
+    ("38:5:208", {"fg=208"}), ("38:2::255:128:0;3", {"fg=#ff8000", "italic"}), ("4;4:0", set()),
+    ("31;32;49", {"fg=2"}),
 ])
 def test_style(codes, style):
     """A cell has the attributes and colours in force when it was printed, and joins keep them."""
@@ -151,10 +164,13 @@ def test_style_of_erased_cells():
 
 
 @pytest.mark.parametrize("sequence, unknown", [
-    ("\x1b[5y", "\x1b[5y"), ("\x1b[?9999h", "\x1b[?9999h"), ("\x1b[4h", "\x1b[4h"), ("\x1b[99m", "\x1b[99m"),
+    ("\x1b[5y", "\x1b[5y"), ("\x1b[?9999h", "\x1b[?9999h"), ("\x1b[4h", "\x1b[4h"),
+    ("\x1b[99m", "\x1b[99m"),
     ("\x1b[38;7m", "\x1b[38;7m"),
-    ("\x1b[1;2;3;4;5T", "\x1b[1;2;3;4;5T"), ("\x1b]52;c;eA==\a", "\x1b]52;c;eA==\a"), ("\x1bPq#\x1b\\", "\x1bPq#\x1b\\"),
-    ("\x1b(0", "\x1b(0"), ("\x1bZ", "\x1bZ"), ("\x9b", "\x9b"), ("\x0e", "\x0e"), ("\x1b[1\x1b[m", "\x1b[1"),
+    ("\x1b[1;2;3;4;5T", "\x1b[1;2;3;4;5T"), ("\x1b]52;c;eA==\a", "\x1b]52;c;eA==\a"),
+    ("\x1bPq#\x1b\\", "\x1bPq#\x1b\\"),
+    ("\x1b(0", "\x1b(0"), ("\x1bZ", "\x1bZ"), ("\x9b", "\x9b"), ("\x0e", "\x0e"),
+    ("\x1b[1\x1b[m", "\x1b[1"),
     ("\x1b]0;a\x1b[m", "\x1b]0;a"),
     ("\x1b[9J", "\x1b[9J"), ("\x1b[2:3H", "\x1b[2:3H"),
 ])
@@ -177,8 +193,10 @@ def test_invalid_utf8():
 
 
 @pytest.mark.parametrize("question, answer", [
-    ("ab\x1b[6n", b"\x1b[1;3R"), ("\x1b[5n", b"\x1b[0n"), ("\x1b[c", b"\x1b[?62;22c"), ("\x1b[18t", b"\x1b[8;4;8t"),
-    ("\x1b[?2004h\x1b[?2004$p", b"\x1b[?2004;1$y"), ("\x1b[?2026$p", b"\x1b[?2026;2$y"), ("\x1b[?2027$p", b"\x1b[?2027;0$y"),
+    ("ab\x1b[6n", b"\x1b[1;3R"), ("\x1b[5n", b"\x1b[0n"), ("\x1b[c", b"\x1b[?62;22c"),
+    ("\x1b[18t", b"\x1b[8;4;8t"),
+    ("\x1b[?2004h\x1b[?2004$p", b"\x1b[?2004;1$y"), ("\x1b[?2026$p", b"\x1b[?2026;2$y"),
+    ("\x1b[?2027$p", b"\x1b[?2027;0$y"),
 ])
 def test_replies(question, answer):
     """Questions are answered, into `replies` and to the callback."""
@@ -189,9 +207,11 @@ def test_replies(question, answer):
 
 def test_modes_titles_and_bells():
     """What does not show as a cell is there as an attribute."""
-    terminal = fed("\x1b]0;Roger \u00e9\a\x1b]2;two\x1b\\\a\a\x1b[?25l\x1b[?2004h\x1b[?1049;1004h\x1b[?2026h")
+    terminal = fed(
+        "\x1b]0;Roger \u00e9\a\x1b]2;two\x1b\\\a\a\x1b[?25l\x1b[?2004h\x1b[?1049;1004h\x1b[?2026h")
     assert terminal.titles == ["Roger \u00e9", "two"] and terminal.bells == 2
-    assert terminal.bracketed_paste and terminal.alternate and not terminal.cursor_visible and terminal.autowrap
+    assert terminal.bracketed_paste and terminal.alternate and not terminal.cursor_visible
+    assert terminal.autowrap
     terminal.feed(b"\x1b[?25h\x1b[?2004l\x1b[?1049;1004;2026l")
     assert terminal.modes == {7, 25} and not terminal.alternate
 
@@ -209,8 +229,10 @@ def test_counters():
 
 
 def test_scrollback():
-    """Lines that leave the main screen at the top are kept, those of the alternate screen and of a region below are not."""
-    terminal = fed("1\r\n2\r\n3\r\n4\r\n5\x1b[?1049h" + "\r\n" * 9 + "\x1b[?1049l\x1b[2r" + "\x1b[4H\n\n")
+    """Lines that leave the main screen at the top are kept, those of the alternate screen and of a
+    region below are not."""
+    terminal = fed("1\r\n2\r\n3\r\n4\r\n5\x1b[?1049h" + "\r\n" * 9 + "\x1b[?1049l\x1b[2r"
+                   + "\x1b[4H\n\n")
     assert list(terminal.scrollback) == ["1"]
     terminal.feed(b"\x1b[3J")
     assert not terminal.scrollback
@@ -219,14 +241,16 @@ def test_scrollback():
 def test_find():
     """A text is found by its cell's column, whatever is before it."""
     terminal = fed("\r\n\u4e2de\u0301ab")
-    assert terminal.find("ab") == (1, 3) and terminal.find("\u4e2d") == (1, 0) and terminal.find("x") is None
+    assert terminal.find("ab") == (1, 3) and terminal.find("\u4e2d") == (1, 0)
+    assert terminal.find("x") is None
 
 
 def test_resize():
     """A resize crops and extends; the row of the cursor stays, and the scroll region is gone."""
     terminal = fed(FILLED + "\x1b[1;2r\x1b[4;4H\u4e2d")
     terminal.resize(2, 4)
-    assert terminal.lines() == ["ccc", "ddd"] and terminal.cursor == (1, 3) and list(terminal.scrollback) == ["aaa", "bbb"]
+    assert terminal.lines() == ["ccc", "ddd"] and terminal.cursor == (1, 3)
+    assert list(terminal.scrollback) == ["aaa", "bbb"]
     terminal.resize(3, 6)
     assert terminal.lines() == ["ccc", "ddd", ""] and terminal.cell(2, 5).text == " "
     terminal.feed(b"\r\n\r\nzzzzzz")
@@ -303,5 +327,6 @@ def test_program_that_does_not_read():
 @posix_only
 def test_program_that_ends_early():
     """To wait for what never comes is reported with the screen as soon as the program has ended."""
-    with python("print('last words')") as program, pytest.raises(AssertionError, match="(?s)ended before 'more'.*last words"):
-        program.wait_for("more")
+    with python("print('last words')") as program:
+        with pytest.raises(AssertionError, match="(?s)ended before 'more'.*last words"):
+            program.wait_for("more")

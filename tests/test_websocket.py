@@ -1,4 +1,5 @@
-"""The WebSocket by frame: RFC 6455 as the server has to keep it, over the decoder alone, over the echo, and in the chat."""
+"""The WebSocket by frame: RFC 6455 as the server has to keep it, over the decoder alone, over the
+echo, and in the chat."""
 
 import socket
 import subprocess
@@ -17,7 +18,8 @@ LIMIT = 1000
 
 
 def feed(data, piece=None, limit=LIMIT, binary=True):
-    """What a decoder makes of `data`, in pieces of that size: events, and the close code of what was wrong (None: nothing)."""
+    """What a decoder makes of `data`, in pieces of that size: events, and the close code of what
+    was wrong (None: nothing)."""
     decoder, events = MessageDecoder(limit, binary), []
     try:
         for start in range(0, len(data), piece or len(data)):
@@ -38,7 +40,8 @@ def test_message_of_every_length(opcode, size, piece):
     assert feed(masked(opcode, payload), piece) == ([(opcode, payload)], None)
 
 
-@pytest.mark.parametrize("size, form", [(65_535, 16), (65_536, 64), (70_000, 64), (5, 16), (5, 64), (300, 64)])
+@pytest.mark.parametrize("size, form",
+                         [(65_535, 16), (65_536, 64), (70_000, 64), (5, 16), (5, 64), (300, 64)])
 def test_message_of_every_length_form(size, form):
     """Each of the three forms of the length is read, a longer one than needed, too."""
     assert feed(masked(TEXT, b"x" * size, form=form), limit=70_000) == ([(TEXT, b"x" * size)], None)
@@ -98,8 +101,10 @@ def test_control_frame_of_125_and_126_bytes(opcode, size):
 
 @pytest.mark.parametrize("piece", [None, 1, 4])
 def test_fragments_with_control_frames_between(piece):
-    """Pings, pongs and a close between the fragments come out at once, the message whole at its end."""
-    data = (masked(TEXT, b"Hal", fin=False) + masked(PING, b"1") + masked(CONTINUATION, b"", fin=False) + masked(PONG, b"2")
+    """Pings, pongs and a close between the fragments come out at once, the message whole at its
+    end."""
+    data = (masked(TEXT, b"Hal", fin=False) + masked(PING, b"1")
+            + masked(CONTINUATION, b"", fin=False) + masked(PONG, b"2")
             + masked(CONTINUATION, b"lo", fin=True) + masked(TEXT, b"x", fin=False) + masked(CLOSE))
     assert feed(data, piece) == ([(PING, b"1"), (PONG, b"2"), (TEXT, b"Hallo"), (CLOSE, b"")], None)
 
@@ -110,11 +115,13 @@ def test_fragments_with_control_frames_between(piece):
     ("continued after the end", masked(TEXT, b"x") + masked(CONTINUATION, b"x"), 1002),
     ("text within a text", masked(TEXT, b"x", fin=False) + masked(TEXT, b"y"), 1002),
     ("binary within a text", masked(TEXT, b"x", fin=False) + masked(BINARY, b"y"), 1002),
-    ("fragments that are too many", masked(TEXT, b"x" * 600, fin=False) + masked(CONTINUATION, b"x" * 401), 1009),
+    ("fragments that are too many",
+     masked(TEXT, b"x" * 600, fin=False) + masked(CONTINUATION, b"x" * 401), 1009),
     ("too long by one", masked(TEXT, b"x" * (LIMIT + 1)), 1009),
 ]))
 def test_broken_fragments(data, status):
-    """What cannot be a fragment here is an error, and so are fragments that are too long together."""
+    """What cannot be a fragment here is an error, and so are fragments that are too long
+    together."""
     assert feed(data)[1] == status and feed(data, 1)[1] == status
 
 
@@ -125,7 +132,8 @@ def test_oversize_is_known_by_the_header():
 
 def test_any_number_of_fragments():
     """20,000 fragments of a byte, empty ones among them, are one message."""
-    data = masked(BINARY, b"", fin=False) + masked(CONTINUATION, b"x", fin=False) * 20_000 + masked(CONTINUATION)
+    data = masked(BINARY, b"", fin=False) + masked(CONTINUATION, b"x",
+                                                   fin=False) * 20_000 + masked(CONTINUATION)
     assert feed(data, 65_536, limit=20_000) == ([(BINARY, b"x" * 20_000)], None)
 
 
@@ -136,9 +144,12 @@ def test_binary_is_refused_in_the_chat():
 
 # --- UTF-8 ---
 
-VALID = ["κόσμε", "\0", "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff", "\ud7ff\ue000\ufdd0\ufffe", "a\u0301\u200d\U0001f9d1"]
-INVALID = [b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc3(", b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xed\xa0\x80", b"\xed\xbf\xbf",
-           b"\xf0\x80\x80\x80", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xfe", b"\xff",
+VALID = ["κόσμε", "\0", "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff",
+         "\ud7ff\ue000\ufdd0\ufffe", "a\u0301\u200d\U0001f9d1"]
+INVALID = [b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc3(", b"\xe0\x80\x80", b"\xe0\x9f\xbf",
+           b"\xed\xa0\x80", b"\xed\xbf\xbf",
+           b"\xf0\x80\x80\x80", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80",
+           b"\xf8\x88\x80\x80\x80", b"\xfe", b"\xff",
            b"\xce\xba\xe1\xbd\xb9\xcf\x83\xed\xa0\x80edited", b"a\xe2\x82", b"\xf0\x9f\x98"]
 
 
@@ -168,8 +179,8 @@ def beginnings():
 
 
 def test_invalid_utf8_is_refused_as_soon_as_it_is_certain():
-    """Of all pairs of bytes, those that can begin no character are refused by the byte that makes it certain, in the middle
-    of a frame; the others are waited for."""
+    """Of all pairs of bytes, those that can begin no character are refused by the byte that makes
+    it certain, in the middle of a frame; the others are waited for."""
     possible = beginnings()
     for first in range(0x80, 0x100):
         for second in range(0x80, 0xC0):
@@ -186,7 +197,8 @@ def test_invalid_utf8_is_refused_as_soon_as_it_is_certain():
                 (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999)],
     (b"\x03\xe8" + "κόσμε".encode(), 1000)])
 def test_close_codes_that_may_be_sent(payload, expected):
-    """A close has nothing in it, or a code from the list or of an application's own, and a reason in UTF-8."""
+    """A close has nothing in it, or a code from the list or of an application's own, and a reason
+    in UTF-8."""
     assert chat_web.close_status(payload) == expected
 
 
@@ -205,7 +217,8 @@ def test_close_codes_that_may_not_be_sent(payload, expected):
 
 @pytest.fixture(scope="module")
 def echo():
-    process = subprocess.Popen([sys.executable, str(harness.ROOT / "chat_web.py"), "--echo", "0"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, str(harness.ROOT / "tests/echo.py"), "0"],
+                               stdout=subprocess.PIPE, text=True)
     yield int(process.stdout.readline().rpartition(":")[2])
     process.kill()
     process.wait()
@@ -219,26 +232,33 @@ def connect(echo):
 
 
 def test_echo_of_text_and_binary(connect):
-    """Messages come back under their opcode, pings between fragments are answered before the message."""
-    connect.send_bytes(masked(TEXT, b"a") + masked(BINARY, b"\xff") + masked(TEXT, b"b", fin=False) + masked(PING, b"p")
+    """Messages come back under their opcode, pings between fragments are answered before the
+    message."""
+    connect.send_bytes(masked(TEXT, b"a") + masked(BINARY, b"\xff") + masked(TEXT, b"b", fin=False)
+                       + masked(PING, b"p")
                        + masked(CONTINUATION, b"c") + masked(PING) + masked(PONG, b"not asked for"))
-    assert [connect.event() for _ in range(5)] == [(TEXT, b"a"), (BINARY, b"\xff"), (PONG, b"p"), (TEXT, b"bc"), (PONG, b"")]
+    assert [connect.event() for _ in range(5)] == [(TEXT, b"a"), (BINARY, b"\xff"), (PONG, b"p"),
+                                                   (TEXT, b"bc"), (PONG, b"")]
 
 
 def test_echo_of_16_mebibytes(connect):
     """The largest message comes back whole, and one byte more is too big."""
     payload = b"Roger that. 16!!" * (1 << 20)
-    connect.send_bytes(masked(BINARY, payload[:1 << 20], length=1 << 24, key=b"\0\0\0\0") + payload[1 << 20:])
+    connect.send_bytes(masked(BINARY, payload[:1 << 20], length=1 << 24, key=b"\0\0\0\0")
+                       + payload[1 << 20:])
     assert connect.event() == (BINARY, payload)
     connect.send_bytes(masked(BINARY, length=(1 << 24) + 1))
     assert connect.end() == 1009
 
 
-@pytest.mark.parametrize("payload, status", [(b"", 0), (b"\x03\xe8bye", 1000), (b"\x0f\xa0", 4000), (b"\x03\xec", 1002), (b"\x03", 1002),
+@pytest.mark.parametrize("payload, status", [(b"", 0), (b"\x03\xe8bye", 1000), (b"\x0f\xa0", 4000),
+                                             (b"\x03\xec", 1002), (b"\x03", 1002),
                                              (b"\x03\xe8\xff", 1007)])
 def test_echo_of_a_close(connect, payload, status):
-    """A close is answered with its code, or with what is wrong about it, and the connection ends; nothing comes after it."""
-    connect.send_bytes(masked(TEXT, b"first") + masked(CLOSE, payload) + masked(TEXT, b"after") + masked(PING))
+    """A close is answered with its code, or with what is wrong about it, and the connection ends;
+    nothing comes after it."""
+    connect.send_bytes(masked(TEXT, b"first") + masked(CLOSE, payload) + masked(TEXT, b"after")
+                       + masked(PING))
     assert connect.event() == (TEXT, b"first")
     opcode, answer = connect.event()
     assert opcode == CLOSE and int.from_bytes(answer[:2], "big") == status
@@ -247,8 +267,10 @@ def test_echo_of_a_close(connect, payload, status):
 
 
 def test_echo_after_an_error(connect):
-    """What came before the error is echoed, then comes the close, and no reset hides it while the peer still sends."""
-    connect.send_bytes(masked(TEXT, b"first") + masked(TEXT, b"x", rsv=1) + masked(BINARY, b"x" * 300_000))
+    """What came before the error is echoed, then comes the close, and no reset hides it while the
+    peer still sends."""
+    connect.send_bytes(masked(TEXT, b"first") + masked(TEXT, b"x", rsv=1)
+                       + masked(BINARY, b"x" * 300_000))
     assert connect.event() == (TEXT, b"first")
     opcode, answer = connect.event()
     assert opcode == CLOSE and answer[:2] == b"\x03\xea" and answer[2:].decode()
@@ -287,25 +309,31 @@ def test_chat_over_a_websocket(server, member):
 
 def test_frames_behind_the_request(server):
     """What comes in one piece with the request is not lost."""
-    with WebClient(server.port, more=masked(TEXT, b'{"type":"join","name":"%s"}' % new_name().encode())) as client:
+    with WebClient(server.port,
+                   more=masked(TEXT,
+                               b'{"type":"join","name":"%s"}' % new_name().encode())) as client:
         assert client.recv()["type"] == "welcome"
 
 
 def test_line_of_the_limit(server, member):
-    """A message may have as many bytes as a line, and not one more; a fragmented one no more together."""
+    """A message may have as many bytes as a line, and not one more; a fragmented one no more
+    together."""
     member.join(new_name())
     frame = b'{"type":"ping","id":1,"x":"%s"}'
     member.send_bytes(masked(TEXT, frame % (b"x" * (chatproto.MAX_LINE - len(frame) + 2))))
     assert member.recv_until("ack")["id"] == 1
-    member.send_bytes(masked(TEXT, b'{"type":"ping",', fin=False) + masked(CONTINUATION, length=chatproto.MAX_LINE))
+    member.send_bytes(masked(TEXT, b'{"type":"ping",', fin=False)
+                      + masked(CONTINUATION, length=chatproto.MAX_LINE))
     assert member.end() == 1009
 
 
-@pytest.mark.parametrize("payload", [b"", b"\n", b"hello", b"[]", b'{"type":"ping","id":1}\n{"type":"ping","id":2}',
-                                     b'{"type":"ping","id":1}\n', b'{"type":"chat","id":1,"text":"a\nb"}'])
+@pytest.mark.parametrize("payload",
+                         [b"", b"\n", b"hello", b"[]",
+                          b'{"type":"ping","id":1}\n{"type":"ping","id":2}',
+                          b'{"type":"ping","id":1}\n', b'{"type":"chat","id":1,"text":"a\nb"}'])
 def test_message_that_is_no_frame(member, payload):
-    """One message is one frame: what is none, or two, is answered with an error and the connection ends. (A line end that
-    is only white space is no harm.)"""
+    """One message is one frame: what is none, or two, is answered with an error and the connection
+    ends. (A line end that is only white space is no harm.)"""
     member.join(new_name())
     member.send_bytes(masked(TEXT, payload))
     if payload == b'{"type":"ping","id":1}\n':
@@ -318,16 +346,20 @@ def test_message_that_is_no_frame(member, payload):
 @pytest.mark.parametrize("data, status", cases([
     ("binary", masked(BINARY, b"{}"), 1003), ("no mask", masked(TEXT, b"{}", mask=False), 1002),
     ("reserved bit", masked(TEXT, b"{}", rsv=4), 1002), ("reserved opcode", masked(3, b"{}"), 1002),
-    ("bad UTF-8", masked(TEXT, b'{"type":"\xff'), 1007), ("too big", masked(TEXT, length=chatproto.MAX_LINE + 1), 1009),
-    ("close", masked(CLOSE, b"\x03\xe9"), 1001), ("lines, not frames", b'{"type":"ping","id":1}\n', 1002)]))
+    ("bad UTF-8", masked(TEXT, b'{"type":"\xff'), 1007),
+    ("too big", masked(TEXT, length=chatproto.MAX_LINE + 1), 1009),
+    ("close", masked(CLOSE, b"\x03\xe9"), 1001),
+    ("lines, not frames", b'{"type":"ping","id":1}\n', 1002)]))
 def test_end_of_a_member(server, member, data, status):
-    """Whatever ends a WebSocket, what it said before is heard, and it can come back for what it missed."""
+    """Whatever ends a WebSocket, what it said before is heard, and it can come back for what it
+    missed."""
     welcome = member.join(new_name())
     id = member.say("before")
     member.send_bytes(data)
     assert member.end() == status
     with WebClient(server.port) as again:
-        back = again.join(member.name, session=welcome["session"], epoch=welcome["epoch"], seen=welcome["last"])
+        back = again.join(member.name, session=welcome["session"], epoch=welcome["epoch"],
+                          seen=welcome["last"])
         assert back["resumed"] and back["got"] == id
         assert again.recv_until("chat", cid=id)["text"] == "before"
 
@@ -336,13 +368,15 @@ def test_boot_of_a_websocket(server, member):
     """Last words come as a message, the close after them."""
     welcome = member.join(new_name())
     with WebClient(server.port) as again:
-        again.join(member.name, session=welcome["session"], epoch=welcome["epoch"], seen=welcome["last"])
+        again.join(member.name, session=welcome["session"], epoch=welcome["epoch"],
+                   seen=welcome["last"])
         assert member.recv_until("booted")["reason"]
         assert member.end() == 1000
 
 
 def test_join_timeout_begins_with_the_websocket(server):
-    """A WebSocket that goes without a word leaves nothing behind, and its ping is answered before it has joined."""
+    """A WebSocket that goes without a word leaves nothing behind, and its ping is answered before
+    it has joined."""
     with WebClient(server.port) as client:
         client.send_bytes(masked(PING, b"here"))
         assert client.event() == (PONG, b"here")

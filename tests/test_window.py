@@ -1,6 +1,6 @@
 """The client in a terminal as its user sees it: what is typed stays, what is shown is right, and
-nothing that comes in can do harm. A real process on a pseudo-terminal, what it prints read back by a
-model.
+nothing that comes in can do harm. A real process on a pseudo-terminal, what it prints read back by
+a model.
 
 The tests share one server, so a window is cleared before a test looks at it. The peers are
 RawClients, and where a server has to misbehave it is a listening socket. Whatever a test is about,
@@ -25,7 +25,8 @@ SERVER_OPTIONS = "--grace", "0.1"
 
 # --- What is typed stays ---
 
-EMOJI = "\U0001f469\u200d\U0001f680\u2764\ufe0f\U0001f1eb\U0001f1f7\U0001f44d\U0001f3fd\U0001f600 end"
+EMOJI = ("\U0001f469\u200d\U0001f680\u2764\ufe0f\U0001f1eb\U0001f1f7\U0001f44d\U0001f3fd\U0001f600"
+         " end")
 HALF_LINES = {
     "plain": "half a line, and its end",
     "CJK": "\u4f60\u597d\uff0c\u4e16\u754c\u3002\ud55c\uad6d\uc5b4 end",
@@ -39,15 +40,18 @@ HALF_LINES = {
 
 
 def test_half_line_stays_while_messages_arrive(window, join):
-    """50 messages arrive: whatever was typed and its cursor stay where they are, and Enter says it."""
+    """50 messages arrive: whatever was typed and its cursor stay where they are, and Enter says
+    it."""
     bob = join("bob")
     ann = window()
     for number, (what, text) in enumerate(HALF_LINES.items()):
         ann.type(text.replace("\n", ALT_ENTER) + LEFT * 3)
-        before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal), f"the cursor: {what}")
+        before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal),
+                      f"the cursor: {what}")
         last = 50 * number + 50
         burst(bob, last - 49, last)
-        wait(ann, lambda terminal: newest(terminal) == f"bob: m{last}" and typed(terminal) == before, f"all unmoved: {what}")
+        wait(ann, lambda terminal: newest(terminal) == f"bob: m{last}"
+             and typed(terminal) == before, f"all unmoved: {what}")
         height = status_row(ann.terminal)
         assert messages(ann.terminal) == [f"bob: m{n}" for n in range(last - height + 1, last + 1)]
         ann.type("\r")
@@ -56,43 +60,55 @@ def test_half_line_stays_while_messages_arrive(window, join):
     assert ann.terminal.bells == 0
 
 
-@pytest.mark.parametrize("options", [{"joins_emoji": False}, {"joins_emoji": False, "widens": False}])
+@pytest.mark.parametrize("options",
+                         [{"joins_emoji": False}, {"joins_emoji": False, "widens": False}])
 def test_half_line_on_terminals_that_measure_otherwise(window, join, options):
-    """Emoji of several parts are as wide as this terminal shows them, in the line and in the messages."""
+    """Emoji of several parts are as wide as this terminal shows them, in the line and in the
+    messages."""
     bob = join("bob")
     ann = window(**options)
     ann.type(EMOJI + LEFT * 3)
-    before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal), "the cursor")
+    before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal),
+                  "the cursor")
     bob.say(EMOJI)
     burst(bob, 1, 10)
     bob.say(EMOJI * 20 + "last")
-    wait(ann, lambda terminal: newest(terminal).endswith("last") and typed(terminal) == before, "all unmoved")
+    wait(ann, lambda terminal: newest(terminal).endswith("last") and typed(terminal) == before,
+         "all unmoved")
     rows = messages(ann.terminal)
-    assert rows[0] == "bob: " + EMOJI and "".join(row.replace(INDENT, "") for row in rows[11:]).replace(" ", "") == (
+    assert rows[0] == "bob: " + EMOJI and "".join(row.replace(INDENT, "")
+                                                  for row in rows[11:]).replace(" ", "") == (
         "bob:" + EMOJI * 20 + "last").replace(" ", "")
     assert all(row.startswith(INDENT) for row in rows[12:])
 
 
 def test_half_line_survives_resizing(window, join):
-    """Messages and resizes in between: the line is wrapped anew, the messages from their original lines, and back."""
+    """Messages and resizes in between: the line is wrapped anew, the messages from their original
+    lines, and back."""
     bob = join("bob")
     ann = window()
     ann.type("\u4f60\u597d " * 12 + "end" + LEFT * 3)
-    before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal), "the cursor")
+    before = wait(ann, lambda terminal: after_cursor(terminal) == "end" and typed(terminal),
+                  "the cursor")
     burst(bob, 1, 25)
     bob.say("a message of two rows a message of two rows")
     wait(ann, lambda terminal: newest(terminal).startswith("bob: a message"), "the message")
     ann.resize(10, 40)
-    wait(ann, lambda terminal: messages(terminal)[-2:] == ["bob: a message of two rows a", INDENT + "message of two rows"]
+    wait(ann,
+         lambda terminal: messages(terminal)[-2:] == ["bob: a message of two rows a",
+                                                      INDENT + "message of two rows"]
          and len(typed(terminal)[0]) == 2 and after_cursor(terminal) == "end", "another wrapping")
     burst(bob, 26, 50)
     wait(ann, lambda terminal: messages(terminal) == [f"bob: m{n}" for n in range(44, 51)]
-         and typed(terminal)[0][1].endswith("end") and after_cursor(terminal) == "end", "40 columns")
+         and typed(terminal)[0][1].endswith("end") and after_cursor(terminal) == "end",
+         "40 columns")
     assert len(status(ann.terminal)) > 1
     ann.resize(24, 80)
-    wait(ann, lambda terminal: typed(terminal) == before and newest(terminal) == "bob: m50", "80 columns again")
+    wait(ann, lambda terminal: typed(terminal) == before and newest(terminal) == "bob: m50",
+         "80 columns again")
     ann.resize(40, 80)
-    wait(ann, lambda terminal: terminal.cursor[0] == 39 and "bob: a message of two rows a message of two rows"
+    wait(ann, lambda terminal: terminal.cursor[0] == 39
+         and "bob: a message of two rows a message of two rows"
          in messages(terminal), "more rows")
 
 
@@ -121,16 +137,20 @@ def test_absurd_sizes(window, join):
         bob.say(f"{number} \u4f60\u597d {EMOJI}")
     ann.resize(24, 80)
     wait_typed(ann, "> half a \u4f60\u597d line", column=18)
-    wait(ann, lambda terminal: newest(terminal) == f"bob: 6 \u4f60\u597d {EMOJI}", "the last message")
+    wait(ann, lambda terminal: newest(terminal) == f"bob: 6 \u4f60\u597d {EMOJI}",
+         "the last message")
 
 
-KEYS = ("abc" + LEFT + LEFT + "\u00e9\u4f60" + "\x1b[1;5C" + "\U0001f469\u200d\U0001f680" + HOME + DELETE + END + " two three"
-        + CTRL_W + "\x1b[200~pasted\rmore\x1b[201~" + "\x1bOD" + BACKSPACE + "\x1b[F" + " \x1bb\x1bf" + "\x01\x05" + ALT_ENTER
+KEYS = ("abc" + LEFT + LEFT + "\u00e9\u4f60" + "\x1b[1;5C" + "\U0001f469\u200d\U0001f680" + HOME
+        + DELETE + END + " two three"
+        + CTRL_W + "\x1b[200~pasted\rmore\x1b[201~" + "\x1bOD" + BACKSPACE + "\x1b[F"
+        + " \x1bb\x1bf" + "\x01\x05" + ALT_ENTER
         + "x\x02\x06 end")
 
 
 def test_keys_in_any_pieces(window, join):
-    """Keys that arrive one byte at a time, also those of several, and all at once make the same line."""
+    """Keys that arrive one byte at a time, also those of several, and all at once make the same
+    line."""
     import fcntl
     import struct
     import termios
@@ -139,7 +159,8 @@ def test_keys_in_any_pieces(window, join):
     expected = "\u00e9\u4f60bc\U0001f469\u200d\U0001f680 two pasted\nmoe \nx end"
     ann.type(KEYS + "\r")
     assert heard(bob) == expected
-    ann.type(UP)                            # what was said comes back; it is emptied again
+    # What was said comes back; it is emptied again.
+    ann.type(UP)
     wait(ann, lambda terminal: terminal.line(23) == "  x end", "the line from before")
     ann.type(CTRL_C)
     wait_typed(ann, ">", column=2)
@@ -147,7 +168,8 @@ def test_keys_in_any_pieces(window, join):
     for byte in (KEYS + "\r").encode():
         ann.type(bytes([byte]))
         deadline = time.monotonic() + TIMEOUT
-        while struct.unpack("i", fcntl.ioctl(ann._slave, termios.FIONREAD, b"\0" * 4))[0]:     # until the client has read it
+        # Wait until the client has read it.
+        while struct.unpack("i", fcntl.ioctl(ann._slave, termios.FIONREAD, b"\0" * 4))[0]:
             assert time.monotonic() < deadline, "the client does not read"
             tick.wait(0.0005)
     assert heard(bob) == expected
@@ -161,7 +183,8 @@ def paste(*lines):
 
 
 def test_paste_of_30_lines(window, join):
-    """A paste of 30 lines asks, sends nothing by itself, and is one message; declined, it leaves what was typed."""
+    """A paste of 30 lines asks, sends nothing by itself, and is one message; declined, it leaves
+    what was typed."""
     bob = join("bob")
     ann = window()
     lines = [f"line {n}" for n in range(1, 31)]
@@ -181,7 +204,8 @@ def test_paste_of_30_lines(window, join):
     ann.type("!\rnext\r")
     assert heard(bob) == "see: " + "\n".join(lines) + "!"
     assert heard(bob) == "next"
-    wait(ann, lambda terminal: messages(terminal)[-2:] == [INDENT + "line 30! (there)", "ann: next (there)"], "both messages")
+    wait(ann, lambda terminal: messages(terminal)[-2:]
+         == [INDENT + "line 30! (there)", "ann: next (there)"], "both messages")
 
 
 def test_paste_is_answered_whatever_is_typed_with_it(window, join):
@@ -191,13 +215,15 @@ def test_paste_is_answered_whatever_is_typed_with_it(window, join):
     ann.type(paste(*"123456"))
     ann.wait_for("paste 6 lines")
     ann.type("?y")
-    wait(ann, lambda terminal: typed(terminal)[0][-1] == "  6" and "paste" not in terminal.text(), "the paste")
+    wait(ann, lambda terminal: typed(terminal)[0][-1] == "  6" and "paste" not in terminal.text(),
+         "the paste")
     ann.type("\r")
     assert heard(bob) == "1\n2\n3\n4\n5\n6"
 
 
 def test_paste_of_3_lines(window, join):
-    """Three lines are inserted without a question and are one message; an end of line at the end sends nothing."""
+    """Three lines are inserted without a question and are one message; an end of line at the end
+    sends nothing."""
     bob = join("bob")
     ann = window()
     ann.type(paste("one", "", "three", "") + "\r")
@@ -206,7 +232,8 @@ def test_paste_of_3_lines(window, join):
 
 
 def test_paste_is_text(window, join):
-    """Control characters and sequences in a paste press no keys; more than a message holds is not pasted."""
+    """Control characters and sequences in a paste press no keys; more than a message holds is not
+    pasted."""
     bob = join("bob")
     ann = window()
     ann.type(paste("a\x03b\x1b[31mred\x04\x1b]0;title\x07"))
@@ -220,14 +247,18 @@ def test_paste_is_text(window, join):
 # --- Hostile peers and servers ---
 
 FORGED = "hi\n12:00 eve: forged\n* eve left (gone away)\n! refused\n-- now --\n > "
-HOSTILE = ["\u202egnp.exe \u2066x\u2069", "\u200bzero\u200c\u2060\ufeff", "\u2028\u2029line", "\u0301Z" + "\u0335" * 400,
-           FORGED, "\t\t\ttabs", "w" * 1_000, "\u4f60" * 700, "\U0001f600" * 500, "\u200d\ufe0f\u20e3", "\u115f\u3164\u1160",
+HOSTILE = ["\u202egnp.exe \u2066x\u2069", "\u200bzero\u200c\u2060\ufeff", "\u2028\u2029line",
+           "\u0301Z" + "\u0335" * 400,
+           FORGED, "\t\t\ttabs", "w" * 1_000, "\u4f60" * 700, "\U0001f600" * 500,
+           "\u200d\ufe0f\u20e3", "\u115f\u3164\u1160",
            "\u00ad soft", "\n" * 30 + "far below",
-           "\U000e0041\U000f0000\ufff9\uffff", "a " * 4_096, "x" * 8_192, "\u0e33\u0e33 \u0bcd \U0001f3fd\U0001f1eb"]
+           "\U000e0041\U000f0000\ufff9\uffff", "a " * 4_096, "x" * 8_192,
+           "\u0e33\u0e33 \u0bcd \U0001f3fd\U0001f1eb"]
 
 
 def test_hostile_peer(window, join):
-    """Whatever a peer says is one message of that peer: its first row begins with the name, all others are indented."""
+    """Whatever a peer says is one message of that peer: its first row begins with the name, all
+    others are indented."""
     bob = join("bob")
     ann = window()
     ann.type("half a line" + LEFT * 4)
@@ -237,7 +268,8 @@ def test_hostile_peer(window, join):
         bob.say(text)
         after = f"bob: after {number}"
         bob.say(after[5:])
-        wait(ann, lambda terminal: newest(terminal) == after and typed(terminal) == (["> half a line"], (23, 9)),
+        wait(ann, lambda terminal: newest(terminal) == after
+             and typed(terminal) == (["> half a line"], (23, 9)),
              f"{text[:20]!a}")
         *rows, last = messages(ann.terminal)
         seen += "".join(rows)
@@ -249,8 +281,11 @@ def test_hostile_peer(window, join):
         before = after
     assert (ann.terminal.titles, ann.terminal.bells, unknown(ann.terminal)) == ([], 0, [])
     printed = ann.raw_output.decode("utf-8")
-    assert not re.search("[\u200b\u200c\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff\ufff9\u115f\u1160\u3164\u00ad]", printed)
-    assert "\\u202egnp.exe \\u2066x\\u2069" in seen and "\\u200bzero" in seen
+    # The isolate has its end: it reorders nothing but what is in it.
+    assert not re.search(
+        "[\u200b\u200c\u2028\u2029\u202a-\u202e\u2060-\u2065\u2067\u2068\u206a-\u206f\ufeff\ufff9"
+        "\u115f\u1160\u3164\u00ad]", printed)
+    assert "\\u202egnp.exe \u2066x\u2069" in seen and "\\u200bzero" in seen
 
 
 def test_hostile_peer_forges_no_line(window, join):
@@ -265,7 +300,8 @@ def test_hostile_peer_forges_no_line(window, join):
     wait_messages(ann, "bob: " + "x" * 66, INDENT + "12:00 eve: forged")
 
 
-ODD_WIDTHS = ["a\U0001f3fdend", "\u00d7\ufe0fend", "1\ufe0f\u20e3end", "\U0001f1eb\U0001f1f7\U0001f1ebend", "\u200bend",
+ODD_WIDTHS = ["a\U0001f3fdend", "\u00d7\ufe0fend", "1\ufe0f\u20e3end",
+              "\U0001f1eb\U0001f1f7\U0001f1ebend", "\u200bend",
               "\U0001f3fdend"]
 
 
@@ -274,18 +310,21 @@ def test_odd_clusters_keep_the_cursor(window):
     ann = window()
     for text in ODD_WIDTHS:
         ann.type(text + LEFT * 3)
-        wait(ann, lambda terminal: after_cursor(terminal) == "end", f"the cursor before the end: {text!a}")
+        wait(ann, lambda terminal: after_cursor(terminal) == "end",
+             f"the cursor before the end: {text!a}")
         ann.type(CTRL_C)
         wait_typed(ann, ">", column=2)
 
 
 def test_hostile_server(launch):
-    """Control characters in every field that a server can send are shown escaped, and move nothing."""
+    """Control characters in every field that a server can send are shown escaped, and move
+    nothing."""
     frames = [{"type": "joined", "id": 1, "name": EVIL, "at": 2**53 - 1},
               {"type": "renamed", "id": 2, "name": EVIL, "to": EVIL, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": EVIL, "text": "hi \u202e", "at": 0, "to": EVIL},
               {"type": "chat", "id": 4, "from": EVIL, "text": "me", "at": 0},
-              {"type": "chat", "id": 5, "from": "bob", "text": EVIL, "at": 0},       # no text: not shown
+              # This is no valid text, and is not shown.
+              {"type": "chat", "id": 5, "from": "bob", "text": EVIL, "at": 0},
               {"type": "error", "id": 6, "code": EVIL, "text": EVIL},
               {"type": "left", "id": 7, "name": EVIL, "at": 0, "reason": EVIL},
               {"type": "heard", "about": 3, "count": 5, "of": 2}, {"type": EVIL, "id": 8},
@@ -294,16 +333,19 @@ def test_hostile_server(launch):
               {"type": "chat", "id": 11, "from": "bob", "text": "marker", "at": 0}]
     with FakeServer() as server:
         ann = launch("--bell", "off", port=server.port, columns=200)
-        server.accept({**WELCOME, "name": EVIL[:20], "users": [EVIL, "ann"], "motd": "motd \u202e\n12:00 eve: forged"})
+        server.accept({**WELCOME, "name": EVIL[:20], "users": [EVIL, "ann"],
+                       "motd": "motd \u202e\n12:00 eve: forged"})
         ann.wait_for("* you are \\x1b[2J")
         ann.type("/names\r/motd\rhalf")
         wait_typed(ann, "> half", column=6)
         server.send(*frames)
-        wait(ann, lambda terminal: newest(terminal) == "bob: marker" and typed(terminal) == (["> half"], (23, 6)), "the marker")
+        wait(ann, lambda terminal: newest(terminal) == "bob: marker"
+             and typed(terminal) == (["> half"], (23, 6)), "the marker")
         shown = escaped(EVIL)
         rows = messages(ann.terminal)
         assert [row for row in rows if row.startswith("* motd")] == ["* motd \\u202e"] * 2
-        assert "* 2 here: " + shown + ", ann" in rows and f"* {shown} is now {shown}" in rows and f"! {shown}" in rows
+        assert "* 2 here: " + shown + ", ann" in rows and f"* {shown} is now {shown}" in rows
+        assert f"! {shown}" in rows
         assert f"{shown} -> {shown}: hi \\u202e" in rows and f"{shown}: me" in rows
         assert not any(row.startswith(("bob: \\x1b", "12:00 eve")) for row in rows)
         server.send({"type": "booted", "id": 12, "reason": EVIL})
@@ -311,10 +353,14 @@ def test_hostile_server(launch):
         assert "".join(left_behind(ann)) == "chat_client: you were booted: " + shown
 
 
-@pytest.mark.parametrize("frame", [{"type": "error", "code": "banned", "text": EVIL}, {"type": "error", "code": EVIL},
-                                   {**WELCOME, "motd": EVIL}, {"type": EVIL}], ids=["error", "code", "motd", "type"])
+@pytest.mark.parametrize("frame",
+                         [{"type": "error", "code": "banned", "text": EVIL},
+                          {"type": "error", "code": EVIL},
+                          {**WELCOME, "motd": EVIL}, {"type": EVIL}],
+                          ids=["error", "code", "motd", "type"])
 def test_hostile_server_refuses(launch, frame):
-    """Before we are in, control characters are escaped or the frame is refused: one line, exit code 1."""
+    """Before we are in, control characters are escaped or the frame is refused: one line, exit code
+    1."""
     with FakeServer() as server:
         ann = launch(port=server.port, columns=300)
         server.accept(frame)
@@ -326,13 +372,15 @@ def test_hostile_server_refuses(launch, frame):
 
 def escaped(text):
     """As the client shows it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode()
+                   for char in text)
 
 
 # --- One's own messages ---
 
 def test_states_of_own_messages(window, join, paused):
-    """A message shows in its place what becomes of it: sending, there, heard by some, heard by all."""
+    """A message shows in its place what becomes of it: sending, there, heard by some, heard by
+    all."""
     bob, cat = join("bob"), join("cat")
     ann = window()
     resume = paused()
@@ -341,7 +389,8 @@ def test_states_of_own_messages(window, join, paused):
     wait(ann, lambda terminal: "2 unsent" in status(terminal), "what is unsent")
     resume()
     wait_messages(ann, "ann: one (there)", "ann: two (there)")
-    wait(ann, lambda terminal: status(terminal)[:3] == ["ann", "connected", "3 here"], "nothing unsent")
+    wait(ann, lambda terminal: status(terminal)[:3] == ["ann", "connected", "3 here"],
+         "nothing unsent")
     bob.say("three")
     wait_messages(ann, "ann: one (there)", "ann: two (there)", "bob: three")
     assert [heard(bob), heard(bob)] == ["one", "two"]
@@ -352,10 +401,12 @@ def test_states_of_own_messages(window, join, paused):
 
 
 def test_failed_message(window):
-    """A message to nobody shows that it failed, and why; at the end it is named, and the exit code is 1."""
+    """A message to nobody shows that it failed, and why; at the end it is named, and the exit code
+    is 1."""
     ann = window()
     ann.type("/msg nobody hello\r")
-    wait(ann, lambda terminal: re.fullmatch(r"ann -> nobody: hello \(failed: .+\)", newest(terminal)), "the failure")
+    wait(ann, lambda terminal: re.fullmatch(r"ann -> nobody: hello \(failed: .+\)",
+                                            newest(terminal)), "the failure")
     assert len(messages(ann.terminal)) == 1
     ann.type(CTRL_D)
     assert ann.wait_exit() == 1
@@ -364,16 +415,19 @@ def test_failed_message(window):
 
 
 def test_server_restarts(launch, serve):
-    """Without the server one types and sends on; it counts down, and when the server is back all goes out by itself."""
+    """Without the server one types and sends on; it counts down, and when the server is back all
+    goes out by itself."""
     first = serve()
-    ann = launch(port=first.port, command=patched("chat_client.random.uniform = lambda low, high: 1.2"))
+    ann = launch(port=first.port,
+                 command=patched("chat_client.random.uniform = lambda low, high: 1.2"))
     ann.wait_for("you are ann")
     ann.type("half")
     wait_typed(ann, "> half", column=6)
     first.kill()
     wait(ann, lambda terminal: "reconnecting in 2 s" in status(terminal), "the countdown")
     ann.type(" a line\rmore")
-    wait(ann, lambda terminal: newest(terminal) == "ann: half a line (sending)" and "1 unsent" in status(terminal),
+    wait(ann, lambda terminal: newest(terminal) == "ann: half a line (sending)"
+         and "1 unsent" in status(terminal),
          "the unsent one")
     serve(port=first.port)
     wait(ann, lambda terminal: "reconnecting in 1 s" in status(terminal), "the countdown")
@@ -392,7 +446,8 @@ def test_server_restarts(launch, serve):
 def test_banned_when_it_comes_back(launch):
     """Refused for good when it reconnects, the client ends with one line and exit code 1."""
     with FakeServer() as server:
-        ann = launch(port=server.port, command=patched("chat_client.random.uniform = lambda low, high: 0.01"))
+        ann = launch(port=server.port,
+                     command=patched("chat_client.random.uniform = lambda low, high: 0.01"))
         server.accept(WELCOME)
         ann.wait_for("you are ann")
         server.hang_up()
@@ -404,14 +459,16 @@ def test_banned_when_it_comes_back(launch):
 # --- Many messages, scrolling ---
 
 def test_burst_of_5000(window, join):
-    """5,000 messages at once are drawn in far fewer frames, what is typed is shown meanwhile, none of the last is missing."""
+    """5,000 messages at once are drawn in far fewer frames, what is typed is shown meanwhile, none
+    of the last is missing."""
     bob = join("bob")
     ann = window()
     frames = ann.raw_output.count(b"\x1b[?2026h")
     burst(bob, 1, 5_000)
     ann.wait_for("bob: m")
     ann.type("typed meanwhile")
-    meanwhile = wait(ann, lambda terminal: typed(terminal)[0] == ["> typed meanwhile"] and newest(terminal), "what was typed")
+    meanwhile = wait(ann, lambda terminal: typed(terminal)[0] == ["> typed meanwhile"]
+                     and newest(terminal), "what was typed")
     wait_messages(ann, *(f"bob: m{n}" for n in range(4_979, 5_001)))
     wait_typed(ann, "> typed meanwhile", column=17)
     assert meanwhile != "bob: m5000"
@@ -421,7 +478,8 @@ def test_burst_of_5000(window, join):
 
 
 def test_scrolling_back(window, join):
-    """Scrolled back, the place stays whatever arrives, and what is new is counted; Page Down and Enter return."""
+    """Scrolled back, the place stays whatever arrives, and what is new is counted; Page Down and
+    Enter return."""
     bob = join("bob")
     ann = window()
     burst(bob, 1, 100)
@@ -431,10 +489,12 @@ def test_scrolling_back(window, join):
     wait_messages(ann, *place)
     wait(ann, lambda terminal: status(terminal)[0] == "scrolled back", "the mark")
     burst(bob, 101, 110)
-    wait(ann, lambda terminal: status(terminal)[0] == "10 new below, PgDn" and messages(terminal) == place, "what is new")
+    wait(ann, lambda terminal: status(terminal)[0] == "10 new below, PgDn"
+         and messages(terminal) == place, "what is new")
     ann.resize(12, 40)
     wait_messages(ann, *place[-10:])
-    wait(ann, lambda terminal: terminal.line(11) == "> half" and status(terminal)[0] == "10 new below, PgDn", "the mark")
+    wait(ann, lambda terminal: terminal.line(11) == "> half"
+         and status(terminal)[0] == "10 new below, PgDn", "the mark")
     ann.resize(24, 80)
     wait_messages(ann, *place)
     ann.type(PAGE_DOWN * 2)
@@ -448,20 +508,24 @@ def test_scrolling_back(window, join):
     ann.type(PAGE_UP * 20)
     wait(ann, lambda terminal: messages(terminal)[0].startswith("* you are ann"), "the top")
     ann.type("\r")
-    wait(ann, lambda terminal: newest(terminal) == "ann: half (there)" and status(terminal)[0] == "ann", "the bottom")
+    wait(ann, lambda terminal: newest(terminal) == "ann: half (there)"
+         and status(terminal)[0] == "ann", "the bottom")
 
 
 # --- Completion, commands, bell ---
 
 def test_completion(window, join):
-    """Tab completes the most recent speaker first, then the next; commands at the start of a line."""
+    """Tab completes the most recent speaker first, then the next; commands at the start of a
+    line."""
     bob, bea, cat = join("bob"), join("bea"), join("cat")
     ann = window()
     for speaker, text in ((bea, "1"), (bob, "2"), (cat, "3"), (bea, "4")):
         speaker.say(text)
         ann.wait_for(f": {text}")
-    for keys, line in [("b\t", "bea: "), ("b\t\t", "bob: "), ("b\t\t\t", "b"), ("\t", "bea: "), ("\t\t", "cat: "),
-                       ("hi b\t", "hi bea "), ("x" + LEFT + "c\t", "cat: x"), ("/na\t", "/names "), ("z\t", "z"),
+    for keys, line in [("b\t", "bea: "), ("b\t\t", "bob: "), ("b\t\t\t", "b"), ("\t", "bea: "),
+                       ("\t\t", "cat: "),
+                       ("hi b\t", "hi bea "), ("x" + LEFT + "c\t", "cat: x"), ("/na\t", "/names "),
+                       ("z\t", "z"),
                        ("/x\t", "/x"), ("\u4f60 c\tend", "\u4f60 cat end")]:
         ann.type(keys + END + "|")
         wait(ann, lambda terminal: terminal.line(23) == f"> {line}|", f"{line} after {keys!a}")
@@ -481,9 +545,9 @@ def test_commands(window, join):
     def say(line, shown, text, to=None):
         ann.type(f"/clear\r{line}\r")
         assert bob.recv_until("chat", text=text).get("to") == to
-        wait(ann, lambda terminal: messages(terminal) in ([f"{shown} (there)"], [f"{shown} (heard by 0 of 2)"],
-                                                          [f"{shown} (heard by 1 of 2)"], [f"{shown} (heard by all)"],
-                                                          [f"{shown} (heard)"]), shown)
+        states = ("there", "heard by 0 of 2", "heard by 1 of 2", "heard by all", "heard")
+        wait(ann, lambda terminal: messages(terminal) in [[f"{shown} ({state})"]
+                                                          for state in states], shown)
     run("/names", "* 3 here: bob, cat, ann")
     run("/wrong way", "! /wrong is not a command, /help lists them (to say it, begin with //)")
     run("/reply hi", "! nobody has written to you privately")
@@ -497,7 +561,8 @@ def test_commands(window, join):
     bob.say("psst yourself", to="ann")
     wait_messages(ann, "bob -> ann: psst yourself")
     say("/r what", "ann -> bob: what", "what", "bob")
-    assert [frame["text"] for frame in bob.frames if frame.get("from") == "ann" and frame["id"] > bob.welcome["last"]] == [
+    assert [frame["text"] for frame in bob.frames if frame.get("from") == "ann"
+            and frame["id"] > bob.welcome["last"]] == [
         "/text", "/me waves", "psst", "what"]
     run("/ignore Bob", "* ignored: bob")
     bob.say("not shown")
@@ -516,13 +581,15 @@ def test_commands(window, join):
     wait(ann, lambda terminal: status(terminal)[0] == "anna", "the new name")
     ann.type("/clear\r/help\r")
     wait(ann, lambda terminal: newest(terminal) == "//TEXT: say /TEXT", "the help")
-    assert "/ignore NAME: do not show what NAME says; without a name, who is ignored" in messages(ann.terminal)
+    assert "/ignore NAME: do not show what NAME says; without a name, who is ignored" in messages(
+        ann.terminal)
 
 
 @pytest.mark.parametrize("bell, rings", [
     ("off", []), ("mentions", ["named", "private"]), ("all", ["plain", "named", "private"])])
 def test_bell(window, join, bell, rings):
-    """The bell rings for what was asked for, never for what we say or for joins; a mention is highlighted."""
+    """The bell rings for what was asked for, never for what we say or for joins; a mention is
+    highlighted."""
     bob = join("bob")
     ann = window("--bell", bell)
     ann.type("I am ann\r")
@@ -530,12 +597,16 @@ def test_bell(window, join, bell, rings):
     join("cat")
     ann.wait_for("cat joined")
     rung = []
-    for what, text, fields in [("plain", "annie", {}), ("named", "hi Ann!", {}), ("private", "you", {"to": "ann"})]:
+    for what, text, fields in [("plain", "annie", {}), ("named", "hi Ann!", {}),
+                               ("private", "you", {"to": "ann"})]:
         before = ann.terminal.bells
         bob.say(text, **fields)
-        wait(ann, lambda terminal: newest(terminal).endswith(text) and (what not in rings or terminal.bells > before), what)
+        wait(ann, lambda terminal: newest(terminal).endswith(text)
+             and (what not in rings or terminal.bells > before), what)
         rung += [what] * (ann.terminal.bells - before)
     assert rung == rings
     row, column = ann.terminal.find("Ann!")
-    assert ["reverse" in ann.terminal.cell(row, column + n).style for n in range(4)] == [True, True, True, False]
-    assert not any("reverse" in cell.style for cell in ann.terminal._grid[ann.terminal.find("annie")[0]])
+    assert ["reverse" in ann.terminal.cell(row, column + n).style
+            for n in range(4)] == [True, True, True, False]
+    assert not any("reverse" in cell.style
+                   for cell in ann.terminal._grid[ann.terminal.find("annie")[0]])

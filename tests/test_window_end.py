@@ -1,6 +1,6 @@
-"""How the client in a terminal ends, however it ends, and that the terminal is as it was; that it can
-be stopped and continued; and what it does on terminals that can less. (test_window.py: what is shown
-while it runs.)
+"""How the client in a terminal ends, however it ends, and that the terminal is as it was; that it
+can be stopped and continued; and what it does on terminals that can less. (test_window.py: what is
+shown while it runs.)
 """
 
 import os
@@ -25,13 +25,17 @@ SERVER_OPTIONS = "--grace", "0.1"
 # --- How it ends ---
 
 @pytest.mark.parametrize("keys, number, code", [
-    (CTRL_D, 0, 0), ("/quit\r", 0, 0), (CTRL_C * 2, 0, 130), ("", signal.SIGINT, 130), ("", signal.SIGTERM, -signal.SIGTERM),
-    *[("", number, -number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGALRM)]],
+    (CTRL_D, 0, 0), ("/quit\r", 0, 0), (CTRL_C * 2, 0, 130), ("", signal.SIGINT, 130),
+    ("", signal.SIGTERM, -signal.SIGTERM),
+    *[("", number, -number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+                                           signal.SIGALRM)]],
     ids=["ctrl-d", "quit", "ctrl-c", "INT", "TERM", "HUP", "QUIT", "USR1", "ALRM"])
 def test_end(window, join, keys, number, code):
-    """Each way to leave has its exit code, leaves nothing on the terminal, and the others see it at once."""
+    """Each way to leave has its exit code, leaves nothing on the terminal, and the others see it at
+    once."""
     bob = join("bob")
-    ann = window(command=patched("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"))
+    ann = window(
+        command=patched("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"))
     ann.type("half" + LEFT + CTRL_D)
     wait_typed(ann, "> hal", column=5)
     ann.type(CTRL_C)
@@ -48,7 +52,8 @@ def test_end(window, join, keys, number, code):
 
 
 def test_signal_that_another_thread_gets(window, join):
-    """The kernel may hand a signal to any thread, and does when two come at once: it is obeyed all the same."""
+    """The kernel may hand a signal to any thread, and does when two come at once: it is obeyed all
+    the same."""
     bob = join("bob")
     ann = window(command=patched(
         "import signal\ndef end(): signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
@@ -71,16 +76,19 @@ def test_hangup_that_is_ignored(window, join):
 
 
 def test_killed_while_the_terminal_is_not_read():
-    """Stuck in a write, as the terminal takes no more, it is ended by the second SIGTERM, and the settings are as before."""
+    """Stuck in a write, as the terminal takes no more, it is ended by the second SIGTERM, and the
+    settings are as before."""
     import fcntl
     import struct
     import termios
     master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 500, 500, 0, 0))         # one frame is more than it holds
+    # One frame is more than it holds.
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 500, 500, 0, 0))
     before = termios.tcgetattr(slave)
     with FakeServer() as server:
         process = subprocess.Popen([*CLIENT, "127.0.0.1", str(server.port), "-n", "ann"], cwd=ROOT,
-                                   stdin=slave, stdout=slave, stderr=subprocess.DEVNULL, start_new_session=True,
+                                   stdin=slave, stdout=slave, stderr=subprocess.DEVNULL,
+                                   start_new_session=True,
                                    env={**os.environ, "TERM": "xterm"})
         try:
             server.accept(WELCOME)
@@ -88,7 +96,8 @@ def test_killed_while_the_terminal_is_not_read():
             while b"you are ann" not in printed:
                 printed += os.read(master, 65536)
             assert termios.tcgetattr(slave) != before
-            server.send(*({"type": "chat", "id": n, "from": "bob", "text": f"flood {n} " * 40, "at": 0} for n in range(1, 501)))
+            server.send(*({"type": "chat", "id": n, "from": "bob", "text": f"flood {n} " * 40,
+                           "at": 0} for n in range(1, 501)))
             while b"flood" not in printed:
                 printed = printed[-10:] + os.read(master, 1024)
             signals = 0
@@ -121,7 +130,8 @@ def test_booted(launch):
 
 
 def test_end_with_unsent(window, join, paused):
-    """Leaving waits for the ACK of what was said, on the terminal as it was; Ctrl-C gives up and names it."""
+    """Leaving waits for the ACK of what was said, on the terminal as it was; Ctrl-C gives up and
+    names it."""
     bob = join("bob")
     ann = window()
     resume = paused()
@@ -133,7 +143,8 @@ def test_end_with_unsent(window, join, paused):
     ann.wait_for("waiting for the ACK of 1 message, Ctrl-C gives up")
     ann.type(CTRL_C)
     assert ann.wait_exit() == 130
-    lines = [line.replace("^C", "") for line in left_behind(ann)]         # echoed before or after what is printed
+    # The ^C is echoed before or after what is printed.
+    lines = [line.replace("^C", "") for line in left_behind(ann)]
     assert [line for line in lines[1:] if line] == ["chat_client: not confirmed: unsent"]
     resume()
     bob.recv_until("left", name="ann")
@@ -143,7 +154,8 @@ def test_terminal_closes(server, join):
     """When the terminal goes away the client goes too, and the others see it leave."""
     bob = join("bob")
     master, slave = os.openpty()
-    process = subprocess.Popen([*CLIENT, "127.0.0.1", str(server.port), "-n", "ann"], cwd=ROOT, stdin=slave, stdout=slave,
+    process = subprocess.Popen([*CLIENT, "127.0.0.1", str(server.port), "-n", "ann"], cwd=ROOT,
+                               stdin=slave, stdout=slave,
                                stderr=slave, start_new_session=True, preexec_fn=take_terminal,
                                env={**os.environ, "TERM": "xterm"})
     os.close(slave)
@@ -172,17 +184,21 @@ def test_signal_with_unsent(window, join, paused):
 CRASHES = {
     "main": ("chat_client.Editor.take = boom", ""),
     "paint": ("paint = chat_client.Screen.paint\n"
-              "chat_client.Screen.paint = lambda self: boom() if self._editor.text else paint(self)", ""),
+              "chat_client.Screen.paint = lambda self: "
+               "boom() if self._editor.text else paint(self)", ""),
     "client": ("chat_client.Formatter.is_mention = boom", "bob says something"),
     "keys": ("read = chat_client.Terminal.read\n"
-             "chat_client.Terminal.read = lambda self: (lambda data: boom() if b'x' in data else data)(read(self))", ""),
-    "alarm": ("chat_client.Formatter.is_mention = lambda *_: threading.Timer(0, boom).start()", "bob says something"),
+             "chat_client.Terminal.read = lambda self: "
+              "(lambda data: boom() if b'x' in data else data)(read(self))", ""),
+    "alarm": ("chat_client.Formatter.is_mention = lambda *_: threading.Timer(0, boom).start()",
+              "bob says something"),
 }
 
 
 @pytest.mark.parametrize("thread", CRASHES)
 def test_crash(launch, join, thread):
-    """A bug on any thread: the terminal is restored, the bug is named in one line, and the exit code is 1."""
+    """A bug on any thread: the terminal is restored, the bug is named in one line, and the exit
+    code is 1."""
     bob = join("bob")
     source, said = CRASHES[thread]
     ann = launch(command=patched(source))
@@ -200,7 +216,8 @@ def test_crash(launch, join, thread):
 def test_crash_before_it_is_in(launch):
     """A bug on the client's thread while it connects is named at once, too."""
     with FakeServer() as server:
-        ann = launch("--timeout", "2", port=server.port, command=patched("chat_client.Window._on_welcome = boom"))
+        ann = launch("--timeout", "2", port=server.port,
+                     command=patched("chat_client.Window._on_welcome = boom"))
         server.accept(WELCOME)
         assert ann.wait_exit() == 1
         line, = left_behind(ann)
@@ -210,22 +227,28 @@ def test_crash_before_it_is_in(launch):
 # --- Stopped and continued ---
 
 def test_stop_and_continue(window):
-    """After kill -STOP, another program's output and kill -CONT everything is painted anew, and keys are keys again."""
+    """After kill -STOP, another program's output and kill -CONT everything is painted anew, and
+    keys are keys again."""
     ann = window()
     ann.type("half a line" + LEFT)
     wait_typed(ann, "> half a line", column=12)
     before, raw = ann.snapshot(), ann.settings()
     ann.signal(signal.SIGSTOP)
     import termios
-    termios.tcsetattr(ann._slave, termios.TCSANOW, ann.first_settings)          # as a shell does
-    ann._locked(lambda: ann.terminal.feed(b"\x1b[?1049l\x1b[?2004l\x1b[?7h\x1b[2J\x1b[Hready> jobs"))
+    # A shell does this.
+    termios.tcsetattr(ann._slave, termios.TCSANOW, ann.first_settings)
+    ann._locked(
+        lambda: ann.terminal.feed(b"\x1b[?1049l\x1b[?2004l\x1b[?7h\x1b[2J\x1b[Hready> jobs"))
     ann.signal(signal.SIGCONT)
-    wait(ann, lambda terminal: terminal.lines() == before and typed(terminal) == (["> half a line"], (23, 12)),
+    wait(ann, lambda terminal: terminal.lines() == before
+         and typed(terminal) == (["> half a line"], (23, 12)),
          "the screen again")
-    assert ann.settings() == raw and ann.terminal.alternate and ann.terminal.bracketed_paste and not ann.terminal.autowrap
+    assert ann.settings() == raw and ann.terminal.alternate and ann.terminal.bracketed_paste
+    assert not ann.terminal.autowrap
     ann._locked(lambda: ann.terminal.feed(b"\x1b[?1049l"))
     ann._locked(lambda: ann.terminal.feed(b"\x1b[2J\x1b[H\x1b[?1049h"))
-    ann.type("\x0c")                        # Ctrl-L does the same
+    # Ctrl-L does the same.
+    ann.type("\x0c")
     wait(ann, lambda terminal: terminal.lines() == before, "the screen again")
 
 
@@ -239,33 +262,42 @@ def test_ctrl_z_without_a_shell(window):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash for its job control")
 def test_ctrl_z_and_fg(server, join, tmp_path):
-    """Ctrl-Z gives the terminal back to the shell; fg brings all back, what was said meanwhile, too."""
+    """Ctrl-Z gives the terminal back to the shell; fg brings all back, what was said meanwhile,
+    too."""
     bob = join("bob")
     (tmp_path / "inputrc").write_text("set enable-bracketed-paste off\n", encoding="utf-8")
     with Program(["bash", "--norc", "--noprofile", "-i"], env={
-            "PS1": "ready> ", "INPUTRC": str(tmp_path / "inputrc"), "COLORTERM": None, "HISTFILE": None}) as shell:
+            "PS1": "ready> ", "INPUTRC": str(tmp_path / "inputrc"), "COLORTERM": None,
+            "HISTFILE": None}) as shell:
         shell.wait_for("ready>")
         sweep(server.port)
-        shell.type(f"'{sys.executable}' '{ROOT / 'chat_client.py'}' 127.0.0.1 {server.port} -n ann\r")
-        shell.wait_until(lambda terminal: terminal.alternate and "you are ann" in terminal.text(), "the window")
+        shell.type(
+            f"'{sys.executable}' '{ROOT / 'chat_client.py'}' 127.0.0.1 {server.port} -n ann\r")
+        shell.wait_until(lambda terminal: terminal.alternate and "you are ann" in terminal.text(),
+                         "the window")
         for number in range(2):
             shell.type(f"half{number}" + LEFT)
-            wait(shell, lambda terminal: terminal.line(23).endswith(f"half{number}"), "what was typed")
+            wait(shell, lambda terminal: terminal.line(23).endswith(f"half{number}"),
+                 "what was typed")
             before = typed(shell.terminal)
             shell.type(CTRL_Z)
-            shell.wait_until(lambda terminal: not terminal.alternate and terminal.text().count("Stopped") > number
+            shell.wait_until(lambda terminal: not terminal.alternate
+                             and terminal.text().count("Stopped") > number
                              and terminal.line(terminal.cursor[0]) == "ready>", "the shell")
-            assert shell.terminal.autowrap and not shell.terminal.bracketed_paste and shell.terminal.cursor_visible
+            assert shell.terminal.autowrap and not shell.terminal.bracketed_paste
+            assert shell.terminal.cursor_visible
             shell.type("stty -a | grep -c ' icanon.* echo '\r")
             bob.say(f"meanwhile {number}")
             shell.wait_until(lambda terminal: terminal.lines().count("1") == number + 1
                              and terminal.line(terminal.cursor[0]) == "ready>", "a cooked terminal")
             shell.type("fg\r")
-            shell.wait_until(lambda terminal: terminal.alternate and f"bob: meanwhile {number}" in terminal.text()
+            shell.wait_until(lambda terminal: terminal.alternate
+                             and f"bob: meanwhile {number}" in terminal.text()
                              and typed(terminal) == before, "the window again")
             shell.type(END)
         shell.type(CTRL_C * 3)
-        shell.wait_until(lambda terminal: not terminal.alternate and terminal.line(terminal.cursor[0]) == "ready>", "the shell")
+        shell.wait_until(lambda terminal: not terminal.alternate
+                         and terminal.line(terminal.cursor[0]) == "ready>", "the shell")
         shell.type("echo \"=$?=\"\r")
         shell.wait_for("=130=")
         assert (unknown(shell.terminal), shell.terminal.titles) == ([], [])
@@ -291,7 +323,8 @@ def test_no_screen_control(launch, join, arguments, env):
     assert b"\x1b" not in ann.raw_output and ann.terminal.bells == 1
 
 
-@pytest.mark.parametrize("term, colours", [("xterm-256color", r"38;5;\d+"), ("linux", r"3[0-7]"), ("vt100", None)])
+@pytest.mark.parametrize("term, colours",
+                         [("xterm-256color", r"38;5;\d+"), ("linux", r"3[0-7]"), ("vt100", None)])
 def test_colours(window, join, term, colours):
     """Names have the colours that the terminal has, and no others."""
     bob = join("bob")
@@ -302,10 +335,12 @@ def test_colours(window, join, term, colours):
     ann.wait_for("! /wrong")
     used = set(re.findall(r"\b((?:38;5;\d+|3[0-79]|4\d|9[0-7]|10[0-7]))(?=[;m])",
                           " ".join(re.findall(r"\x1b\[([\d;]*m)", ann.raw_output.decode()))))
-    assert bool(used) == bool(colours) and all(re.fullmatch(f"{colours}|31", colour) for colour in used)
+    assert bool(used) == bool(colours)
+    assert all(re.fullmatch(f"{colours}|31", colour) for colour in used)
     row, column = ann.terminal.find("bob: hi")
     assert "bold" in ann.terminal.cell(row, column).style
-    assert any(name.startswith("fg=") for name in ann.terminal.cell(row, column).style) == bool(colours)
+    assert any(name.startswith("fg=")
+               for name in ann.terminal.cell(row, column).style) == bool(colours)
 
 
 def test_history_is_marked(launch, serve):
@@ -321,6 +356,7 @@ def test_history_is_marked(launch, serve):
         bob.say("after")
         ann.wait_for("bob: after")
     lines = [line.partition(" bob: ")[2] or line for line in ann.snapshot() if line][:-2]
-    assert lines == ["* you are ann, 2 here; /help lists the commands", "-- said before you came --",
+    assert lines == ["* you are ann, 2 here; /help lists the commands",
+                     "-- said before you came --",
                      "before, ann", "-- now --", "after"]
     assert ann.terminal.bells == 0

@@ -13,18 +13,21 @@ import struct
 import harness
 from harness import TIMEOUT
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="                         # RFC 6455, 1.2, and what it is answered with
+# RFC 6455, 1.2, and what it is answered with.
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 def masked(opcode, payload=b"", fin=True, rsv=0, mask=True, length=None, form=None, key=None):
-    """A client's frame. `length` is claimed instead of the real one, `form` (7, 16 or 64 bits) for the shortest."""
+    """A client's frame. `length` is claimed instead of the real one, `form` (7, 16 or 64 bits) for
+    the shortest."""
     size = len(payload) if length is None else length
     form = form or (7 if size < 126 else 16 if size < 65_536 else 64)
     key = os.urandom(4) if key is None else key
     first = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
     flag = 0x80 if mask else 0
-    head = first + {7: bytes([flag | size & 0x7F]), 16: struct.pack(">BH", flag | 126, size & 0xFFFF),
+    head = first + {7: bytes([flag | size & 0x7F]),
+                    16: struct.pack(">BH", flag | 126, size & 0xFFFF),
                     64: struct.pack(">BQ", flag | 127, size)}[form]
     if not mask:
         return head + payload
@@ -33,7 +36,8 @@ def masked(opcode, payload=b"", fin=True, rsv=0, mask=True, length=None, form=No
 
 
 def read_answer(sock):
-    """Status, headers (lower-case names) and body of an HTTP answer that ends with its connection."""
+    """Status, headers (lower-case names) and body of an HTTP answer that ends with its
+    connection."""
     data = b""
     while True:
         more = sock.recv(65536)
@@ -63,7 +67,8 @@ def upgrade_request(port, host="127.0.0.1", path="/chat", origin=None):
 
 
 class WebClient(harness.RawClient):
-    """A RawClient over a WebSocket. `frames` holds what was received, `pongs` the payloads of pongs, `closed` the close's."""
+    """A RawClient over a WebSocket. `frames` holds what was received, `pongs` the payloads of
+    pongs, `closed` the close's."""
 
     def __init__(self, port, host="127.0.0.1", auto_ack=False, path="/chat", origin=None, more=b""):
         super().__init__(port, host, auto_ack)
@@ -119,6 +124,7 @@ class WebClient(harness.RawClient):
         return self._received(json.loads(payload.decode("utf-8")))
 
     def end(self):
-        """Read to the end of the connection; return the status of the close, 0 for one without, None when there was none."""
+        """Read to the end of the connection; return the status of the close, 0 for one without,
+        None when there was none."""
         assert self.eof(), "the server did not close the connection"
         return self.closed if self.closed is None else int.from_bytes(self.closed[:2], "big")

@@ -20,18 +20,24 @@ SEED = int(os.environ.get("ROGER_SEED", "20090817"))
 
 
 class Talker:
-    """A ChatClient and its History: all that it said and heard, in which run of ids, with which states."""
+    """A ChatClient and its History: all that it said and heard, in which run of ids, with which
+    states."""
 
     def __init__(self, port, name):
         self.history = History(name)
         self.connections = self.lost = 0
-        self.fresh = 0                  # welcomes that were no resumes
+        # How many welcomes were no resumes.
+        self.fresh = 0
         self.welcome = None             # the newest
         self.ended = ""
-        self._states = {}               # the last one of each Said
-        self.names = []                 # (what happened, name) of the list of users
-        self.client = ChatClient("127.0.0.1", port, name, on_welcome=self._on_welcome, on_message=self._on_message,
-                                 on_state=self._on_state, on_lost=self._on_lost, on_end=self._on_end)
+        # The last state of each Said.
+        self._states = {}
+        # What happened to the list of users: a type and a name each.
+        self.names = []
+        self.client = ChatClient("127.0.0.1", port, name, on_welcome=self._on_welcome,
+                                 on_message=self._on_message,
+                                 on_state=self._on_state, on_lost=self._on_lost,
+                                 on_end=self._on_end)
         self.client.connect(TIMEOUT)
 
     def _on_welcome(self, welcome):
@@ -70,15 +76,22 @@ class History:
 
     def __init__(self, name):
         self.name = name
-        self.epoch = ""                 # of the run of ids it is in
-        self.since = {}                 # epoch -> the newest id when it came: it hears what has a greater one
-        self.missed = 0                 # frames that the server could not replay
-        self.chats = []                 # (epoch, Chat) as they were heard
-        self.said = []                  # Said, in the order of saying
-        self.states = []                # (epoch, text, state): the changes, as they were told
+        # The epoch of the run of ids that this member is in.
+        self.epoch = ""
+        # For each epoch the newest id when this member came: it hears what has a greater one.
+        self.since = {}
+        # Frames that the server could not replay.
+        self.missed = 0
+        # Pairs of an epoch and a Chat, as they were heard.
+        self.chats = []
+        # Said, in the order of saying.
+        self.said = []
+        # Each change as it was told: epoch, text and state.
+        self.states = []
 
     def welcomed(self, welcome):
-        # Whoever comes from an earlier run of the server hears everything that was said since it started again.
+        # Whoever comes from an earlier run of the server hears everything that was said since it
+        # started again.
         self.since.setdefault(welcome.epoch, 0 if self.since else welcome.last)
         self.epoch = welcome.epoch
         self.missed += welcome.missed
@@ -87,25 +100,32 @@ class History:
         self.chats.append((self.epoch, chat))
 
     def heard_in(self, epoch):
-        return [chat for heard_in, chat in self.chats if heard_in == epoch and chat.id > self.since[epoch]]
+        return [chat for heard_in, chat in self.chats if heard_in == epoch
+                and chat.id > self.since[epoch]]
 
 
 class HistoryChecker:
-    """Judges the histories of members who were in the room all the time, or came back each time within the grace time.
+    """Judges the histories of members who were in the room all the time, or came back each time
+    within the grace time.
 
-    The texts have to be unique, "SPEAKER NUMBER" with growing numbers, and said to all. violations() names each that it
-    finds, in the promises' order; an empty list is an acquittal:
+    The texts have to be unique, "SPEAKER NUMBER" with growing numbers, and said to all.
+    violations() names each that it finds, in the promises' order; an empty list is an acquittal:
 
-    - lost: said, reported THERE, and not heard by a member that was there. The speaker itself is one of the members.
+    - lost: said, reported THERE, and not heard by a member that was there. The speaker itself is
+      one of the members.
     - twice: heard more than once by one member.
-    - order: the ids that one member hears do not grow, or two members know one id as different messages. Together: there is one order.
+    - order: the ids that one member hears do not grow, or two members know one id as different
+      messages. Together: there is one order.
     - speaker: a speaker's messages are not heard in the order in which they were said.
     - forged: heard, and never said; or reported FAILED, which means not sent, and heard.
-    - state: a message is not reported THERE or FAILED at the end, or went on from one of these, or was told twice.
-    - missed: the server said that it could not replay something, though nothing here exceeds its log.
+    - state: a message is not reported THERE or FAILED at the end, or went on from one of these, or
+      was told twice.
+    - missed: the server said that it could not replay something, though nothing here exceeds its
+      log.
 
-    `epoch` is the run of ids to judge (the only one where there was no restart). Losses are looked for among the messages
-    whose ACK came in that run: in a crash without history what was acknowledged before it may be gone.
+    `epoch` is the run of ids to judge (the only one where there was no restart). Losses are looked
+    for among the messages whose ACK came in that run: in a crash without history what was
+    acknowledged before it may be gone.
     """
 
     def __init__(self, histories, epoch):
@@ -113,7 +133,8 @@ class HistoryChecker:
         self._epoch = epoch
 
     def violations(self):
-        return [*self._lost_and_twice(), *self._order(), *self._speakers(), *self._forged(), *self._states(), *self._missed()]
+        return [*self._lost_and_twice(), *self._order(), *self._speakers(), *self._forged(),
+                *self._states(), *self._missed()]
 
     def _there(self):
         return [text for history in self._histories for epoch, text, state in history.states
@@ -122,8 +143,10 @@ class HistoryChecker:
     def _lost_and_twice(self):
         for history in self._histories:
             heard = Counter(chat.text for chat in history.heard_in(self._epoch))
-            yield from (f"lost: {text!r}, to {history.name}" for text in self._there() if text not in heard)
-            yield from (f"twice: {text!r}, {count} times to {history.name}" for text, count in heard.items() if count > 1)
+            yield from (f"lost: {text!r}, to {history.name}" for text in self._there()
+                        if text not in heard)
+            yield from (f"twice: {text!r}, {count} times to {history.name}" for text,
+                        count in heard.items() if count > 1)
 
     def _order(self):
         meanings = {}
@@ -133,7 +156,8 @@ class HistoryChecker:
                         for earlier, later in zip(ids, ids[1:]) if later <= earlier)
             for chat in history.heard_in(self._epoch):
                 if meanings.setdefault(chat.id, chat) != chat:
-                    yield f"order: {chat.id} is {chat} to {history.name} and {meanings[chat.id]} to another"
+                    yield (f"order: {chat.id} is {chat} to {history.name} and "
+                           f"{meanings[chat.id]} to another")
 
     def _speakers(self):
         for history in self._histories:
@@ -156,16 +180,19 @@ class HistoryChecker:
             told = Counter(text for _, text, state in history.states if state in (THERE, FAILED))
             for said in history.said:
                 if said.state not in (THERE, FAILED) or told[said.text] != 1:
-                    yield f"state: {said.text!r} is {said.state} at the end, and an end was told {told[said.text]} times"
+                    yield (f"state: {said.text!r} is {said.state} at the end, and an end was told "
+                           f"{told[said.text]} times")
 
     def _missed(self):
-        return [f"missed: {history.missed} frames by {history.name}" for history in self._histories if history.missed]
+        return [f"missed: {history.missed} frames by {history.name}" for history in self._histories
+                if history.missed]
 
 
 # --- Speaking ---
 
 def speak(talker, count, begin=1, ahead=40):
-    """Say "NAME NUMBER" so many times, with at most `ahead` unacknowledged; stops when the client has ended."""
+    """Say "NAME NUMBER" so many times, with at most `ahead` unacknowledged; stops when the client
+    has ended."""
     for number in range(begin, begin + count):
         wait_until(lambda: len(talker.client.unsettled) < ahead or talker.ended)
         talker.say(f"{talker.history.name} {number}")
@@ -173,15 +200,18 @@ def speak(talker, count, begin=1, ahead=40):
 
 def speak_all(talkers, count, begin=1):
     """All of them at once, each on its thread; returns the threads."""
-    threads = [threading.Thread(target=speak, args=(talker, count, begin), daemon=True) for talker in talkers]
+    threads = [threading.Thread(target=speak, args=(talker, count, begin), daemon=True)
+               for talker in talkers]
     for thread in threads:
         thread.start()
     return threads
 
 
 def wait_until_heard(everybody, speakers, text):
-    """Wait until each of `everybody` has heard "SPEAKER text" of each speaker, and all is settled."""
+    """Wait until each of `everybody` has heard "SPEAKER text" of each speaker, and all is
+    settled."""
     last_words = {f"{talker.history.name} {text}" for talker in speakers}
     for talker in everybody:
         wait_until(lambda: last_words <= set(talker.texts()[-500:]) and not talker.client.unsettled,
-                   what=lambda: f"{talker.history.name} did not hear {last_words - set(talker.texts())}, {talker.ended!r}")
+                   what=lambda: f"{talker.history.name} did not hear "
+                                f"{last_words - set(talker.texts())}, {talker.ended!r}")

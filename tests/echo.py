@@ -1,0 +1,78 @@
+"""A bare WebSocket echo with chat_web's code, for conformance suites such as Autobahn's.
+
+    python tests/echo.py PORT           0 takes a free one; it listens on this machine alone
+"""
+
+import argparse
+import pathlib
+import socketserver
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from chat_web import HttpSocket, MessageDecoder, Request, frame  # noqa: E402
+from chatproto import ConnectionClosed  # noqa: E402
+
+# Bytes of a message that it takes.
+LONGEST = 16 * 1024 * 1024
+
+
+class EchoSocket(HttpSocket):
+    """Writes until all is written: there is only one thread, and nobody else to keep waiting."""
+
+    def write(self, data):
+        try:
+            self.write_all(data, time.monotonic() + 60)
+        except ConnectionClosed:
+            self.cut()
+
+
+class EchoRequest(Request):
+    """Every path is the echo, for everybody."""
+
+    def answer(self):
+        self.upgrade()
+
+
+class EchoHandler(socketserver.BaseRequestHandler):
+    """One connection's thread."""
+
+    def handle(self):
+        wire = EchoSocket(self.request)
+        websocket = EchoRequest(wire, self.client_address, self.server).websocket
+        try:
+            if websocket is not None:
+                # What the chat refuses (long, binary, in many fragments) is to be echoed here.
+                websocket._decoder = MessageDecoder(LONGEST, binary=True)
+            while websocket is not None:
+                for opcode, payload in websocket.messages():
+                    websocket.write(frame(opcode, payload))
+        except ConnectionClosed:
+            pass
+        wire.linger()
+        wire.close()
+
+
+class EchoServer(socketserver.ThreadingTCPServer):
+    """The echo's listening socket."""
+
+    allow_reuse_address = sys.platform != "win32"
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def main():
+    """Run the echo until it is interrupted; return the exit code."""
+    parser = argparse.ArgumentParser(description="A WebSocket echo, for conformance suites.")
+    parser.add_argument("port", type=int, metavar="PORT", help="0 takes a free one")
+    server = EchoServer(("127.0.0.1", parser.parse_args().port), EchoHandler)
+    print(f"Listening on 127.0.0.1:{server.server_address[1]}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

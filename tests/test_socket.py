@@ -1,0 +1,217 @@
+"""A MessageSocket on a real connection: reads that block and are woken, writes that never block."""
+
+import queue
+import socket
+import sys
+import threading
+
+import pytest
+from fake_time import Line
+
+import chatproto
+from chatproto import (FROM_SERVER, Chat, ConnectionClosed, FrameDecoder, MessageManager,
+                       MessageSocket)
+from harness import TIMEOUT
+
+
+@pytest.fixture
+def pair():
+    """A MessageSocket and the plain socket at its other end. TCP, as a MessageSocket sets options
+    that others lack."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        ours = socket.create_connection(listener.getsockname(), timeout=TIMEOUT)
+        theirs, _ = listener.accept()
+    ours.settimeout(None)
+    theirs.settimeout(TIMEOUT)
+    wire = MessageSocket(ours)
+    yield wire, theirs
+    wire.close()
+    theirs.close()
+
+
+def run(function):
+    """Run `function` in a thread and return it with the queue of its result or ConnectionClosed."""
+    result = queue.Queue()
+
+    def body():
+        try:
+            result.put(function())
+        except ConnectionClosed as error:
+            result.put(error)
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread, result
+
+
+def read_all(sock):
+    data = b""
+    while True:
+        piece = sock.recv(65536)
+        if not piece:
+            return data
+        data += piece
+
+
+def test_socket_read_and_write(pair):
+    """Bytes go both ways; a read with a time-out that nothing ends returns b""."""
+    wire, peer = pair
+    wire.write(b"there")
+    peer.sendall(b"back")
+    assert (peer.recv(100), wire.read()) == (b"there", b"back")
+    assert wire.read(0) == b""
+
+
+def test_socket_read_grows(pair):
+    """A read that came back full is followed by a bigger one."""
+    wire, peer = pair
+    peer.sendall(b"x" * 20_000)
+    peer.shutdown(socket.SHUT_WR)
+    sizes = []
+    with pytest.raises(ConnectionClosed):
+        while True:
+            sizes.append(len(wire.read()))
+    assert sum(sizes) == 20_000 and len(sizes) < 20_000 / chatproto.READ_SIZE
+
+
+def test_socket_write_never_blocks(pair):
+    """Against a peer that does not read, writes return, and in the end cut the connection instead
+    of growing for ever."""
+    wire, peer = pair
+    chunk = bytes(range(256)) * 256
+    thread, _ = run(lambda: [wire.write(chunk) for _ in range(400)])
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert len(wire._unsent) <= wire.UNSENT + 2 * len(chunk)
+    with pytest.raises(ConnectionClosed):
+        wire.read()
+    got = read_all(peer)
+    assert got == (chunk * 400)[:len(got)] and len(got) < 400 * len(chunk)
+
+
+def test_socket_unsent_goes_first(pair):
+    """What the kernel did not take at once is sent before anything newer, without a gap or a
+    repetition."""
+    wire, peer = pair
+    expected = bytearray()
+    number = 0
+    while not wire._unsent:
+        chunk = b"%07d\n" % number * 4096
+        wire.write(chunk)
+        expected += chunk
+        number += 1
+        assert number < 10_000, "this kernel takes everything"
+    wire.write(b"tail")
+    expected += b"tail"
+    got = bytearray()
+    while len(got) < len(expected):
+        wire.write(b"")
+        got += peer.recv(65536)
+    assert got == expected and wire._unsent == b""
+
+
+def test_socket_cut_wakes_a_blocked_read(pair):
+    """cut() from another thread ends a read that waits."""
+    wire, peer = pair
+    about_to_read = threading.Event()
+
+    def read():
+        about_to_read.set()
+        return wire.read()
+    thread, result = run(read)
+    assert about_to_read.wait(TIMEOUT)
+    wire.cut()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive() and isinstance(result.get_nowait(), ConnectionClosed)
+    assert peer.recv(1) == b""
+
+
+def test_socket_finish(pair):
+    """After finish() the peer reads all that was written and then the end, and we still read what
+    it says."""
+    wire, peer = pair
+    wire.write(b"last words")
+    wire.finish()
+    assert read_all(peer) == b"last words"
+    peer.sendall(b"bye")
+    assert wire.read() == b"bye"
+
+
+def test_socket_end_of_the_peer(pair):
+    """The peer's end is ConnectionClosed with a reason, not an OSError and not b""."""
+    wire, peer = pair
+    peer.close()
+    with pytest.raises(ConnectionClosed) as caught:
+        wire.read()
+    assert str(caught.value)
+
+
+def test_socket_close_then_cut(pair):
+    """Late calls on a closed socket do no harm, and reading it is ConnectionClosed, with a time-out
+    and without."""
+    wire, peer = pair
+    wire.close()
+    wire.cut()
+    wire.finish()
+    wire.close()
+    wire.write(b"nobody")
+    for timeout in (None, 1):
+        with pytest.raises(ConnectionClosed):
+            wire.read(timeout)
+    assert peer.recv(1) == b""
+
+
+def test_socket_write_after_reset(pair):
+    """Writes to a peer that is gone raise nothing; the reader hears of it."""
+    wire, peer = pair
+    peer.close()
+    for _ in range(100):
+        wire.write(b"x" * 1000)
+    with pytest.raises(ConnectionClosed):
+        while True:
+            wire.read()
+
+
+def test_socket_concurrent_writers(pair):
+    """Frames of four threads that share a manager are never torn, and each thread's keep their
+    order."""
+    wire, peer = pair
+    # So that the kernel takes some by half.
+    wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    line = Line(opened=False)
+    manager = MessageManager(line.alarm, line.log, line, wire.write)
+    names = "abcd"
+
+    def say(name):
+        for number in range(1, 101):
+            manager.write_bare(Chat(number, name, name * (number * 7 % 500 + 1), 1.0).encode())
+    threads = [threading.Thread(target=say, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    decoder = FrameDecoder(FROM_SERVER)
+    got = []
+    while len(got) < 400:
+        wire.write(b"")
+        got += decoder.feed(peer.recv(65536))
+    for name in names:
+        assert [(m.id, m.text) for m in got
+                if m.sender == name] == [(n, name * (n * 7 % 500 + 1)) for n in range(1, 101)]
+
+
+def test_socket_hung_up():
+    """A peer has hung up when it has ended the connection, on Linux even while something of what it
+    said is left to read."""
+    ours, theirs = socket.socketpair()
+    wire = MessageSocket(ours)
+    assert not wire.hung_up()
+    theirs.sendall(b"x")
+    assert not wire.hung_up()
+    theirs.close()
+    assert wire.hung_up() == sys.platform.startswith("linux")
+    assert wire.read() == b"x"
+    assert wire.hung_up()
+    wire.close()
+    assert wire.hung_up()
