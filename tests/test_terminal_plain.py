@@ -61,7 +61,7 @@ def test_plain_reply_follows_the_person(plain):
     """As in the window: to who wrote, or to nobody."""
     plain.hear(chat("psst", "bob", 1, to="ann"), Renamed(2, "bob", "rob", NOON))
     plain.commands.run("/r hi")
-    assert [said.to for said in plain.client.unsettled.values()] == ["rob"]
+    assert [said.to for said in plain.client.unsettled] == ["rob"]
     plain.hear(Left(3, "rob", NOON, "quit"))
     plain.commands.run("/r hi")
     assert plain.hear() == ["! rob has left: not sent"] and len(plain.client.unsettled) == 1
