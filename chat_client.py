@@ -1247,15 +1247,17 @@ def mentions(text: str, name: str) -> "list[tuple[int, int]]":
         places += [place] * len(folded[-1])
         place += len(cluster)
     places.append(place)
-    whole, found, at = "".join(folded), [], -1
+    whole, found = "".join(folded), []
     pages = [page.span() for page in _ADDRESS.finditer(text)]
-    while (at := whole.find(key, at + 1)) >= 0:
+    at = whole.find(key)
+    while at >= 0:
         start, end = places[at], places[at + len(key)]
         # A cluster is not taken apart.
         is_cut = at and places[at - 1] == start or places[at + len(key) - 1] == end
         if not is_cut and _is_whole(text, start, end) and not any(
                 first <= start < last for first, last in pages):
             found.append((start, end))
+        at = whole.find(key, at + 1)
     return found
 
 

@@ -1755,7 +1755,7 @@ class Delivery:
         news = self._publish(ping)
         touched, self._touched = self._touched, {}
         for link in touched:
-            _guarded(link.open)
+            _guarded(link.open, self._journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2719,13 +2719,17 @@ class Connection:
 
     # For the room, on the sequencer's thread
 
-    def open(self) -> None:
-        """Let a member in that has just joined: from here on it reads the log."""
+    def open(self, journal: Journal) -> None:
+        """Let a member in that has just joined: from here on it reads the log. The first piece of
+        what it is fed comes at once, so that an error behind its join finds its place."""
         if self.welcome is not None and self.session is not None:
             (frame, place, refused), self.welcome = self.welcome, None
             self.manager.write_bare(frame)
             self.manager.open(place, reader=self.session.number, begin=self.session.begin,
                               seen=self.session.got, refused=refused)
+            piece = journal.piece(self.session, place) if self.manager.is_behind else None
+            if piece is not None:
+                self.manager.feed(*piece)
 
     def end(self, place: int, last_words: bytes = b"") -> None:
         """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with
