@@ -120,9 +120,17 @@ HISTORY = 20
 # reached the oldest tenth goes, and whoever reads there is fed from the history file or dropped.
 LOG_FRAMES = 50_000
 LOG_BYTES = 64 * 1024 * 1024
-# Sessions remembered after their member left, so that what it sends again is not said twice; then
-# those that left first are forgotten.
+# Sessions remembered after their member left, so that what it sends again is not said twice, with
+# the refusals that each did not confirm. Then those are forgotten of whose address there are most:
+# first who has said nothing, then who left first.
 SESSIONS = 20_000
+# New sessions that one address may have at once, and then a second: a class that comes in behind
+# one NAT, twice, is not slowed. What comes on top waits, and for JOIN_TIMEOUT at most. This machine
+# itself is exempt.
+NEW_SESSIONS = 2_000
+NEW_SESSION_RATE = 5.0
+# What a connection may say of the flood limit's burst before it has joined.
+JOIN_BURST = 10.0
 # Seconds between two `heard` about one message, seconds after which nobody is told any more, and
 # messages watched at once: the oldest is dropped first.
 RECEIPT_EVERY = 0.5
@@ -134,6 +142,11 @@ INBOX = 10_000
 # client sends without an ACK. Then its socket is not read.
 HELD = WINDOW
 HELD_BYTES = WINDOW_BYTES
+# Bytes that came from all peers together and wait to be whole lines, or for the flood limit. Then
+# who has whole lines is not read for a while, and who has more than so many bytes of a line that is
+# not whole is cut: it sends it again when it comes back.
+WAITING_BYTES = 48 * 1024 * 1024
+WAITING_LINE = 4 * 1024
 # Bytes of a line that cost as much of the flood limit as the line itself, and what a request for
 # older messages costs besides.
 COST_BYTES = 2_048
@@ -162,8 +175,10 @@ PACE = 0.0007
 BUSY = 8
 ADMIT_WAIT = 0.02
 ADMIT_POLL = 0.0002
-# Connections that have not joined yet.
+# Connections that have not joined yet. Then the oldest of these are cut, so many at once, of the
+# address that has most.
 UNJOINED = 2_000
+CUT_AT_ONCE = 50
 # Seconds before a complaint is repeated: to a member that floods, or in the log.
 SAY_AGAIN = 60.0
 
@@ -1108,8 +1123,10 @@ class Journal:
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
     def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, of what is published."""
-        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)
+        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+        published."""
+        count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
+        return min(self.log.oldest(count), self.log.end)
 
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
@@ -1284,7 +1301,7 @@ class Session:
 
     __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got",
                  "present", "listed", "link", "lost_at", "left_at", "booted", "receipts",
-                 "refusals", "allowance", "_acked")
+                 "refusals", "allowance", "origin", "_acked")
 
     def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
         # Its own for good, in the history file: who private frames are for.
@@ -1313,8 +1330,15 @@ class Session:
         self.refusals: "list[Error]" = []
         # Its flood limit, which a new connection does not fill again.
         self.allowance: Optional[Allowance] = None
+        # The address that it counts for; "" when it came before a restart.
+        self.origin = ""
         # The newest id that it acknowledged on connections before this one.
         self._acked = begin
+
+    @property
+    def weight(self) -> int:
+        """What it counts for among those that are remembered."""
+        return 1 + len(self.refusals)
 
     @property
     def acked(self) -> int:
@@ -1358,6 +1382,8 @@ class Members:
         # The same by the hash of their secret; and those who left or were booted, in that order.
         self._by_secret: "dict[bytes, Session]" = {}
         self._gone: "dict[bytes, Session]" = {}
+        # What those count for together; at least that: some came back.
+        self._gone_weight = 0
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
@@ -1398,6 +1424,7 @@ class Members:
     def remember(self, session: Session) -> None:
         """A session of the history file that is not in the room."""
         self._gone[session.secret_hash] = session
+        self._gone_weight += session.weight
 
     def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
         """A member goes; return who has its place in the list now, and which sessions are
@@ -1405,9 +1432,8 @@ class Members:
         del self._by_name[name_key(session.name)], self._by_secret[session.secret_hash]
         session.present = False
         self._gone[session.secret_hash] = session
-        forgotten = []
-        while len(self._gone) > SESSIONS:
-            forgotten.append(self._gone.pop(next(iter(self._gone))))
+        self._gone_weight += session.weight
+        forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         if not session.listed:
             return None, forgotten
         session.listed = False
@@ -1418,6 +1444,29 @@ class Members:
             successor = next(other for other in self if not other.listed)
             self._list(successor)
         return successor, forgotten
+
+    def _forget_some(self) -> "list[Session]":
+        """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
+        another address before as many of its own are left."""
+        origins: "dict[str, list[Session]]" = {}
+        for session in self._gone.values():
+            origins.setdefault(session.origin, []).append(session)
+        # How much of its address stays when a session goes, and all that are worth more.
+        ranks: "list[tuple[int, Session]]" = []
+        for sessions in origins.values():
+            # Who has said something comes first, and then who left last.
+            sessions.reverse()
+            sessions.sort(key=lambda session: session.got == 0)
+            weights = itertools.accumulate(session.weight for session in sessions)
+            ranks += zip(weights, sessions)
+        ranks.sort(key=lambda rank: rank[0])
+        forgotten = []
+        self._gone_weight = sum(session.weight for session in self._gone.values())
+        while self._gone_weight > SESSIONS - SESSIONS // 100:
+            session = ranks.pop()[1]
+            self._gone_weight -= session.weight
+            forgotten.append(self._gone.pop(session.secret_hash))
+        return forgotten
 
     def rename(self, session: Session, name: str) -> None:
         """A member takes another name."""
@@ -1764,7 +1813,8 @@ class Delivery:
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
-            if link is not None and NOWHERE < link.manager.acked < upto:
+            # What comes before its begin is not read from the log.
+            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
                 if link.manager.acked < upto and not self._journal.feeds:
@@ -1791,6 +1841,10 @@ class Entrance:
         self.motd: Optional[str] = None
         # How many members are connected.
         self.connected = 0
+        # Those whose grace_over() the alarm will post.
+        self._awaited: "set[Session]" = set()
+        # Of each address the new sessions that it may have now.
+        self._newcomers: "dict[str, Allowance]" = {}
 
     def restore(self, history: HistoryFile) -> None:
         """Go on where the file ends: everybody who was here has just lost its connection."""
@@ -1810,8 +1864,10 @@ class Entrance:
 
     # Coming in
 
-    def join(self, link: Connection, join: Join) -> None:
-        """A connection wants in, or back."""
+    def join(self, link: Connection, join: Join, may_be_new: bool = False) -> None:
+        """A connection wants in, or back; with `may_be_new` it has waited for its turn."""
+        if link.ended:
+            return
         if link.session is not None:
             self._delivery.refuse(link, ProtocolError(
                 "already-joined", f"you are in, as {link.session.name}"))
@@ -1832,7 +1888,31 @@ class Entrance:
                 if error.code in ("banned", "full"):
                     self.end(link, error.code)
                 return
+        if session is None and not may_be_new and self._has_to_wait(link, join):
+            return
         self._admit(link, join, session)
+
+    def _has_to_wait(self, link: Connection, join: Join) -> bool:
+        """Whether the address has had so many new sessions that this one has to wait: it joins
+        later, in its turn, or is refused where that would be too late."""
+        if _is_loopback(link.address):
+            return False
+        now = self._alarm.clock()
+        if link.origin not in self._newcomers and len(self._newcomers) >= NEW_SESSIONS:
+            self._newcomers = {origin: allowance for origin, allowance in self._newcomers.items()
+                               if not allowance.is_full}
+        allowance = self._newcomers.setdefault(link.origin, Allowance(
+            NEW_SESSION_RATE, self._alarm.clock, NEW_SESSIONS))
+        wait = allowance.wait()
+        if now + wait >= link.since + JOIN_TIMEOUT:
+            self._delivery.refuse(link, ProtocolError(
+                "full", "too many new ones come from your address: try again later"))
+            self.end(link, "full")
+            return True
+        allowance.change(1)
+        if wait:
+            self._alarm.at(now + wait, lambda: self._post(self.join, link, join, True))
+        return bool(wait)
 
     def _known(self, join: Join) -> Optional[Session]:
         """The session that `join` proves to own; None without one, for one that was booted, and for
@@ -1852,7 +1932,7 @@ class Entrance:
             # It was away when it was put out, and is told now.
             raise ProtocolError("banned", f"you were booted: {booted.booted}" if booted.booted
                                 else "you were booted")
-        if session is None:
+        if session is None or join.name != session.name:
             chatproto.check_name(join.name)
         if len(self._members) >= self._settings.max_members:
             self._make_room()
@@ -1886,8 +1966,9 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log.
-            if journal.feeds or seen >= session.begin:
+            # In memory the last chats, which are before its begin, outlive the start of the log; but
+            # where that is past its begin nobody could feed it what comes between.
+            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
@@ -1904,7 +1985,11 @@ class Entrance:
         session.receipts = join.receipts
         session.link, link.session = link, session
         self.connected += 1
-        session.allowance = link.allowance = session.allowance or link.allowance
+        if session.allowance is None:
+            session.allowance = link.allowance
+            session.allowance.change(JOIN_BURST - session.allowance.burst)
+        link.allowance = session.allowance
+        session.origin = link.origin
         session.lost_at = math.inf
         self.receipts.come_back(session)
         link.welcome = (welcome, place, refused)
@@ -2003,9 +2088,15 @@ class Entrance:
 
     def _await(self, session: Session) -> None:
         """A member has its grace time from now on."""
-        session.lost_at = lost_at = self._alarm.clock()
-        self._alarm.at(lost_at + self._settings.grace,
-                       lambda: self._post(self.grace_over, session, lost_at))
+        session.lost_at = self._alarm.clock()
+        self._end_grace_at(session, session.lost_at + self._settings.grace)
+
+    def _end_grace_at(self, session: Session, when: float) -> None:
+        """Have grace_over() called. Only once: who comes and is lost a thousand times an hour is to
+        leave no more behind with the alarm than others."""
+        if session not in self._awaited:
+            self._awaited.add(session)
+            self._alarm.at(when, lambda: self._post(self.grace_over, session))
 
     def too_slow(self, link: Connection) -> None:
         """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
@@ -2016,13 +2107,14 @@ class Entrance:
                 "too-slow", "you did not keep up and were disconnected"))
             self.end(link, "too slow")
 
-    def grace_over(self, session: Session, lost_at: float) -> None:
-        """A member that was lost at `lost_at` has had its time to come back."""
-        if session.present and session.link is None and session.lost_at == lost_at:
+    def grace_over(self, session: Session) -> None:
+        """A member may have had its time to come back, since it was lost for the last time."""
+        self._awaited.discard(session)
+        if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
-            until = self._journal.recovered_at + self._settings.grace
-            if self._alarm.clock() < until:
-                self._alarm.at(until, lambda: self._post(self.grace_over, session, lost_at))
+            lost_at = max(session.lost_at, self._journal.recovered_at)
+            if self._alarm.clock() < lost_at + self._settings.grace:
+                self._end_grace_at(session, lost_at + self._settings.grace)
             else:
                 self.leave(session, "gone away")
 
@@ -2048,6 +2140,8 @@ class Room:
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings)
+        # For all connections.
+        self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
@@ -2381,16 +2475,23 @@ class Allowance:
     """The flood limit of one session: a burst of five seconds' worth, then `rate` frames a second.
     What costs more than is left is let through while anything is left, and owed."""
 
-    __slots__ = ("_rate", "_clock", "_burst", "_left", "_at")
+    __slots__ = ("_rate", "_clock", "burst", "_left", "_at")
 
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, clock: Callable[[], float], burst: float = 0.0,
+                 left: float = math.inf) -> None:
         self._rate = rate
         self._clock = clock
         # Room for a join or two at the lowest rates.
-        self._burst = max(5.0, 5 * rate)
+        self.burst = burst or max(JOIN_BURST, 5 * rate)
         # What may go now, and when that was so.
-        self._left = self._burst
+        self._left = min(self.burst, left)
         self._at = clock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is as if nothing had ever been used up."""
+        self.wait()
+        return self._left >= self.burst
 
     def take(self, cost: float = 1.0) -> float:
         """Use up a cost and return 0, or return the seconds until that may be."""
@@ -2404,13 +2505,28 @@ class Allowance:
         if not self._rate:
             return 0.0
         now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._left = min(self.burst, self._left + (now - self._at) * self._rate)
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
 
     def change(self, cost: float) -> None:
         """It cost more, or less, than was taken."""
         self._left -= cost
+
+
+class Waiting:
+    """How many bytes came from all peers together and wait. Any thread."""
+
+    def __init__(self) -> None:
+        # Protects the number; a leaf.
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def change(self, more: int) -> bool:
+        """So many more wait, or less; return whether that is within WAITING_BYTES."""
+        with self._lock:
+            self._bytes += more
+            return self._bytes <= WAITING_BYTES
 
 
 class Connection:
@@ -2423,13 +2539,17 @@ class Connection:
     decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "since", "session", "ended", "welcome", "allowance", "manager",
+    __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
-                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "__weakref__")
+                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
+                 "__weakref__")
 
     def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
-                 alarm: Alarm, rate: float, join_by: Optional[float] = None) -> None:
+                 alarm: Alarm, rate: float, join_by: Optional[float] = None,
+                 origin: str = "") -> None:
+        # Where it comes from, and what that counts for: see _origin().
         self.address = address
+        self.origin = origin or address
         # When it came.
         self.since = alarm.clock()
         # The sequencer sets these: the session, once; that nothing more is taken from here; and for
@@ -2440,7 +2560,7 @@ class Connection:
         # Up to which place it hears the log when it has ended, and then what else.
         self._last_words = (NOWHERE, b"")
         # The session's, once there is one.
-        self.allowance = Allowance(rate, alarm.clock)
+        self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
         self._room = room
         self._post = post
@@ -2449,6 +2569,8 @@ class Connection:
         self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
         # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
         self._held: "list[bytes]" = []
+        # Bytes that wait here, as the room's Waiting was told.
+        self._waiting = 0
         # When it was told that it is slowed down.
         self._slowed_at = -math.inf
         # Its join waits in the inbox until the room is no longer held.
@@ -2476,6 +2598,10 @@ class Connection:
             # After a bug, too: else its member would stay for ever.
             self._post(self._room.lost, self, why)
             self.manager.close()
+            # Some who are over are kept for a while.
+            self._decoder = None
+            self._held.clear()
+            self._room.waiting.change(-self._waiting)
             self._wire.close()
 
     def _next_bytes(self) -> bytes:
@@ -2483,17 +2609,29 @@ class Connection:
         ConnectionClosed."""
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
-        if self.is_full or owed:
-            self.manager.patient = True
+        if self.is_full or owed or self._waits_too_much():
+            self.manager.excuse()
             self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(owed or wait):
+            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
-        self.manager.patient = False
         if self.has_more:
             return b""
         data: bytes = self._wire.read(wait)
         return data
+
+    def _waits_too_much(self) -> bool:
+        """Whether so much waits from all peers that this one is not read. Raises ConnectionClosed
+        where only its reading could change that."""
+        begun = (self._decoder.begun if self._decoder is not None else 0) + self._wire.begun
+        waiting = begun + sum(map(len, self._held))
+        if waiting == self._waiting:
+            return False
+        fits = self._room.waiting.change(waiting - self._waiting)
+        self._waiting = waiting
+        if not fits and not self._held and begun > WAITING_LINE:
+            raise ConnectionClosed("too much waits from all together")
+        return not fits and bool(self._held)
 
     def _pay(self, frames: int) -> float:
         """Charge what a WebSocket had to do besides messages; return the seconds that it owes."""
@@ -2599,7 +2737,8 @@ class Connection:
         """End our half, so that the last words arrive, and cut the connection a little later."""
         self.manager.close(*self._last_words)
         self._wire.finish()
-        self._alarm.at(self._alarm.clock() + LAST_WORDS, self.cut)
+        # Its thread keeps it until it is over.
+        self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
@@ -2714,10 +2853,10 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.web: Any = None
         # Protects the three below; a leaf.
         self._lock = threading.Lock()
-        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket
-        # while its first bytes are awaited.
-        self._connections: "dict[threading.Thread, Any]" = {}
-        # Connections of each address.
+        # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
+        # bare socket while its first bytes are awaited. The oldest first.
+        self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
+        # Connections of each origin.
         self._addresses: "collections.Counter[str]" = collections.Counter()
         self._closed = False
         # Ends the wait of an acceptor that ran out of descriptors.
@@ -2761,7 +2900,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         while self.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
-            if all(link.manager.is_empty for link in links
+            if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
 
@@ -2783,7 +2922,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             threads = dict(self._connections)
         # First: that they are all lost now is no news.
         self.sequencer.stop()
-        for connection in threads.values():
+        for _, connection in threads.values():
             # What was written still arrives, then the end.
             connection.cut()
         for thread in threads:
@@ -2813,16 +2952,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         with self._lock:
-            same = -1 if _is_loopback(address) else self._addresses[address]
+            same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
             unjoined = len(self._connections) - self.room.connected
-        if same >= self.settings.max_per_address:
-            what = f"{same} connections from {address}"
-        elif unjoined >= UNJOINED:
-            what = f"{unjoined} connections that have not joined"
-        else:
+        if same < self.settings.max_per_address:
+            if unjoined >= UNJOINED:
+                self._cut_unjoined()
             return True
+        what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         try:
             request.send(Error(0, "full", f"the limit is reached: {what}").encode())
@@ -2830,6 +2968,25 @@ class ChatServer(socketserver.ThreadingTCPServer):
         except OSError:
             pass
         return False
+
+    def _cut_unjoined(self) -> None:
+        """Make room for who comes next: a few of those that have not joined are cut, the oldest of
+        the address that has most of them. So nobody else is kept out."""
+        origins: "dict[str, list[tuple[threading.Thread, Any]]]" = {}
+        with self._lock:
+            for thread, (origin, connection) in self._connections.items():
+                if getattr(connection, "session", None) is None:
+                    origins.setdefault(origin, []).append((thread, connection))
+            origin, oldest = max(origins.items(), key=lambda item: len(item[1]), default=("", []))
+            if sum(map(len, origins.values())) < UNJOINED:
+                # The others are members whose connections are ending.
+                return
+            del oldest[CUT_AT_ONCE:]
+            for thread, _ in oldest:
+                del self._connections[thread]
+        self._complain(f"too many connections have not joined: the oldest from {origin} are cut")
+        for _, connection in oldest:
+            connection.cut()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, when the room is not behind. It ends with the
@@ -2867,24 +3024,24 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def attend(self, request: socket.socket, client_address: Any) -> None:
         """Serve one connection to its end: frames, a request of a browser, or frames over the
         WebSocket that it asked for."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         wire = MessageSocket(request) if self.web is None else self.web.socket(request)
         thread = threading.current_thread()
         with self._lock:
             if self._closed:
                 return
-            self._connections[thread] = wire
-            self._addresses[address] += 1
+            self._connections[thread] = origin, wire
+            self._addresses[origin] += 1
         try:
-            self._serve(thread, wire, address)
+            self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
-                del self._connections[thread]
-                self._addresses[address] -= 1
-                # Forgets those of which there are none.
-                self._addresses += collections.Counter()
+                self._connections.pop(thread, None)
+                self._addresses[origin] -= 1
+                if not self._addresses[origin]:
+                    del self._addresses[origin]
 
-    def _serve(self, thread: threading.Thread, wire: Any, address: str) -> None:
+    def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.alarm.clock()
         spoken: Any = wire
         if self.web is not None:
@@ -2895,10 +3052,12 @@ class ChatServer(socketserver.ThreadingTCPServer):
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
         connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
-                                self.settings.rate, join_by)
+                                self.settings.rate, join_by, origin)
         connection.since = came
         with self._lock:
-            self._connections[thread] = connection
+            # Else it was cut meanwhile.
+            if thread in self._connections:
+                self._connections[thread] = origin, connection
         connection.run()
 
 
@@ -2918,6 +3077,22 @@ def _plain_address(client_address: Any) -> str:
     """The peer's address, an IPv4 one without the prefix that a socket for both kinds gives it."""
     address = str(client_address[0])
     return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _origin(request: socket.socket, client_address: Any) -> str:
+    """What a connection counts for in the limits of an address: its address; but the network of an
+    IPv6 one from elsewhere (its /64), in which anybody may have as many as they like. On this link
+    they are counted each: there a /64 is everybody."""
+    address = _plain_address(client_address)
+    if ":" not in address or "%" in address:
+        return address
+    network = ipaddress.ip_network((address, 64), strict=False)
+    try:
+        is_here = ipaddress.ip_address(request.getsockname()[0].partition("%")[0]) in network
+    except (OSError, ValueError):
+        # It has gone already.
+        is_here = False
+    return address if is_here or network.is_link_local else str(network)
 
 
 # --- The operator's line ---
@@ -2947,7 +3122,8 @@ def _take_terminal() -> "Optional[list[Any]]":
         if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
             return None
         settings = termios.tcgetattr(0)
-        tty.setcbreak(0)
+        # What was typed already is not thrown away.
+        tty.setcbreak(0, termios.TCSADRAIN)
     except (AttributeError, OSError, ValueError, termios.error):
         return None
     return settings
@@ -3404,7 +3580,8 @@ class Invitation:
         only_4 = self._server.address_family == socket.AF_INET
         found = [each.host for each in chatproto.lan_addresses()
                  if not (only_4 and each.parsed.version == 6)]
-        return found or ["127.0.0.1"]
+        # A link-local address of IPv6 is for those who have no other.
+        return [host for host in found if "%" not in host] or found or ["127.0.0.1"]
 
     @property
     def command(self) -> str:
@@ -3436,12 +3613,12 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
-        if others:
-            lines.append("Should that not lead here: " + ", ".join(others[:5]))
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
-            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
+        if others:
+            lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
 
@@ -3873,9 +4050,9 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     return handler
 
 
-def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]") -> None:
+def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
+          had_terminal: bool) -> None:
     """Until the order to stop; tell meanwhile when nobody comes."""
-    had_terminal = sys.stdin is not None and sys.stdin.isatty()
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(str(server.server_address[0])):
         advise_at = math.inf
@@ -4065,7 +4242,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
             if line.open() and sys.stderr.isatty():
                 log.setStream(line)
             threading.Thread(target=console.run, name="console", daemon=True).start()
-        _obey(server, console, line, orders)
+        _obey(server, console, line, orders, has_terminal)
     # So long the system may have called it.
     del handler
     return 0

@@ -94,11 +94,13 @@ PAGE, CHAT, HOST = "/", "/chat", "/host"
 FILES = ("/chat_client.py", "/chatproto.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
+# Opcodes (RFC 6455, 5.2).
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 # 7.4.1
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED = 1000, 1001, 1002, 1003
 BAD_DATA, POLICY, TOO_BIG = 1007, 1008, 1009
-_STATUSES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])  # that may be sent; IANA's list
+# Close codes that may be sent; IANA's list.
+_STATUSES = frozenset([1000, 1001, 1002, 1003, *range(1007, 1015)])
 _ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"       # RFC 6455, 1.3
 
 logger = logging.getLogger("roger.web")
@@ -171,6 +173,11 @@ class MessageDecoder:
         self._first = 0
         self._left = 0
         self._key = b""
+
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return len(self._buffer) + len(self._message)
 
     def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
         """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
@@ -421,6 +428,11 @@ class WebSocket:
             self._close(struct.pack(">H", error.status) + str(error).encode())
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
 
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return self._decoder.begun
+
     def write(self, data: bytes) -> None:
         """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
         the reader."""
@@ -444,6 +456,8 @@ class WebSocket:
     def close(self) -> None:
         """Give the descriptor back, a little later so that the peer can read the close. Only the
         reader calls it."""
+        # What came and is not whole is not kept for that time.
+        self._decoder = MessageDecoder(0, binary=False)
         self._wire.linger()
         self._wire.close()
 
@@ -889,13 +903,14 @@ class Web:
         """On the connection's thread: find out what `wire` speaks.
 
         Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer
-        that says nothing, or has gone), a WebSocket, or None: it was a request, and is over.
+        that says nothing), a WebSocket, or None: it was a request, or has gone, and is over.
         """
         try:
             if not speaks_http(wire.peek(seconds)):
                 return wire
         except ConnectionClosed:
-            return wire
+            wire.close()
+            return None
         request = PageRequest(wire, address, self)          # type: ignore[arg-type]
         if request.websocket is None:
             wire.linger()

@@ -62,9 +62,9 @@ def test_pipe_of_5000_lines_arrives_whole_in_order_once(serve, peer):
     (b"one\n\n   \n\t\ntwo\n", ["one", "two"]),
     (b"no end", ["no end"]),
     (b"windows\r\nlines\r\n", ["windows", "lines"]),
-    (b"/quit\n/nick eve\n//x\n/me waves\n", ["/quit", "/nick eve", "//x", "/me waves"]),
-    (b"\x1b[1;31merror:\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07 50%\rdone\x00\n",
-     ["error: link 50%done"]),
+    (b"/quit\n/nick eve\n//x\n/me waves\n", ["/quit", "/nick eve", "//x", " /me waves"]),
+    (b"\x1b[1;31merror:\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07 50%\rdone\x00\n", ["done"]),
+    (b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n 10%\r 100%\r\n", ["one", "\ufefftwo", " 100%"]),
     (b"\x1b[2J\n\x1b[0m\nseen\n", ["seen"]),
     (b"caf\xe9 \xff\xfe\n\xed\xa0\x80\nna\xc3\xafve\n",
      ["caf\ufffd \ufffd\ufffd", "\ufffd\ufffd\ufffd", "na\u00efve"]),
@@ -238,11 +238,10 @@ def test_server_that_is_none_is_one_line(answer):
                           ["-n", "two words"], ["-n", ""], ["-n", "server"], ["--timeout", "-1"],
                           ["--timeout", "nan"], ["a", "1", "b"]])
 def test_wrong_usage(arguments):
-    """A wrong port, name or option: exit code 2, the usage and one line that says what."""
+    """A wrong port, name or option: exit code 2, and one line that says what."""
     done = run_python("chat_client.py", *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("usage: chat_client.py")
-    assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.stderr.startswith("chat_client: ") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", ["chat_client.py", "chat_server.py"])

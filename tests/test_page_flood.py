@@ -4,6 +4,7 @@
 a tab that is looked at and in a hidden one: seconds of CPU of all of its processes.
 """
 
+import argparse
 import sys
 import threading
 import time
@@ -112,6 +113,7 @@ def measure(hidden):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     measure(hidden=False)
     measure(hidden=True)
     sys.exit(0)
