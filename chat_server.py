@@ -142,6 +142,11 @@ INBOX = 10_000
 # client sends without an ACK. Then its socket is not read.
 HELD = WINDOW
 HELD_BYTES = WINDOW_BYTES
+# Bytes that came from all peers together and wait to be whole lines, or for the flood limit. Then
+# who has whole lines is not read for a while, and who has more than so many bytes of a line that is
+# not whole is cut: it sends it again when it comes back.
+WAITING_BYTES = 48 * 1024 * 1024
+WAITING_LINE = 4 * 1024
 # Bytes of a line that cost as much of the flood limit as the line itself, and what a request for
 # older messages costs besides.
 COST_BYTES = 2_048
@@ -1118,8 +1123,10 @@ class Journal:
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
     def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, of what is published."""
-        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)
+        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+        published."""
+        count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
+        return min(self.log.oldest(count), self.log.end)
 
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
@@ -2133,6 +2140,8 @@ class Room:
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings)
+        # For all connections.
+        self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
@@ -2505,6 +2514,21 @@ class Allowance:
         self._left -= cost
 
 
+class Waiting:
+    """How many bytes came from all peers together and wait. Any thread."""
+
+    def __init__(self) -> None:
+        # Protects the number; a leaf.
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def change(self, more: int) -> bool:
+        """So many more wait, or less; return whether that is within WAITING_BYTES."""
+        with self._lock:
+            self._bytes += more
+            return self._bytes <= WAITING_BYTES
+
+
 class Connection:
     """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's
     WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
@@ -2517,7 +2541,8 @@ class Connection:
 
     __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
-                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "__weakref__")
+                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
+                 "__weakref__")
 
     def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
                  alarm: Alarm, rate: float, join_by: Optional[float] = None,
@@ -2544,6 +2569,8 @@ class Connection:
         self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
         # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
         self._held: "list[bytes]" = []
+        # Bytes that wait here, as the room's Waiting was told.
+        self._waiting = 0
         # When it was told that it is slowed down.
         self._slowed_at = -math.inf
         # Its join waits in the inbox until the room is no longer held.
@@ -2571,6 +2598,10 @@ class Connection:
             # After a bug, too: else its member would stay for ever.
             self._post(self._room.lost, self, why)
             self.manager.close()
+            # Some who are over are kept for a while.
+            self._decoder = None
+            self._held.clear()
+            self._room.waiting.change(-self._waiting)
             self._wire.close()
 
     def _next_bytes(self) -> bytes:
@@ -2578,7 +2609,7 @@ class Connection:
         ConnectionClosed."""
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
-        if self.is_full or owed:
+        if self.is_full or owed or self._waits_too_much():
             self.manager.excuse()
             self._over = self._over or threading.Event()
             if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
@@ -2588,6 +2619,19 @@ class Connection:
             return b""
         data: bytes = self._wire.read(wait)
         return data
+
+    def _waits_too_much(self) -> bool:
+        """Whether so much waits from all peers that this one is not read. Raises ConnectionClosed
+        where only its reading could change that."""
+        begun = (self._decoder.begun if self._decoder is not None else 0) + self._wire.begun
+        waiting = begun + sum(map(len, self._held))
+        if waiting == self._waiting:
+            return False
+        fits = self._room.waiting.change(waiting - self._waiting)
+        self._waiting = waiting
+        if not fits and not self._held and begun > WAITING_LINE:
+            raise ConnectionClosed("too much waits from all together")
+        return not fits and bool(self._held)
 
     def _pay(self, frames: int) -> float:
         """Charge what a WebSocket had to do besides messages; return the seconds that it owes."""
@@ -2693,7 +2737,8 @@ class Connection:
         """End our half, so that the last words arrive, and cut the connection a little later."""
         self.manager.close(*self._last_words)
         self._wire.finish()
-        self._alarm.at(self._alarm.clock() + LAST_WORDS, self.cut)
+        # Its thread keeps it until it is over.
+        self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
@@ -2808,10 +2853,10 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.web: Any = None
         # Protects the three below; a leaf.
         self._lock = threading.Lock()
-        # Each connection's thread, and what cut() ends it by: a Connection, or the bare socket
-        # while its first bytes are awaited.
-        self._connections: "dict[threading.Thread, Any]" = {}
-        # Connections of each address.
+        # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
+        # bare socket while its first bytes are awaited. The oldest first.
+        self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
+        # Connections of each origin.
         self._addresses: "collections.Counter[str]" = collections.Counter()
         self._closed = False
         # Ends the wait of an acceptor that ran out of descriptors.
@@ -2855,7 +2900,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         while self.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
-            if all(link.manager.is_empty for link in links
+            if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
 
@@ -2877,7 +2922,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             threads = dict(self._connections)
         # First: that they are all lost now is no news.
         self.sequencer.stop()
-        for connection in threads.values():
+        for _, connection in threads.values():
             # What was written still arrives, then the end.
             connection.cut()
         for thread in threads:
@@ -2907,16 +2952,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         with self._lock:
-            same = -1 if _is_loopback(address) else self._addresses[address]
+            same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
             unjoined = len(self._connections) - self.room.connected
-        if same >= self.settings.max_per_address:
-            what = f"{same} connections from {address}"
-        elif unjoined >= UNJOINED:
-            what = f"{unjoined} connections that have not joined"
-        else:
+        if same < self.settings.max_per_address:
+            if unjoined >= UNJOINED:
+                self._cut_unjoined()
             return True
+        what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         try:
             request.send(Error(0, "full", f"the limit is reached: {what}").encode())
@@ -2924,6 +2968,25 @@ class ChatServer(socketserver.ThreadingTCPServer):
         except OSError:
             pass
         return False
+
+    def _cut_unjoined(self) -> None:
+        """Make room for who comes next: a few of those that have not joined are cut, the oldest of
+        the address that has most of them. So nobody else is kept out."""
+        origins: "dict[str, list[tuple[threading.Thread, Any]]]" = {}
+        with self._lock:
+            for thread, (origin, connection) in self._connections.items():
+                if getattr(connection, "session", None) is None:
+                    origins.setdefault(origin, []).append((thread, connection))
+            origin, oldest = max(origins.items(), key=lambda item: len(item[1]), default=("", []))
+            if sum(map(len, origins.values())) < UNJOINED:
+                # The others are members whose connections are ending.
+                return
+            del oldest[CUT_AT_ONCE:]
+            for thread, _ in oldest:
+                del self._connections[thread]
+        self._complain(f"too many connections have not joined: the oldest from {origin} are cut")
+        for _, connection in oldest:
+            connection.cut()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, when the room is not behind. It ends with the
@@ -2961,24 +3024,24 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def attend(self, request: socket.socket, client_address: Any) -> None:
         """Serve one connection to its end: frames, a request of a browser, or frames over the
         WebSocket that it asked for."""
-        address = _plain_address(client_address)
+        origin = _origin(request, client_address)
         wire = MessageSocket(request) if self.web is None else self.web.socket(request)
         thread = threading.current_thread()
         with self._lock:
             if self._closed:
                 return
-            self._connections[thread] = wire
-            self._addresses[address] += 1
+            self._connections[thread] = origin, wire
+            self._addresses[origin] += 1
         try:
-            self._serve(thread, wire, address)
+            self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
-                del self._connections[thread]
-                self._addresses[address] -= 1
-                # Forgets those of which there are none.
-                self._addresses += collections.Counter()
+                self._connections.pop(thread, None)
+                self._addresses[origin] -= 1
+                if not self._addresses[origin]:
+                    del self._addresses[origin]
 
-    def _serve(self, thread: threading.Thread, wire: Any, address: str) -> None:
+    def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.alarm.clock()
         spoken: Any = wire
         if self.web is not None:
@@ -2989,10 +3052,12 @@ class ChatServer(socketserver.ThreadingTCPServer):
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
         connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
-                                self.settings.rate, join_by)
+                                self.settings.rate, join_by, origin)
         connection.since = came
         with self._lock:
-            self._connections[thread] = connection
+            # Else it was cut meanwhile.
+            if thread in self._connections:
+                self._connections[thread] = origin, connection
         connection.run()
 
 
@@ -3012,6 +3077,22 @@ def _plain_address(client_address: Any) -> str:
     """The peer's address, an IPv4 one without the prefix that a socket for both kinds gives it."""
     address = str(client_address[0])
     return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _origin(request: socket.socket, client_address: Any) -> str:
+    """What a connection counts for in the limits of an address: its address; but the network of an
+    IPv6 one from elsewhere (its /64), in which anybody may have as many as they like. On this link
+    they are counted each: there a /64 is everybody."""
+    address = _plain_address(client_address)
+    if ":" not in address or "%" in address:
+        return address
+    network = ipaddress.ip_network((address, 64), strict=False)
+    try:
+        is_here = ipaddress.ip_address(request.getsockname()[0].partition("%")[0]) in network
+    except (OSError, ValueError):
+        # It has gone already.
+        is_here = False
+    return address if is_here or network.is_link_local else str(network)
 
 
 # --- The operator's line ---

@@ -174,6 +174,11 @@ class MessageDecoder:
         self._left = 0
         self._key = b""
 
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return len(self._buffer) + len(self._message)
+
     def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
         """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
         raise WebSocketError. With `most` it stops after so many frames."""
@@ -423,6 +428,11 @@ class WebSocket:
             self._close(struct.pack(">H", error.status) + str(error).encode())
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
 
+    @property
+    def begun(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return self._decoder.begun
+
     def write(self, data: bytes) -> None:
         """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
         the reader."""
@@ -446,6 +456,8 @@ class WebSocket:
     def close(self) -> None:
         """Give the descriptor back, a little later so that the peer can read the close. Only the
         reader calls it."""
+        # What came and is not whole is not kept for that time.
+        self._decoder = MessageDecoder(0, binary=False)
         self._wire.linger()
         self._wire.close()
 
@@ -891,13 +903,14 @@ class Web:
         """On the connection's thread: find out what `wire` speaks.
 
         Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer
-        that says nothing, or has gone), a WebSocket, or None: it was a request, and is over.
+        that says nothing), a WebSocket, or None: it was a request, or has gone, and is over.
         """
         try:
             if not speaks_http(wire.peek(seconds)):
                 return wire
         except ConnectionClosed:
-            return wire
+            wire.close()
+            return None
         request = PageRequest(wire, address, self)          # type: ignore[arg-type]
         if request.websocket is None:
             wire.linger()

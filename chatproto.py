@@ -765,6 +765,11 @@ class FrameDecoder:
         return not self._rest
 
     @property
+    def begun(self) -> int:
+        """Bytes that came and were not taken: of a line that is not whole, for the most part."""
+        return len(self._rest)
+
+    @property
     def has_more(self) -> bool:
         """Whether lines(b"") may return some."""
         return self._has_more
@@ -902,8 +907,10 @@ class MessageSocket:
     # The server has one for each member.
     __slots__ = ("_sock", "_closing", "_closed", "_is_cut", "_unsent")
 
-    # Frames that were read besides messages, for the flood limit: a WebSocket has some.
+    # Frames that were read besides messages, for the flood limit, and bytes of messages that are
+    # not whole: a WebSocket has some.
     overhead = 0
+    begun = 0
 
     # Bytes the kernel would not take; beyond, the peer is cut off: it has not read for long.
     UNSENT = 256 * 1024

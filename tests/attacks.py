@@ -488,7 +488,6 @@ class Outcome(NamedTuple):
     during: Felt
     after: Felt
     memory: int
-    memory_before: int
 
     def misses(self):
         """The goals that are missed, in words."""
@@ -500,7 +499,8 @@ class Outcome(NamedTuple):
         return [what for what, is_missed in missed.items() if is_missed]
 
 
-def run_attack(one, folder=str(harness.ROOT), during=DURING, count=None, before=BEFORE):
+def run_attack(one, folder=str(harness.ROOT), during=DURING, before=BEFORE,
+               pause=PAUSE, after=AFTER):
     """Run one attack against a fresh server; return its Outcome."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     # Else what is buffered is written by each process that is forked.
@@ -521,15 +521,15 @@ def run_attack(one, folder=str(harness.ROOT), during=DURING, count=None, before=
             theirs.close()
             assert ours.recv() == "ready"
             try:
-                return _phases(context, server, ours, one, during, count or one.count, before)
+                return _phases(context, server, ours, one, (before, during, pause, after))
             finally:
                 innocents.kill()
                 innocents.join()
 
 
-def _phases(context, server, ours, one, during, count, before):
+def _phases(context, server, ours, one, seconds):
+    before, during, pause, after = seconds
     most = [server.memory()]
-    resting = most[0]
 
     def phase(seconds, process=None):
         ours.send(True)
@@ -546,11 +546,11 @@ def _phases(context, server, ours, one, during, count, before):
         return ours.recv()
     quiet = phase(before)
     attackers = context.Process(target=attack, daemon=True, kwargs={
-        **one.options, "port": server.port, "count": count, "script": one.script,
+        **one.options, "port": server.port, "count": one.count, "script": one.script,
         "seconds": during + 1})
     felt = phase(during, attackers)
-    time.sleep(PAUSE)
-    return Outcome(quiet, felt, phase(AFTER), most[0], resting)
+    time.sleep(pause)
+    return Outcome(quiet, felt, phase(after), most[0])
 
 
 def main():

@@ -35,7 +35,7 @@ window.fake = {sent: [], id: 100, got: 0, epoch: "e1", users: [], welcome: {}, r
             fake.push({type: "welcome", name: frame.name, session: "secret", epoch: fake.epoch,
                 users: [frame.name, ...fake.users], last: fake.id, got: fake.got, missed: 0,
                 resumed: !!frame.session && fake.resumes, ...fake.welcome});
-        } else if (frame.id && !fake.silent && !fake.answer(frame)) {
+        } else if (frame.id && frame.type !== "ack" && !fake.silent && !fake.answer(frame)) {
             fake.got = frame.id;
             if (frame.type === "chat") fake.say(fake.name, frame.text, {cid: frame.id,
                 to: frame.to});

@@ -134,7 +134,7 @@ class Wire:
     """A socket to nowhere. `script` is what the connection's run() reads: bytes, or an
     exception."""
 
-    overhead = 0
+    overhead = begun = 0
 
     def __init__(self, member):
         self._member = member
