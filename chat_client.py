@@ -22,6 +22,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
     Plain           lines in, lines out: in a pipe, on a dumb terminal, for a screen reader
     Window          in a terminal: nothing that comes in touches the line that is typed
     Commands        what both do on a line that begins with a slash
+    parse_where, find_servers       which server was meant, and which ones answer on this LAN
 
 A bot:
     client = ChatClient("host", 8087, "bot", on_message=lambda message: ...)

@@ -41,8 +41,8 @@ Where chat_web.py lies beside this file, browsers are served on the same port: i
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
 
 Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
-(chatproto.Alarm's timer), "chat log", "console" (when stdin is a terminal) and the main thread,
-which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
+(chatproto.Alarm's timer), "chat log", "discovery" (answers who looks for servers), "console" (when
+stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
 purpose: rooms, accounts, encryption.
 """
 
