@@ -173,9 +173,12 @@ PACE = 0.0007
 # Events in the inbox that keep newcomers waiting in the listening socket's queue, for how many
 # seconds each at most, and how often that is looked at.
 BUSY = 8
-ADMIT_WAIT = 0.02
+ADMIT_WAIT = 0.005
 ADMIT_POLL = 0.0002
-# Connections that have not joined yet. Then the oldest of these are cut, so many at once, of the
+# Connections that have not joined yet and with which newcomers are not kept waiting: these are no
+# class that comes in.
+CROWD = 200
+# Connections that have not joined yet, at most. Then the oldest of these are cut, so many at once, of the
 # address that has most.
 UNJOINED = 2_000
 CUT_AT_ONCE = 50
@@ -2956,9 +2959,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         origin = _origin(request, client_address)
         with self._lock:
             same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
-            unjoined = len(self._connections) - self.room.connected
         if same < self.settings.max_per_address:
-            if unjoined >= UNJOINED:
+            if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
         what = f"{same} connections from {origin}"
@@ -2992,12 +2994,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, when the room is not behind. It ends with the
         connection."""
-        if self.room.announces:
-            self._closing.wait(PACE)
-        until = self.alarm.clock() + ADMIT_WAIT
-        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
-               and not self._closing.wait(ADMIT_POLL)):
-            pass
+        if self._unjoined < CROWD:
+            self._pace()
         name = "member " + _plain_address(client_address)
         thread = threading.Thread(target=self.process_request_thread, name=name, daemon=True,
                                   args=(request, client_address))
@@ -3006,6 +3004,22 @@ class ChatServer(socketserver.ThreadingTCPServer):
         except RuntimeError as error:
             self._complain(f"cannot start a thread for a connection: {error}")
             self.shutdown_request(request)
+
+    def _pace(self) -> None:
+        """Have a newcomer wait a little, so that those who talk do not wait for a class that comes
+        in."""
+        if self.room.announces:
+            self._closing.wait(PACE)
+        until = self.alarm.clock() + ADMIT_WAIT
+        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
+               and not self._closing.wait(ADMIT_POLL)):
+            pass
+
+    @property
+    def _unjoined(self) -> int:
+        """How many connections have not joined, about."""
+        with self._lock:
+            return len(self._connections) - self.room.connected
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A bug in a connection's thread: one line, instead of socketserver's traceback."""
