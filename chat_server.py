@@ -178,8 +178,8 @@ ADMIT_POLL = 0.0002
 # Connections that have not joined yet and with which newcomers are not kept waiting: these are no
 # class that comes in.
 CROWD = 200
-# Connections that have not joined yet, at most. Then the oldest of these are cut, so many at once, of the
-# address that has most.
+# Connections that have not joined yet, at most. Then the oldest of these are cut, so many at once,
+# of the address that has most.
 UNJOINED = 2_000
 CUT_AT_ONCE = 50
 # Seconds before a complaint is repeated: to a member that floods, or in the log.
@@ -2543,7 +2543,7 @@ class Connection:
     decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
+    __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
                  "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
                  "__weakref__")
@@ -2559,10 +2559,9 @@ class Connection:
         # The sequencer sets these: the session, once; that nothing more is taken from here; and for
         # flush() the frame that lets it in, its place in the log, and what refuses its frames.
         self.session: Optional[Session] = None
-        self.ended = False
         self.welcome: "Optional[tuple[bytes, int, list[tuple[int, int]]]]" = None
         # Up to which place it hears the log when it has ended, and then what else.
-        self._last_words = (NOWHERE, b"")
+        self._last_words: "Optional[tuple[int, bytes]]" = None
         # The session's, once there is one.
         self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
@@ -2723,6 +2722,11 @@ class Connection:
 
     # For the room, on the sequencer's thread
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is taken from here."""
+        return self._last_words is not None
+
     def open(self) -> None:
         """Let a member in that has just joined: from here on it reads the log."""
         if self.welcome is not None and self.session is not None:
@@ -2734,12 +2738,11 @@ class Connection:
     def end(self, place: int, last_words: bytes = b"") -> None:
         """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with
         finish()."""
-        self.ended = True
         self._last_words = (place, last_words)
 
     def finish(self) -> None:
         """End our half, so that the last words arrive, and cut the connection a little later."""
-        self.manager.close(*self._last_words)
+        self.manager.close(*(self._last_words or ()))
         self._wire.finish()
         # Its thread keeps it until it is over.
         self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))

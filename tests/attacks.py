@@ -8,18 +8,20 @@
 Each attack has a fresh server and a process of its own, which is bounded in time and in
 connections. An innocent pair talks all the while, in a process of its own, and a newcomer joins
 four times a second. For each attack a line says what they felt before, during and a second after
-it, and how much memory the server took. The exit code is 1 when one of the GOALS is missed. Everything
-stays on the loopback interface. Where the system has all of 127.0.0.0/8 (Linux) the attackers come
+it, and how much memory the server took. The exit code is 1 when one of the goals is missed.
+Everything stays on the loopback interface. Where the system has all of 127.0.0.0/8 (Linux) the attackers come
 from 127.0.0.2 and so on, which the server then takes for other machines; else from 127.0.0.1, which
 is exempt from the limits of an address. Needs pytest (harness.py does) and /proc for the memory.
 """
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import selectors
 import socket
 import statistics
@@ -431,6 +433,40 @@ def _renamed_file(path, count=30_000):
     history.close()
 
 
+def _long_file(path, count=110_000):
+    """A history file of more than is kept in memory, and sessions that have heard nothing of it."""
+    import chat_server
+    import chatproto
+    history = chat_server.HistoryFile(path)
+    rows = []
+    for id in range(1, count + 1):
+        message = chatproto.Chat(id, "ann", f"hello {id}", 1e9)
+        rows.append(chat_server.entry_row(message, message.encode(), (), 1e9))
+    # Number, secret's hash, name, begin, history_from, got, acked, left_at, booted.
+    sessions = [(number, hashlib.sha256(b"secret%d" % number).digest(), f"fed{number}", 0, 0, 0, 0,
+                 1e9, None) for number in range(20)]
+    history.save(count, rows, sessions, [])
+    with open(_session_path(0), "w") as file:
+        json.dump(history.epoch, file)
+    history.close()
+
+
+def _feeds(attacker):
+    """Comes back from long ago, acknowledges what it hears at once, and begins again."""
+    with open(_session_path(0)) as file:
+        epoch = json.load(file)
+    number = attacker.number
+    yield frame("join", name=f"fed{number}", session=f"secret{number}", epoch=epoch, seen=0)
+    newest = 0
+    for _ in range(2_000):
+        ids = [int(id) for id in re.findall(rb'"id":(\d+)', attacker.heard[-2_000:])]
+        if max(ids, default=0) > newest:
+            newest = max(ids)
+            yield frame("ack", id=newest)
+        else:
+            yield b""
+
+
 class Attack(NamedTuple):
     """`what` is said in the line, `count` attackers do as `script` says."""
 
@@ -458,20 +494,23 @@ ATTACKS = {
     "brackets50": Attack("2: the same from 50", _brackets, 50),
     "unbalanced": Attack("2: brackets that stay open, not joined",
                          joining_with(b'{"type":"join","x":' + b"[" * 65_000 + b"\n"), 50),
-    "hidden": Attack("3: hidden characters, --log", lines(HIDDEN), 5, server=("--log", "{dir}/log")),
+    "hidden": Attack("3: hidden characters, --log", lines(HIDDEN), 5,
+                     server=("--log", "{dir}/log")),
     "resumes": Attack("5: WebSockets that claim older sessions", _resumes, 30,
                       {"reads": False, "returns": True}, fill=_fill_log),
     "private": Attack("6: slow readers and private writers", _private_writers, 150,
                       {"reads": False}),
     "recalls": Attack("7: history of 30,000 renames", _recalls, 50,
                       server=("--history", "{dir}/history"), prepare=_renamed_file),
+    "feeds": Attack("7: come back from long ago, with a file", _feeds, 20,
+                    server=("--history", "{dir}/history"), prepare=_long_file),
     "churn": Attack("8: joins and leaves from one address", _churn, 50, {"one_address": True}),
     "class": Attack("8: a class of 1,000 that comes in", _joining, 1_000,
                     {"one_address": True, "returns": False}, server=("--max-per-address", "1000")),
     "silent": Attack("9: 2,000 that never join, from 12 addresses", connecting(), 2_000),
     "silence1": Attack("9: 2,000 from one address", connecting(), 2_000, {"one_address": True}),
-    "halves": Attack("9: 2,000 with half a line", connecting(b'{"type":"join","x":"' + b"a" * 65_000),
-                     2_000),
+    "halves": Attack("9: 2,000 with half a line", connecting(
+        b'{"type":"join","x":"' + b"a" * 65_000), 2_000),
     "names": Attack("names of 8,192 marks in a join", joining_with(
         frame("join", name=MARKS, session="s", epoch="e")), 20),
     "lines": Attack("empty objects, not joined", joining_with(b"{}\n" * 20_000), 50),
