@@ -9,9 +9,10 @@ Each attack has a fresh server and a process of its own, which is bounded in tim
 connections. An innocent pair talks all the while, in a process of its own, and a newcomer joins
 four times a second. For each attack a line says what they felt before, during and a second after
 it, and how much memory the server took. The exit code is 1 when one of the goals is missed.
-Everything stays on the loopback interface. Where the system has all of 127.0.0.0/8 (Linux) the attackers come
-from 127.0.0.2 and so on, which the server then takes for other machines; else from 127.0.0.1, which
-is exempt from the limits of an address. Needs pytest (harness.py does) and /proc for the memory.
+Everything stays on the loopback interface. Where the system has all of 127.0.0.0/8 (Linux) the
+attackers come from 127.0.0.2 and so on, which the server then takes for other machines; else from
+127.0.0.1, which is exempt from the limits of an address. Needs pytest (harness.py does) and /proc
+for the memory.
 """
 
 import argparse
@@ -427,8 +428,9 @@ def _renamed_file(path, count=30_000):
         body = message.encode()
         try:
             rows.append(chat_server.entry_row(message, body, (), 1e9))
-        except AttributeError:
-            rows.append((id, 1e9, message.type, None, None, body[:-1].decode(), None, None, None))
+        except TypeError:
+            # An older server's.
+            rows.append(chat_server.entry_row(message, body, ()))
     history.save(count, rows, [], [])
     history.close()
 
