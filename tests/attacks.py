@@ -429,8 +429,8 @@ def _renamed_file(path, count=30_000):
         try:
             rows.append(chat_server.entry_row(message, body, (), 1e9))
         except TypeError:
-            # An older server's.
-            rows.append(chat_server.entry_row(message, body, ()))
+            # The columns of an older server.
+            rows.append((id, 1e9, message.type, None, None, body[:-1].decode(), None, None, None))
     history.save(count, rows, [], [])
     history.close()
 
