@@ -42,8 +42,8 @@ connection's first bytes, and what a browser upgrades to a WebSocket is a Connec
 
 Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
 (chatproto.Alarm's timer), "chat log", "discovery" (answers who looks for servers), "console" (when
-stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
-purpose: rooms, accounts, encryption.
+stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for
+its set of connections; a leaf. Left out on purpose: rooms, accounts, encryption.
 """
 
 from __future__ import annotations  # Roger needs Python 3.9 or newer
@@ -173,10 +173,13 @@ PACE = 0.0007
 # Events in the inbox that keep newcomers waiting in the listening socket's queue, for how many
 # seconds each at most, and how often that is looked at.
 BUSY = 8
-ADMIT_WAIT = 0.02
+ADMIT_WAIT = 0.005
 ADMIT_POLL = 0.0002
-# Connections that have not joined yet. Then the oldest of these are cut, so many at once, of the
-# address that has most.
+# Connections that have not joined yet and with which newcomers are not kept waiting: these are no
+# class that comes in.
+CROWD = 200
+# Connections that have not joined yet, at most. Then the oldest of these are cut, so many at once,
+# of the address that has most.
 UNJOINED = 2_000
 CUT_AT_ONCE = 50
 # Seconds before a complaint is repeated: to a member that floods, or in the log.
@@ -198,6 +201,9 @@ TRIM_EVERY = 1.0
 TRIM_LATER = 30.0
 # More ids than a power cut can take along with --history-sync normal: they are skipped.
 UNSYNCED_IDS = 1 << 20
+
+# An option of glibc's mallopt(3).
+M_ARENA_MAX = -8
 
 # Orders for the main thread.
 STOP, RELOAD, RESUME = "stop", "reload", "resume"
@@ -1966,8 +1972,8 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log; but
-            # where that is past its begin nobody could feed it what comes between.
+            # In memory the last chats, which are before its begin, outlive the start of the log;
+            # but where that is past its begin nobody could feed it what comes between.
             if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
@@ -2539,7 +2545,7 @@ class Connection:
     decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
+    __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
                  "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
                  "__weakref__")
@@ -2555,10 +2561,9 @@ class Connection:
         # The sequencer sets these: the session, once; that nothing more is taken from here; and for
         # flush() the frame that lets it in, its place in the log, and what refuses its frames.
         self.session: Optional[Session] = None
-        self.ended = False
         self.welcome: "Optional[tuple[bytes, int, list[tuple[int, int]]]]" = None
         # Up to which place it hears the log when it has ended, and then what else.
-        self._last_words = (NOWHERE, b"")
+        self._last_words: "Optional[tuple[int, bytes]]" = None
         # The session's, once there is one.
         self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
@@ -2719,6 +2724,11 @@ class Connection:
 
     # For the room, on the sequencer's thread
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is taken from here."""
+        return self._last_words is not None
+
     def open(self, journal: Journal) -> None:
         """Let a member in that has just joined: from here on it reads the log. The first piece of
         what it is fed comes at once, so that an error behind its join finds its place."""
@@ -2734,12 +2744,11 @@ class Connection:
     def end(self, place: int, last_words: bytes = b"") -> None:
         """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with
         finish()."""
-        self.ended = True
         self._last_words = (place, last_words)
 
     def finish(self) -> None:
         """End our half, so that the last words arrive, and cut the connection a little later."""
-        self.manager.close(*self._last_words)
+        self.manager.close(*(self._last_words or ()))
         self._wire.finish()
         # Its thread keeps it until it is over.
         self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
@@ -2959,9 +2968,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         origin = _origin(request, client_address)
         with self._lock:
             same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
-            unjoined = len(self._connections) - self.room.connected
         if same < self.settings.max_per_address:
-            if unjoined >= UNJOINED:
+            if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
         what = f"{same} connections from {origin}"
@@ -2995,12 +3003,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, when the room is not behind. It ends with the
         connection."""
-        if self.room.announces:
-            self._closing.wait(PACE)
-        until = self.alarm.clock() + ADMIT_WAIT
-        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
-               and not self._closing.wait(ADMIT_POLL)):
-            pass
+        if self._unjoined < CROWD:
+            self._pace()
         name = "member " + _plain_address(client_address)
         thread = threading.Thread(target=self.process_request_thread, name=name, daemon=True,
                                   args=(request, client_address))
@@ -3009,6 +3013,22 @@ class ChatServer(socketserver.ThreadingTCPServer):
         except RuntimeError as error:
             self._complain(f"cannot start a thread for a connection: {error}")
             self.shutdown_request(request)
+
+    def _pace(self) -> None:
+        """Have a newcomer wait a little, so that those who talk do not wait for a class that comes
+        in."""
+        if self.room.announces:
+            self._closing.wait(PACE)
+        until = self.alarm.clock() + ADMIT_WAIT
+        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
+               and not self._closing.wait(ADMIT_POLL)):
+            pass
+
+    @property
+    def _unjoined(self) -> int:
+        """How many connections have not joined, about."""
+        with self._lock:
+            return len(self._connections) - self.room.connected
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A bug in a connection's thread: one line, instead of socketserver's traceback."""
@@ -4127,7 +4147,7 @@ def _set_up_logging(verbose: bool) -> "logging.StreamHandler[Any]":
 
 
 def _tune_interpreter() -> None:
-    """Two settings of Python's, and what they bought."""
+    """Settings of Python's and of its C library's, and what they bought."""
     # With 700, the default, a third of the time of a thousand who join is spent on looking for
     # garbage.
     gc.set_threshold(50_000, 20)
@@ -4137,6 +4157,14 @@ def _tune_interpreter() -> None:
     # each thread has to let go by itself: none computes for long without waiting for a socket or a
     # lock.
     sys.setswitchinterval(10)
+    # glibc gives threads up to eight pools of memory for each core, and what was freed in one is of
+    # no use to another: a tenth more memory with many members, and twice as much under some
+    # attacks. Two are enough, as who allocates holds the interpreter.
+    if sys.platform == "linux":
+        # Another C library has no such thing, and some Pythons are built without ctypes.
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,

@@ -1010,7 +1010,7 @@ class MessageSocket:
             try:
                 if self._closed:
                     return True
-                if DONT_WAIT:
+                if sys.platform == "linux" and DONT_WAIT:
                     poller = select.poll()
                     poller.register(self._sock, select.POLLRDHUP)
                     return bool(poller.poll(0))
@@ -1527,10 +1527,9 @@ class MessageManager:
                 # The alarm rings early enough, mostly.
                 if self._ring_at <= news.at + RETRY_DELAY:
                     return
-                ring_at = self._next_ring()
-        if is_usual:
-            self._call(False, ring_at)
-        else:
+            ring_at = self._next_ring()
+        self._call(False, ring_at)
+        if not is_usual:
             self.catch_up()
 
     def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
@@ -2022,7 +2021,7 @@ def _windows_addresses() -> "list[Address]":
     if sys.platform != "win32":
         return []
     import ctypes
-    word, size = ctypes.sizeof(ctypes.c_void_p), ctypes.c_ulong(32_768)
+    word, size, status = ctypes.sizeof(ctypes.c_void_p), ctypes.c_ulong(32_768), 0
     for _ in range(3):
         memory = ctypes.create_string_buffer(size.value)
         # All families; neither anycast nor multicast addresses, nor name servers.
@@ -2116,14 +2115,11 @@ def encode_answer(token: str, answer: Answer) -> bytes:
 def decode_answer(data: bytes, token: str) -> Optional[Answer]:
     """The answer to our question, None for anything else: anybody may send us anything."""
     fields = _datagram(data)
-    try:
-        answer = Answer(*(fields.get(name, default) for name, default in _DEFAULTS.items()))
-        fits = all(type(value) is type(default)
-                   for value, default in zip(answer, _DEFAULTS.values()))
-    except TypeError:
-        fits = False
-    if not fits or fields.get("answer") != token:
+    values = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
+    if fields.get("answer") != token or any(type(value) is not type(_DEFAULTS[name])
+                                            for name, value in values.items()):
         return None
+    answer = Answer(*values.values())
     if not 1 <= answer.port <= 65_535 or not 0 <= answer.here <= MAX_ID:
         return None
     return answer._replace(name=clean_text(answer.name)[:MAX_TITLE])

@@ -211,7 +211,7 @@ def start_server(*args, env=None, port=0, files=None, program=None, sockets=None
     system whose sockets it is to have: "windows" or "macos". Tests leave the LAN alone, so it does
     not answer those who look for servers unless it is to be `found`.
     """
-    if program is None and not found:
+    if not found:
         args = ("--no-discovery", *args)
     env = {**sockets_of(sockets), **(env or {})}
     command = SERVER if program is None else [sys.executable, *program]

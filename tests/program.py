@@ -47,7 +47,8 @@ class Program:
         self.chunks = []
         self._output = bytearray()
         self._unsent = bytearray()                  # typed, but the command does not read
-        self._entered = None                        # when Enter was typed, until something is printed
+        # When Enter was typed, until something is printed.
+        self._entered = None
         self._ended = False                         # all that it printed has been read
         self._closed = False
         # Protects the terminal and all of the above; a leaf.

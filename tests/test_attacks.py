@@ -1,5 +1,5 @@
-"""One peer cannot stop the others: attacks.py in small against a real server, the bounds of all that
-peers can make, and that nobody honest is slowed by them.
+"""One peer cannot stop the others: attacks.py in small against a real server, the bounds of all
+that peers can make, and that nobody honest is slowed by them.
 
 How long the innocent wait is measured by attacks.py alone: nothing here is timed.
 """
@@ -28,8 +28,9 @@ SMALL = [name for name, one in attacks.ATTACKS.items()
 @pytest.fixture(scope="module")
 def attacked():
     """One server for all attacks; it takes 127.0.0.2 and the like for others."""
-    with serving(program=("-c", attacks._AS_OTHERS.format(folder=str(attacks.harness.ROOT)))) as one:
-        yield one
+    source = attacks._AS_OTHERS.format(folder=str(attacks.harness.ROOT))
+    with serving(program=("-c", source)) as server:
+        yield server
 
 
 @needs_proc

@@ -127,7 +127,7 @@ def test_console_end_of_input(console):
 
 def test_console_dumb():
     """On a dumb terminal nothing is painted."""
-    with Program([sys.executable, str(ROOT / "chat_server.py"), "0"],
+    with Program([sys.executable, str(ROOT / "chat_server.py"), "0", "--no-discovery"],
                  env={"TERM": "dumb"}) as program:
         program.wait_for("Others join with")
         program.type("/users\r")
