@@ -1248,9 +1248,12 @@ def mentions(text: str, name: str) -> "list[tuple[int, int]]":
         places += [place] * len(folded[-1])
         place += len(cluster)
     places.append(place)
-    whole, found, at = "".join(folded), [], -1
+    whole, found = "".join(folded), []
     pages = [page.span() for page in _ADDRESS.finditer(text)]
-    while (at := whole.find(key, at + 1)) >= 0:
+    # No :=, as Python 3.7 has to read this file to say that it is too old.
+    for at in range(len(whole)):
+        if not whole.startswith(key, at):
+            continue
         start, end = places[at], places[at + len(key)]
         # A cluster is not taken apart.
         is_cut = at and places[at - 1] == start or places[at + len(key) - 1] == end
