@@ -3041,7 +3041,12 @@ class Plain(Interface):
     def _prints_frame(self) -> bool:
         """With --json: print the frame that is called for. True when that was done."""
         if self._arguments.json:
-            self._print(self.client.last_frame.decode("utf-8", "replace"))
+            line = self.client.last_frame.decode("utf-8", "replace")
+            if sys.stdout is not None and sys.stdout.isatty():
+                # In ASCII: else the terminal would obey a peer's C1 controls and bidi marks.
+                line = json.dumps(json.loads(line), separators=(",", ":"))
+                line = line.replace("\x7f", "\\u007f")
+            self._print(line)
         return bool(self._arguments.json)
 
     def _on_welcome(self, welcome: Welcome) -> None:
