@@ -22,6 +22,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
     Plain           lines in, lines out: in a pipe, on a dumb terminal, for a screen reader
     Window          in a terminal: nothing that comes in touches the line that is typed
     Commands        what both do on a line that begins with a slash
+    parse_where, find_servers       which server was meant, and which ones answer on this LAN
 
 A bot:
     client = ChatClient("host", 8087, "bot", on_message=lambda message: ...)
@@ -52,12 +53,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import codecs
+import collections
 import contextlib
 import errno
 import functools
 import getpass
 import io
 import itertools
+import json
 import math
 import os
 import queue
@@ -83,9 +86,9 @@ except ModuleNotFoundError as error:
     sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
 from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
                        ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
-                       Left, Message, MessageManager, MessageQueue, MessageSocket, News, Ping,
-                       ProtocolError, Recall, Recalled, Rename, Renamed, Say, Unknown, Welcome,
-                       clean_text, escape, name_key)
+                       Left, Message, MessageManager, MessageQueue, MessageSocket, Motd, News,
+                       Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say,
+                       Unknown, Welcome, clean_text, escape, name_key)
 
 # The states of what was said.
 SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
@@ -368,11 +371,13 @@ class ClientSession:
 
     # Speaking
 
-    def say(self, text: str, to: Optional[str] = None, seen: Optional[int] = None) -> Said:
+    def say(self, text: str, to: Optional[str] = None) -> Said:
         """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
         UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
         chatproto.check_text(text)
         said = Said(0, text, to)
+        # Up to here we know who has that name.
+        seen = self.manager.seen if to else None
         self._send(lambda id: Say(id, text, to, seen), said)
         return said
 
@@ -577,7 +582,7 @@ class ClientSession:
         if request is None:
             # It came before, or is nobody's.
             return
-        if request.find is None:
+        if request.find is None and request.before == self.oldest:
             self.oldest = answer.older or 1
         if answer.older is not None and not answer.entries:
             self._recall(request.count, answer.older, request.find, again=True)
@@ -795,11 +800,100 @@ class ChatClient(ClientSession):
             raise
 
 
+# --- Kept settings ---
+
+def settings_path() -> str:
+    """The file of the settings, in this platform's folder for them."""
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        folder = os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming")
+    elif sys.platform == "darwin":
+        folder = os.path.join(home, "Library", "Application Support")
+    else:
+        folder = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    return os.path.join(folder, "roger", "client.json")
+
+
+class Settings:
+    """What the user has chosen, kept from one run to the next in a small file.
+
+    The file is written whole, and the last writer wins. One that is damaged is told and then
+    replaced by the next choice; one of a newer version is read as far as it is understood,
+    and never written. Any thread.
+    """
+
+    VERSION = 1
+    # Bytes of the file that are read: thousands of ignored names.
+    LONGEST = 1 << 20
+    BELLS = ("off", "mentions", "all")
+
+    def __init__(self, path: Optional[str] = None) -> None:
+        # Hide joins and leaves; show the times; ring for what.
+        self.quiet = False
+        self.timestamps = True
+        self.bell = "mentions"
+        # Whose messages are not shown, by name_key.
+        self.ignored: "set[str]" = set()
+        # What is to be told of the file; whoever tells it empties it.
+        self.trouble = ""
+        # None: nothing is kept.
+        self._path = path
+        if path is not None:
+            self._read(path)
+
+    def _read(self, path: str) -> None:
+        try:
+            with open(path, "rb") as file:
+                kept = json.loads(file.read(self.LONGEST))
+            self._take(kept)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.trouble = f"the settings cannot be read: {error.strerror or error}"
+        except (ValueError, RecursionError):
+            self.trouble = f"the settings in {path} are damaged: not used"
+
+    def _take(self, kept: Any) -> None:
+        """Take what is understood. Raises ValueError when it is not ours."""
+        if type(kept) is not dict or type(kept.get("version")) is not int:
+            raise ValueError("no settings")
+        if kept["version"] > self.VERSION:
+            self._path, self.trouble = None, "the settings are of a newer version: not changed"
+        for name in ("quiet", "timestamps"):
+            if type(kept.get(name)) is bool:
+                setattr(self, name, kept[name])
+        if kept.get("bell") in self.BELLS:
+            self.bell = kept["bell"]
+        names = kept.get("ignored")
+        if type(names) is list:
+            self.ignored = {name_key(name) for name in names if type(name) is str}
+
+    def keep(self) -> None:
+        """Write what is chosen now."""
+        if self._path is None:
+            return
+        kept = {"version": self.VERSION, "quiet": self.quiet, "timestamps": self.timestamps,
+                "bell": self.bell, "ignored": sorted(self.ignored)}
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            # A file of its own, as another client may write at the same time.
+            part = f"{self._path}.{os.getpid()}"
+            with open(part, "w", encoding="utf-8") as file:
+                json.dump(kept, file)
+            os.replace(part, self._path)
+        except (OSError, ValueError) as error:
+            # Told once: a choice holds for this run at least.
+            self._path = None
+            self.trouble = f"the settings are not kept: {getattr(error, 'strerror', error)}"
+
+
 # --- What is shown ---
 
-# A span is how (SGR parameters, "" for plain) and what: a text that is safe to show.
+# A span is how (SGR parameters, "" for plain) and what: a text that is safe to show. In an
+# address of a page LINK and the address follow the parameters.
 Span = Tuple[str, str]
 Line = List[Span]
+LINK = "|"
 
 # Stands before every line of a message but its first, so that no line of a message can pass
 # for the beginning of another one.
@@ -810,14 +904,25 @@ INDENT = "      "
 NAMES_256 = (27, 28, 30, 31, 64, 97, 98, 129, 130, 131, 133, 161, 164, 196)
 NAMES_8 = (31, 32, 34, 35, 36)
 
+# The address of a page: printable ASCII only, as nothing else may begin a row. What ends a
+# sentence does not end an address. The length bounds the work.
+_PAGE = re.compile(r"https?://[!-~]{0,2000}[\w/#&=~%+-]", re.IGNORECASE | re.ASCII)
+# What no name in it is a mention: an address, a path.
+_ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]{0,20}://|\bwww\.|(?<!\S)~?/)[!-~]*", re.IGNORECASE)
+# Letters of scripts that put no spaces between words: of Southeast Asia, China and Japan.
+_SPACELESS = re.compile("[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u31bf"
+                        "\u31f0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
+
 
 class Theme:
     """How things look, as SGR parameters. Without colours: bold, dim and reverse."""
 
-    dim, bold, mention, status = "2", "1", "1;7", "7"
+    dim, bold, mention, status, page, pinned = "2", "1", "1;7", "7", "4", "1;4"
 
-    def __init__(self, colours: int) -> None:
+    def __init__(self, colours: int, links: bool = False) -> None:
         self.error = "1;31" if colours >= 8 else "1"
+        # The terminal takes links (OSC 8).
+        self.links = links
         self._names = ["1"]
         if colours >= 256:
             self._names = [f"1;38;5;{number}" for number in NAMES_256]
@@ -833,17 +938,20 @@ class Entry:
     """What is shown of one message: its lines, and of one's own message its state.
 
     The lines are made when they are first looked at, so that of a flood only those are made
-    that are seen. `size` is about the number of characters. `rows` belong to the Screen: the
-    lines as wrapped for `width` columns; a width of 0 says that they have to be made again.
+    that are seen. `message` is None for what is ours alone or has no place in the order yet.
+    `rows` belong to the Screen: the lines as wrapped for `width` columns; a width of 0 says
+    that they have to be made again.
     """
 
-    __slots__ = ("_lines", "said", "size", "rows", "width")
+    __slots__ = ("_lines", "said", "message", "day", "rows", "width")
 
     def __init__(self, lines: "Union[list[Line], Callable[[], list[Line]]]",
-                 said: Optional[Said] = None, size: int = 100) -> None:
+                 said: Optional[Said] = None, message: Optional[Message] = None) -> None:
         self._lines = lines
         self.said = said
-        self.size = size
+        self.message = message
+        # For a line that says which day begins: that day.
+        self.day = ""
         self.rows: "list[Row]" = []
         self.width = 0
 
@@ -854,72 +962,204 @@ class Entry:
             self._lines = self._lines()
         return self._lines
 
+    @property
+    def id(self) -> int:
+        """The server's id of the message; 0 where there is none."""
+        return self.message.id if self.message is not None else 0
+
+    @property
+    def chat(self) -> Optional[Chat]:
+        """The message, where somebody said it."""
+        return self.message if isinstance(self.message, Chat) else None
+
+    @property
+    def size(self) -> int:
+        """About so many characters."""
+        return 100 if self.chat is None else len(self.chat.text)
+
+    def replace(self, line: Line) -> None:
+        """Show this in place of what was there."""
+        self._lines, self.width = [line], 0
+
+    def holds(self, words: "list[str]") -> bool:
+        """True for something said that has all these words, which are name_keys."""
+        text = name_key(self.chat.text) if self.chat is not None else ""
+        return self.chat is not None and all(word in text for word in words)
+
     def plain(self) -> "list[str]":
         """The lines as text."""
         return [INDENT * (number > 0) + "".join(text for _, text in line)
                 for number, line in enumerate(self.lines)]
 
 
+class Presence(Entry):
+    """Who came and who went: those that follow one another are one line that grows."""
+
+    __slots__ = ("_style", "_joined", "_left", "_both", "_tail")
+
+    def __init__(self, style: str, message: Message, here: str) -> None:
+        super().__init__([], message=message)
+        self._style = style
+        # Names in their order: who came, who went, who came and went again.
+        self._joined: "list[str]" = []
+        self._left: "list[str]" = []
+        self._both: "list[str]" = []
+        # What ends the line: the number of those here, or why the one who left has left.
+        self._tail = here
+        if isinstance(message, Joined):
+            self._joined.append(message.name)
+        elif isinstance(message, Left):
+            self._left.append(message.name)
+            self._tail = f" ({escape(message.reason)})" if message.reason else ""
+        self._say()
+
+    def take(self, other: Presence) -> None:
+        """Let another, later one go on with this one."""
+        for name in other._joined:
+            if name in self._left:
+                self._left.remove(name)
+            self._joined.append(name)
+        for name in other._left:
+            if name in self._joined:
+                self._joined.remove(name)
+                self._both.append(name)
+            else:
+                self._left.append(name)
+        self._tail = other._tail if other._joined else ""
+        self.message = other.message
+        self._say()
+
+    def _say(self) -> None:
+        parts = [_listed(names) + verb for names, verb in (
+            (self._joined, " joined"), (self._left, " left"), (self._both, " came and went"))
+            if names]
+        self.replace([(self._style, "* " + ", ".join(parts) + self._tail)])
+
+
+def _listed(names: "list[str]") -> str:
+    """Names for a reader; of many the first three, and how many more."""
+    shown = list(map(escape, dict.fromkeys(names)))
+    if len(shown) > 4:
+        shown[3:] = [f"{len(shown) - 3} others"]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
 class Formatter:
     """Turns what a client hears into entries, with everything that peers sent escaped.
 
-    entries() and older() are called on the client's thread. What is ignored, quiet and so on
-    may be changed on any thread.
+    entries() and older() are called on the client's thread. The settings may be changed on
+    any thread.
     """
 
-    def __init__(self, client: ClientSession, theme: Theme) -> None:
+    # Addresses of pages that /urls lists.
+    URLS = 20
+
+    def __init__(self, client: ClientSession, theme: Theme,
+                 settings: Optional[Settings] = None) -> None:
+        self.settings = settings or Settings()
+        # The last addresses of pages, each once, the newest at the end.
+        self.urls: "dict[str, None]" = {}
         self._client = client
         self._theme = theme
         # The day of the last entry, and whether that entry was history.
         self._day = ""
         self._in_history = False
-        # Whose messages are not shown, by name_key.
-        self.ignored: "set[str]" = set()
-        # Hide joins and leaves.
-        self.quiet = False
-        self.timestamps = True
+        # Who has another name since we ignored them: name_key of now -> of then.
+        self._moved: "dict[str, str]" = {}
 
     def entries(self, message: Message, said: Optional[Said] = None) -> "list[Entry]":
         """What to show for a message, with `said` where we know it as our own; nothing for
         one that is hidden."""
         if isinstance(message, Chat):
             own = said is not None or self._client.is_own(message)
-            if not own and name_key(message.sender) in self.ignored:
+            if not own and self.is_ignored(message.sender):
                 return []
             entry = self.chat(message, own, said)
         else:
-            span = self._event(message)
-            if span is None:
+            self._follow(message)
+            event = self._event(message)
+            if event is None:
                 return []
-            entry = Entry([[span]])
+            entry = event
         is_history = message.id <= self._client.history_until
         return [*self._marks(is_history, getattr(message, "at", None)), entry]
 
-    def chat(self, chat: Chat, own: bool = False, said: Optional[Said] = None) -> Entry:
-        """Something that was or will be said."""
-        return Entry(functools.partial(self._chat, chat, own), said, len(chat.text))
+    def chat(self, chat: Chat, own: bool = False, said: Optional[Said] = None,
+             is_placed: bool = True) -> Entry:
+        """Something that was said, or that is on its way: then its id is not the server's."""
+        for url in _PAGE.findall(chat.text):
+            self.urls.pop(url, None)
+            self.urls[url] = None
+            if len(self.urls) > self.URLS:
+                del self.urls[next(iter(self.urls))]
+        return Entry(functools.partial(self._chat, chat, own), said, chat if is_placed else None)
 
     def is_mention(self, chat: Chat) -> bool:
         """True for what somebody else says to us alone, or with our name in it."""
-        return chat.to is not None or _naming(self._client.name).search(chat.text) is not None
+        return chat.to is not None or bool(mentions(chat.text, self._client.name))
 
-    def older(self, answer: Optional[Recalled]) -> "list[Entry]":
-        """The answer to a request for older messages; None where the server keeps none."""
-        if answer is None:
-            return [self.note("! the server keeps no older messages")]
-        if not answer.entries:
-            return [self.note("* nothing older is kept")]
-        entries, day = [self.note("-- older --")], ""
-        for chat in answer.entries:
-            if name_key(chat.sender) not in self.ignored:
-                before, day = day, _day(chat.at)
-                entries += [self.note(f"-- {day} --")] * (day != before)
-                entries.append(self.chat(chat, self._client.is_own(chat)))
-        return [*entries, self.note("-- now --")]
+    def older(self, answer: Recalled) -> "list[Entry]":
+        """The messages of an answer, without those of whom we ignore."""
+        return [self.chat(chat, self._client.is_own(chat)) for chat in answer.entries
+                if not self.is_ignored(chat.sender)]
+
+    def with_days(self, entries: "list[Entry]", day: str = "") -> "list[Entry]":
+        """The same with a line where a day begins; `day` is that of what comes before."""
+        found: "list[Entry]" = []
+        for entry in entries:
+            today = _day(entry.message) or day
+            if today != day:
+                found.append(self.note(f"-- {today} --"))
+                found[-1].day = day = today
+            found.append(entry)
+        return found
 
     def note(self, text: str) -> Entry:
         """A line of our own, which is safe to show; one that begins with ! is an error."""
         return Entry([[(self._theme.error if text.startswith("!") else self._theme.dim, text)]])
+
+    def page(self, url: str) -> Entry:
+        """A line with nothing but the address of a page."""
+        return Entry([[(self._theme.page + LINK + url, url)]])
+
+    def removed(self, entry: Entry) -> None:
+        """The host took the message of this entry back."""
+        head = f"{escape(entry.chat.sender)}: " if entry.chat is not None else ""
+        entry.replace([(self._theme.dim, f"{head}(removed by the host)")])
+        entry.message = Removed(entry.id, entry.id)
+
+    # Who is ignored: a person, under whatever name, until that session ends
+
+    def is_ignored(self, name: str) -> bool:
+        """True for whose messages are not shown."""
+        key = name_key(name)
+        return key in self._moved or (key in self.settings.ignored
+                                      and key not in self._moved.values())
+
+    def unignore(self, name: str) -> None:
+        """Show again what this person says."""
+        key = name_key(name)
+        self.settings.ignored.discard(self._moved.pop(key, key))
+
+    def ignored(self) -> "list[str]":
+        """Whom we ignore, for a reader."""
+        now = {then: f" (now {key})" for key, then in self._moved.items()}
+        return [escape(key + now.get(key, "")) for key in sorted(self.settings.ignored)]
+
+    def forget_people(self) -> None:
+        """The connection is a new one: what became of whom is not known."""
+        self._moved.clear()
+
+    def _follow(self, message: Message) -> None:
+        if isinstance(message, Left):
+            self._moved.pop(name_key(message.name), None)
+        elif isinstance(message, Renamed) and self.is_ignored(message.name):
+            key = name_key(message.name)
+            then = self._moved.pop(key, key)
+            if name_key(message.to) != then:
+                self._moved[name_key(message.to)] = then
+
+    # Lines
 
     def _chat(self, chat: Chat, own: bool) -> "list[Line]":
         head = [(self._theme.name(chat.sender), escape(chat.sender))]
@@ -930,58 +1170,113 @@ class Formatter:
             text, head = text[4:], [("", "* "), *head, ("", " ")]
         else:
             head.append(("", ": "))
-            if self.timestamps:
+            if self.settings.timestamps:
                 clock = time.strftime("%H:%M ", _local(chat.at))
                 head.insert(0, (self._theme.dim, clock))
-        lines = [[("", _show(line))] if own else self._highlighted(_show(line))
-                 for line in text.split("\n")]
-        return [head + lines[0], *lines[1:]]
+        first, *others = [self._spans(line, own) for line in text.split("\n")]
+        return [head + first, *others]
 
-    def _highlighted(self, text: str) -> Line:
-        """`text` with every mention of us marked."""
+    def _spans(self, text: str, own: bool) -> Line:
+        """A line of a text, with mentions of us and addresses of pages marked."""
+        marks = [(found.start(), found.end(), self._theme.page + LINK + found[0])
+                 for found in _PAGE.finditer(text)]
+        if not own:
+            marks += [(start, end, self._theme.mention)
+                      for start, end in mentions(text, self._client.name)]
         line: Line = []
-        start = 0
-        for found in _naming(self._client.name).finditer(text):
-            line += [("", text[start:found.start()]), (self._theme.mention, found[0])]
-            start = found.end()
-        return [*line, ("", text[start:])]
+        done = 0
+        for start, end, style in sorted(marks):
+            line += [("", _show(text[done:start])), (style, _show(text[start:end]))]
+            done = end
+        return [*line, ("", _show(text[done:]))]
 
     def _marks(self, is_history: bool, at: Optional[float]) -> "list[Entry]":
         """The lines that come before an entry: history begins or ends, the day changes."""
         marks = []
         if is_history != self._in_history:
             self._in_history = is_history
-            marks.append("-- said before you came --" if is_history else "-- now --")
-        before, self._day = self._day, self._day if at is None else _day(at)
+            marks.append(self.note("-- said before you came --" if is_history else "-- now --"))
+        before, self._day = self._day, self._day if at is None else _day_of(at)
         if before not in ("", self._day):
-            marks.append(f"-- {self._day} --")
-        return [self.note(mark) for mark in marks]
+            marks.append(self.note(f"-- {self._day} --"))
+            marks[-1].day = self._day
+        return marks
 
-    def _event(self, message: Message) -> Optional[Span]:
-        text = ""
-        if isinstance(message, Joined) and not self.quiet:
-            text = f"* {escape(message.name)} joined"
-            # A join that is replayed is older than the list of users: the count is of now.
-            if message.id > self._client.list_as_of:
-                text += f" ({self._client.here} here)"
-        elif isinstance(message, Left) and not self.quiet:
-            how = "was {}" if message.reason.startswith("booted") else "left ({})"
-            text = f"* {escape(message.name)} " + how.format(escape(message.reason))
+    def _event(self, message: Message) -> Optional[Entry]:
+        """What is shown of a message that nobody said; None for one that is hidden."""
+        style, text = self._theme.dim, ""
+        if isinstance(message, (Joined, Left)):
+            if self.settings.quiet:
+                return None
+            if isinstance(message, Joined) or not message.reason.startswith("booted"):
+                # A join that is replayed is older than the list of users: the count is of now.
+                is_known = message.id > self._client.list_as_of
+                return Presence(style, message, f" ({self._client.here} here)" * is_known)
+            text = f"* {escape(message.name)} was {escape(message.reason)}"
         elif isinstance(message, Renamed):
             text = f"* {escape(message.name)} is now {escape(message.to)}"
         elif isinstance(message, Booted):
             reason = f": {escape(message.reason)}" if message.reason else ""
-            return self._theme.error, f"* you were booted{reason}"
+            style, text = self._theme.error, f"* you were booted{reason}"
         elif isinstance(message, Error):
             refused = "refused: " if message.about else ""
-            return self._theme.error, f"! {refused}{escape(message.text or message.code)}"
-        return (self._theme.dim, text) if text else None
+            style, text = self._theme.error, f"! {refused}{escape(message.text or message.code)}"
+        elif isinstance(message, Rules):
+            text = "* " + _ruled(message)
+        return Entry([[(style, text)]], message=message) if text else None
 
 
-@functools.lru_cache(maxsize=4)
-def _naming(name: str) -> "re.Pattern[str]":
-    """What finds a name in a text, as a word of its own."""
-    return re.compile(rf"(?<!\w){re.escape(escape(name))}(?!\w)", re.IGNORECASE)
+def _ruled(rules: Rules) -> str:
+    """What holds in the room, for a reader."""
+    parts = [f"only {escape(rules.host)} may speak" if rules.speak == "host" else
+             "everybody may speak"]
+    parts += ["private messages are off"] * (not rules.private)
+    parts += [f"one message every {rules.slow:g} s"] * (rules.slow > 0)
+    return ", ".join(parts)
+
+
+def mentions(text: str, name: str) -> "list[tuple[int, int]]":
+    """Where `text` has `name`, compared as names are, as a whole name: not part of a longer
+    one nor of an address; but in scripts that put no spaces between words, inside a text."""
+    key = name_key(name)
+    if key not in name_key(text):
+        return []
+    # The text as it is compared, and for each of its characters the place in `text`.
+    folded, places, place = [], [], 0
+    for cluster in clusters(text):
+        folded.append(name_key(cluster))
+        places += [place] * len(folded[-1])
+        place += len(cluster)
+    places.append(place)
+    whole, found = "".join(folded), []
+    pages = [page.span() for page in _ADDRESS.finditer(text)]
+    at = whole.find(key)
+    while at >= 0:
+        start, end = places[at], places[at + len(key)]
+        # A cluster is not taken apart.
+        is_cut = at and places[at - 1] == start or places[at + len(key) - 1] == end
+        if not is_cut and _is_whole(text, start, end) and not any(
+                first <= start < last for first, last in pages):
+            found.append((start, end))
+        at = whole.find(key, at + 1)
+    return found
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """True when no part of a name or an address goes on before or after the place."""
+    for inside, beside, beyond in (
+            (text[start], text[max(0, start - 1):start], text[max(0, start - 2):max(0, start - 1)]),
+            (text[end - 1], text[end:end + 1], text[end + 1:end + 2])):
+        if _SPACELESS.match(inside) or _SPACELESS.match(beside):
+            continue
+        if _is_of_name(beside) or beside in ("-", ".", "@") and _is_of_name(beyond):
+            return False
+    # A slash on both sides is a path.
+    return text[max(0, start - 1):start] + text[end:end + 1] != "//"
+
+
+def _is_of_name(char: str) -> bool:
+    return char.isalnum() or char == "_" or unicodedata.category(char or " ")[0] == "M"
 
 
 def _local(at: float) -> time.struct_time:
@@ -992,8 +1287,14 @@ def _local(at: float) -> time.struct_time:
         return time.localtime(0)
 
 
-def _day(at: float) -> str:
+def _day_of(at: float) -> str:
     return time.strftime("%A, %d %B %Y", _local(at))
+
+
+def _day(message: Optional[Message]) -> str:
+    """The day of a message; "" where it has no time."""
+    at = getattr(message, "at", None)
+    return "" if at is None else _day_of(at)
 
 
 def _show(line: str) -> str:
@@ -1007,7 +1308,7 @@ def _short(said: Said) -> str:
 
 # --- Columns: how wide a text is on the terminal ---
 
-# Joins emoji into one.
+# Joins emoji into one; between letters it says how they are written.
 ZWJ = "\u200d"
 
 
@@ -1053,8 +1354,8 @@ def _joins(before: str, char: str) -> bool:
     """True when `char` goes on with the cluster `before`."""
     if before == "\n" or char.isascii():
         return False
-    return (_char_columns(char) == 0 or unicodedata.category(char) == "Mc" or before[-1] == ZWJ
-            or _is_tone(char) and _is_pictograph(before[0])
+    return (_char_columns(char) == 0 or unicodedata.category(char) == "Mc"
+            or _is_pictograph(before[0]) and (before[-1] == ZWJ or _is_tone(char))
             or len(before) == 1 and _is_flag(char) and _is_flag(before))
 
 
@@ -1104,7 +1405,7 @@ class Columns:
             return self._widths[2]
         columns = _char_columns(first)
         widens = varies and (_is_pictograph(first) or first in "0123456789#*")
-        if ZWJ in more or "\ufe0f" in more and widens:
+        if ZWJ in more and _is_pictograph(first) or "\ufe0f" in more and widens:
             columns = 2
         if not tones:
             columns += 2 * sum(map(_is_tone, more))
@@ -1117,7 +1418,8 @@ class Key(NamedTuple):
     """A key that was pressed: "left", "enter", "ctrl-a", "alt-b" and so on.
 
     "text" and "paste" come with their text. "cursor" is the terminal's answer to the question
-    where the cursor is, and comes with its column.
+    where the cursor is, and comes with its column. "focus-in" and "focus-out" tell whether
+    the user looks at this terminal.
     """
 
     name: str
@@ -1125,20 +1427,36 @@ class Key(NamedTuple):
 
 
 class Keys:
-    """Bytes from a terminal, in any pieces -> keys."""
+    """Bytes from a terminal, in any pieces -> keys.
 
+    Another program may have left modes of the keyboard and the mouse on, and a terminal may
+    answer what nobody asked: whatever comes so is understood as the key that it stands for,
+    or is swallowed whole.
+    """
+
+    # What is in the string of an answer, and how that string begins: a colour or a title
+    # (OSC), a capability or a version (DCS), the state of a picture (APC).
+    _BODY = rb"[^\x00-\x1f\x7f]*"
+    _ANSWER = re.compile(rb"\x1b(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"(?:\x07|\x1b\\)")
+    # A click in the oldest of the mouse's protocols.
+    _CLICK = re.compile(rb"\x1b\[M[\x20-\xff]{3}")
     _CSI = re.compile(rb"\x1b\[(\[|[0-?]*)[ -/]*([@-~])")
     _SS3 = re.compile(rb"\x1bO(.)", re.DOTALL)
-    # The beginning of a sequence. Answers in OSC or DCS are never asked for.
-    _INCOMPLETE = re.compile(rb"\x1b+(\[(\[|[0-?]*[ -/]*)|O)?\Z")
+    # The beginning of any of these.
+    _INCOMPLETE = re.compile(
+        rb"\x1b+(?:\[(?:\[|M[\x20-\xff]{0,2}|[0-?]*[ -/]*)|O|\]\d*|P[\d;]*|_"
+        rb"|(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"\x1b?)?\Z")
     _LETTERS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end",
-                "M": "enter", "c": "word-right", "d": "word-left"}
+                "c": "word-right", "d": "word-left"}
     _NUMBERS = {"1": "home", "3": "delete", "4": "end", "5": "page-up", "6": "page-down",
                 "7": "home", "8": "end"}
-    _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d"}
+    _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d",
+                  "end": "ctrl-end"}
     _CONTROLS = {"\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace",
-                 "\x08": "backspace"}
-    _PASTE_END = b"\x1b[201~"
+                 "\x08": "backspace", "\x1b": "escape"}
+    # Of the mouse only the wheel is of use.
+    _WHEEL = {"<64": "wheel-up", "<65": "wheel-down"}
+    _PASTE_START, _PASTE_END = b"\x1b[200~", b"\x1b[201~"
     # Bytes of an escape sequence; a longer one is given up.
     LONGEST = 256
     # Bytes of a paste. What comes on top is dropped: it would be refused as too long anyway.
@@ -1151,24 +1469,46 @@ class Keys:
         self._paste: Optional[bytearray] = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, data: bytes) -> "Iterator[Key]":
-        """The keys that are whole by now."""
+    @property
+    def is_busy(self) -> bool:
+        """True amid a paste, or a sequence."""
+        return self._paste is not None or self._rest != b""
+
+    @classmethod
+    def is_paste(cls, data: bytes) -> bool:
+        """True for several lines in one read: nobody types so fast. The terminal, or what is
+        between it and us, does not mark what is pasted."""
+        return cls._PASTE_START not in data and re.search(rb"[\r\n]", data.rstrip()) is not None
+
+    def feed(self, data: bytes, is_all: bool = False) -> "Iterator[Key]":
+        """The keys that are whole by now. With `is_all` nothing came for a moment: an Esc
+        that waits for more is the key of that name."""
         self._rest += data
         while self._rest:
             key = None
             if self._paste is not None:
                 if not self._in_paste(self._paste):
                     return
-                key = self._pasted(self._paste)
+                key = self.pasted(bytes(self._paste))
+                self._paste = None
             elif self._rest[0] == 0x1B:
                 self._decoder.reset()
-                if self._INCOMPLETE.match(self._rest) and len(self._rest) <= self.LONGEST:
+                if is_all and not self._rest.strip(b"\x1b"):
+                    self._rest, key = b"", Key("escape")
+                elif self._INCOMPLETE.match(self._rest) and len(self._rest) <= self.LONGEST:
                     return
-                key = self._escape()
+                else:
+                    key = self._escape()
             else:
                 key = self._plain()
             if key is not None:
                 yield key
+
+    @staticmethod
+    def pasted(data: bytes) -> Key:
+        """The key of what was pasted."""
+        text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        return Key("paste", clean_text(text))
 
     def _in_paste(self, paste: bytearray) -> bool:
         """Move bytes into the paste; True when it is whole. Its end may come in pieces."""
@@ -1178,22 +1518,20 @@ class Keys:
         self._rest = self._rest[upto + len(self._PASTE_END) * (end >= 0):]
         return end >= 0
 
-    def _pasted(self, paste: bytearray) -> Key:
-        self._paste = None
-        text = paste.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
-        return Key("paste", clean_text(text))
-
     def _escape(self) -> Optional[Key]:
         """The key of the escape sequence at the start; None for one that means nothing."""
         # Esc itself, before another sequence.
         self._rest = b"\x1b" + self._rest.lstrip(b"\x1b")
-        found = self._CSI.match(self._rest) or self._SS3.match(self._rest)
-        if found is not None:
-            self._rest = self._rest[found.end():]
-            if found.re is self._CSI:
-                return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
-            name = self._LETTERS.get(found[1].decode("latin-1"))
-            return Key(name) if name else None
+        for kind in (self._ANSWER, self._CLICK, self._CSI, self._SS3):
+            found = kind.match(self._rest)
+            if found is not None:
+                self._rest = self._rest[found.end():]
+                if kind is self._CSI:
+                    return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
+                # The Enter of the keypad is an M.
+                letters = {**self._LETTERS, "M": "enter"} if kind is self._SS3 else {}
+                name = letters.get(found[found.lastindex or 0].decode("latin-1"))
+                return Key(name) if name else None
         char, code = self._rest[1:2].decode("latin-1"), self._rest[1]
         if code >= 0x80 or code < 0x20 and char not in "\r\n\b":
             # Esc itself, before another key.
@@ -1204,23 +1542,55 @@ class Keys:
                    "alt-" + self._CONTROLS.get(char, char).lower())
 
     def _csi(self, parameters: str, final: str) -> Optional[Key]:
+        """A sequence with parameters. Modifiers are counted from 1, as a sum: Shift is 1, Alt
+        is 2, Ctrl is 4."""
         first, _, more = parameters.partition(";")
-        if final == "R" and more.isdigit():
+        modifiers, _, event = more.partition(":")
+        held = int(modifiers) - 1 if modifiers.isdecimal() else 0
+        if parameters[:1] in tuple("<=>?["):
+            # The mouse, an answer, a function key of the Linux console.
+            name = self._WHEEL.get(first) if final == "M" else None
+        elif final == "R" and more.isdecimal():
             return Key("cursor", more)
-        if final == "~" and first == "200":
+        elif final == "~" and first == "200":
             self._paste = bytearray()
             return None
-        # Enter with Shift, where the terminal tells that.
-        if final == "u" and first == "13" or final == "~" and re.match("27;.*;13$", parameters):
-            return Key("newline")
-        # The function keys of the Linux console.
-        if parameters.startswith("["):
+        elif event.startswith("3"):
+            # A key that was let go.
             return None
-        name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
-        # Modifiers are counted from 1, as a sum: Alt is 2, Ctrl is 4.
-        if name and more.isdigit() and (int(more) - 1) & 6:
-            name = self._WITH_CTRL.get(name, name)
+        elif final == "u":
+            return self._coded(first, held)
+        elif final == "~" and first == "27":
+            modifiers, _, code = more.partition(";")
+            return self._coded(code, int(modifiers) - 1 if modifiers.isdecimal() else 0)
+        elif final in "IO" and not parameters:
+            name = "focus-in" if final == "I" else "focus-out"
+        else:
+            name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
+            if name and held & 6:
+                name = self._WITH_CTRL.get(name, name)
         return Key(name) if name else None
+
+    def _coded(self, codes: str, held: int) -> Optional[Key]:
+        """A key that comes as the number of its character (modifyOtherKeys, kitty)."""
+        code, _, shifted = codes.partition(":")
+        if held & 1 and shifted.partition(":")[0].isdecimal():
+            code = shifted.partition(":")[0]
+        if not code.isdecimal() or int(code) > sys.maxunicode:
+            return None
+        char = chr(int(code))
+        if char in self._CONTROLS:
+            name = self._CONTROLS[char]
+            if name == "tab" and held & 6:
+                return None
+            if name == "enter" and held & 3:
+                return Key("newline")
+            return Key("alt-" * (held >> 1 & 1) + name)
+        if held & 4 and char.isascii() and char.isalpha():
+            return Key("ctrl-" + char.lower())
+        if held & 6 or not char.isprintable():
+            return Key("alt-" + char.lower()) if held & 2 and char.isprintable() else None
+        return Key("text", char.upper() if held & 1 and not shifted else char)
 
     def _plain(self) -> Optional[Key]:
         """Text up to the next control character, or that character."""
@@ -1244,6 +1614,7 @@ class Editor:
 
     # Lines that Up brings back.
     REMEMBERED = 100
+    PROMPT = "> "
 
     def __init__(self) -> None:
         self.text = ""
@@ -1255,6 +1626,8 @@ class Editor:
         self._draft = ""
         # What Ctrl-Y brings back.
         self._killed = ""
+        # Ctrl-R: what is looked for in the lines from before; None while nothing is.
+        self._sought: Optional[str] = None
         # What Tab offers, which of that is shown, and the text after it.
         self._completing: "Optional[tuple[list[str], int, str]]" = None
         line_start, line_end = self._line_start, self._line_end
@@ -1276,9 +1649,16 @@ class Editor:
             "up": self._up, "ctrl-p": lambda: self._remember(-1),
             "down": self._down, "ctrl-n": lambda: self._remember(1)}
 
+    @property
+    def prompt(self) -> str:
+        """What stands before the line."""
+        return self.PROMPT if self._sought is None else f"(find `{escape(self._sought)}') "
+
     def press(self, key: Key) -> bool:
         """Do what a key does to the line; False when it means nothing here, or when the line
         would be too long."""
+        if key.name == "ctrl-r" or self._sought is not None and self._seek(key):
+            return self._find_before(key)
         if key.name in ("text", "newline", "ctrl-y"):
             return self.insert({"newline": "\n", "ctrl-y": self._killed}.get(key.name, key.text))
         self._completing = None
@@ -1303,7 +1683,7 @@ class Editor:
 
     def take(self) -> str:
         """The line was entered: return it, remember it, start anew."""
-        text = self.text
+        text, self._sought = self.text, None
         if text.strip() and self._before[-1:] != [text]:
             self._before = (self._before + [text])[-self.REMEMBERED:]
         self.set("")
@@ -1312,7 +1692,7 @@ class Editor:
 
     def clear(self) -> None:
         """Empty the line; Ctrl-Y brings it back."""
-        self._completing = None
+        self._completing = self._sought = None
         self._kill(0, len(self.text))
         self._shown = len(self._before)
 
@@ -1342,6 +1722,36 @@ class Editor:
         self.text = self.text[:start] + found[shown]
         self.cursor = len(self.text)
         self.text += after
+
+    def _seek(self, key: Key) -> bool:
+        """A key while Ctrl-R looks for a line: True when it goes on with that."""
+        if key.name in ("text", "backspace"):
+            return True
+        self._sought = None
+        if key.name in ("escape", "ctrl-g"):
+            self._shown = len(self._before)
+            self.set(self._draft)
+        return False
+
+    def _find_before(self, key: Key) -> bool:
+        """Show the newest line from before that has what is looked for; with Ctrl-R again the
+        next one. False when there is none: the line stays."""
+        if self._sought is None:
+            if self._shown == len(self._before):
+                self._draft = self.text
+            self._sought, self._shown = "", len(self._before)
+            return True
+        if key.name == "backspace":
+            self._sought = self._sought[:-1]
+        self._sought += key.text
+        # Another word is looked for from the newest line on, that which is shown included.
+        end = self._shown if key.name == "ctrl-r" else len(self._before)
+        wanted = name_key(self._sought)
+        found = [place for place in range(end) if wanted in name_key(self._before[place])]
+        if self._sought and found:
+            self._shown = found[-1]
+            self.set(self._before[self._shown])
+        return bool(found)
 
     def _settle(self) -> None:
         """Move the cursor to the end of the cluster that it is in."""
@@ -1454,25 +1864,31 @@ def _width(cells: "Iterable[Cell]") -> int:
 
 def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0) -> "list[Row]":
     """The rows of a line: the first one after `first` blanks, the others after `rest`; broken
-    at spaces where there are any."""
+    at spaces where there are any.
+
+    The address of a page that is longer than a row goes on without blanks, so that it can be
+    copied whole; what comes after it begins another row, as it could pass for a message.
+    """
     rows: "list[Row]" = []
     row: Row = [BLANK] * first
-    # The columns that are used, and where the word begins that may go to the next row; 0 for
-    # nowhere.
-    used, space = first, 0
+    # The columns that are used; where the word begins that may go to the next row, 0 for
+    # nowhere; whether the row begins with the rest of an address.
+    used, space, goes_on = first, 0, False
     for style, text in line:
+        is_page = LINK in style
         for cluster in clusters(text):
             cell = (style, cluster, columns.of(cluster))
-            if used + cell[2] > width:
+            if used + cell[2] > width or goes_on and not is_page:
                 # A space at the edge is the break itself.
                 if cluster == " ":
                     cell = ("", "", 0)
                 word = row[space:] if space else []
                 # A word that is longer than a row is broken at the edge.
-                if _width(word) + rest + cell[2] > width:
+                if _width(word) + rest + cell[2] > width or _is_longer(is_page, text, width, rest):
                     word = []
                 rows.append(row[:len(row) - len(word)] if cell[2] else [*row, (style, "", 0)])
-                row = [BLANK] * rest + (word if cell[2] else [])
+                goes_on = is_page and not word
+                row = [BLANK] * (0 if goes_on else rest) + (word if cell[2] else [])
                 used, space = _width(row), 0
             if cell[1]:
                 row.append(cell)
@@ -1480,6 +1896,11 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
             if cluster == " " and len(row) > rest:
                 space = len(row)
     return [*rows, row]
+
+
+def _is_longer(is_page: bool, text: str, width: int, rest: int) -> bool:
+    """True for an address that does not fit into a row: it is broken where it stands."""
+    return is_page and len(text) + rest > width
 
 
 class Scrollback:
@@ -1507,9 +1928,20 @@ class Scrollback:
         self._bottom: "Optional[tuple[int, int]]" = None
         # How many places there were when one scrolled back.
         self._read = 0
+        # The place from which an emptied screen shows entries.
+        self._cleared = 0
+        # Says up to where one had read, and has its place with what is new after that.
+        self._unread: Optional[Entry] = None
+        self._is_away = False
 
     def add(self, entry: Entry) -> None:
-        """Append an entry. One of our own leaves the unplaced."""
+        """Append an entry. One of our own leaves the unplaced; who came and went goes on with
+        the entry before."""
+        last = self._entries[-1] if self._entries else None
+        if isinstance(entry, Presence) and isinstance(last, Presence) and (
+                self._cleared < self._dropped + len(self._entries)):
+            last.take(entry)
+            return
         if entry.said is not None:
             self._unplaced.pop(entry.said.id, None)
         elif self._bottom is not None and self._bottom[0] >= self._dropped + len(self._entries):
@@ -1528,6 +1960,34 @@ class Scrollback:
         """What we said a moment ago: after everything else, until it comes back at its place."""
         self._unplaced[said.id] = entry
 
+    def insert(self, older: "list[Entry]",
+               with_days: "Callable[[list[Entry]], list[Entry]]") -> int:
+        """Put older messages in their places, with the lines that say which day begins; what
+        is shown stays. Return how many are new."""
+        known = {entry.id for entry in self._entries}
+        older = [entry for entry in older if entry.id not in known]
+        if not older:
+            return 0
+        place = next((place for place, entry in enumerate(self._entries)
+                      if entry.id > older[-1].id), len(self._entries))
+        end = place + 1
+        while place and self._entries[place - 1].day:
+            place -= 1
+        after = self._entries[place:end]
+        before = with_days(older + after[-1:])
+        self._entries[place:end] = before
+        self._size += sum(entry.size for entry in before) - sum(entry.size for entry in after)
+        self._move(place + self._dropped, len(before) - len(after))
+        return len(older)
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out, if it is there."""
+        if entry in self._entries:
+            place = self._entries.index(entry)
+            del self._entries[place]
+            self._size -= entry.size
+            self._move(place + self._dropped, -1)
+
     def keep(self, forgotten: "list[Said]") -> None:
         """The server has these, but may never send them back: they stay where they are,
         unless they come after all."""
@@ -1541,22 +2001,62 @@ class Scrollback:
         for id, entry in self._kept.items():
             if entry.said is not None and (entry.said.text, entry.said.to) == (text, to):
                 del self._kept[id]
-                if entry in self._entries:
-                    place = self._entries.index(entry)
-                    del self._entries[place]
-                    if self._bottom is not None and place + self._dropped < self._bottom[0]:
-                        self._bottom = self._bottom[0] - 1, self._bottom[1]
+                self.remove(entry)
                 break
+
+    def entry_of(self, id: int) -> Optional[Entry]:
+        """The entry of what was said under this id of the server."""
+        return next((entry for entry in reversed(self._entries)
+                     if entry.id == id and entry.chat is not None), None)
+
+    @property
+    def entries(self) -> "list[Entry]":
+        """All that have their place, oldest first."""
+        return self._entries
+
+    @property
+    def oldest(self) -> Optional[int]:
+        """The lowest id of a message that is here."""
+        return min((entry.id for entry in self._entries if entry.id), default=None)
+
+    @property
+    def place(self) -> "tuple[Optional[tuple[int, int]], int]":
+        """How far back one has scrolled, to come back to."""
+        return self._bottom, self._read
+
+    @place.setter
+    def place(self, place: "tuple[Optional[tuple[int, int]], int]") -> None:
+        self._bottom, self._read = place
 
     def follow(self) -> None:
         """Back to the bottom, if one had scrolled away from it."""
         self._bottom = None
 
+    @property
+    def needs_mark(self) -> bool:
+        """True when the next entry is the first one that the user does not read at once."""
+        return self._unread is None and (self._is_away or self._bottom is not None)
+
+    def mark(self, entry: Entry) -> None:
+        """Append the line that says up to where one has read."""
+        self._unread = entry
+        self.add(entry)
+
+    def unmark(self) -> None:
+        """All that is here has been read."""
+        if self._unread is not None:
+            self.remove(self._unread)
+            self._unread = None
+
+    def away(self, is_away: bool) -> None:
+        """The user looks elsewhere, or is back."""
+        if is_away and not self._is_away:
+            self.unmark()
+        self._is_away = is_away
+
     def clear(self) -> None:
-        """Forget what was said."""
-        self._dropped += len(self._entries)
-        self._size = 0
-        self._entries.clear()
+        """Show nothing of what was said up to now, until one scrolls back."""
+        self._cleared = self._dropped + len(self._entries)
         self._bottom = None
 
     @property
@@ -1564,8 +2064,15 @@ class Scrollback:
         """Entries that came since one scrolled back, and are below what is shown."""
         if self._bottom is None:
             return 0
-        count = self._dropped + len(self._all())
-        return min(count - self._read, count - 1 - self._bottom[0])
+        first = max(self._read, self._bottom[0] + 1) - self._dropped
+        return sum(entry is not self._unread for entry in self._all()[max(0, first):])
+
+    def _move(self, place: int, by: int) -> None:
+        """Entries came at a place or went from it: those behind have moved."""
+        if self._bottom is not None and self._bottom[0] >= place:
+            self._bottom = self._bottom[0] + by, self._bottom[1]
+        self._read += by * (self._read > place)
+        self._cleared += by * (self._cleared > place)
 
     def _all(self) -> "list[Entry]":
         return [*self._entries, *self._unplaced.values()] if self._unplaced else self._entries
@@ -1578,7 +2085,10 @@ class Screen(Scrollback):
     changed.
     """
 
-    PROMPT = "> "
+    # The pinned line is shown from so many rows on, people beside the talk from so many
+    # columns on, in a column of this width.
+    PINNED_ROWS = 10
+    PEOPLE_COLUMNS, PEOPLE_WIDTH = 100, 24
 
     def __init__(self, theme: Theme, editor: Editor) -> None:
         super().__init__()
@@ -1587,6 +2097,11 @@ class Screen(Scrollback):
         # place while there is a question.
         self.status: "list[str]" = []
         self.question = ""
+        # The line that stays on top, the names beside the talk (None: not shown), and the
+        # entry that is shown reversed.
+        self.pinned = ""
+        self.people: "Optional[list[str]]" = None
+        self.found: Optional[Entry] = None
         self._theme = theme
         self._editor = editor
         self._height, self._width = 24, 80
@@ -1594,7 +2109,7 @@ class Screen(Scrollback):
         self._painted: "list[Optional[Row]]" = []
         self._cursor = (-1, -1)
         # The rows of the line that is typed, with the cursor, and what they were made for.
-        self._typed = ("", 0, 0, 0)
+        self._typed = ("", "", 0, 0, 0)
         self._typed_rows: "tuple[list[Row], tuple[int, int]]" = ([], (0, 0))
         # The entries that keep their rows.
         self._shown: "list[Entry]" = []
@@ -1629,26 +2144,74 @@ class Screen(Scrollback):
 
     def scroll(self, pages: int) -> None:
         """Back (-1) or forth (1) by a page, less one row."""
+        self.scroll_rows(pages * max(1, self._message_height() - 1))
+
+    def scroll_rows(self, rows: int) -> None:
+        """Back (-1) or forth (1) by a row."""
         entries = self._all()
+        if self._bottom is None and rows < 0 and self._is_cleared():
+            # What was cleared away is there again, in its place.
+            self._cleared = 0
+            return
         if not entries:
             return
         place, row = self._place()
-        row += pages * max(1, self._message_height() - 1)
+        row += rows
         while row < 0 and place > 0:
             place -= 1
             row += len(self._rows(entries[place]))
-        place, row = self._below_the_top(place, max(0, row))
+        self._go_to(*self._below_the_top(place, max(0, row)))
+
+    def another(self) -> Screen:
+        """One for the same terminal, with nothing in it yet."""
+        screen = Screen(self._theme, self._editor)
+        screen.columns = self.columns
+        screen.resize(self._height, self._width)
+        return screen
+
+    def show(self, entry: Entry) -> None:
+        """Scroll so that an entry is in the middle."""
+        entries = self._all()
+        if entry in entries:
+            place, row = entries.index(entry), self._message_height() // 2
+            self._go_to(*self._below_the_top(place, row))
+
+    @property
+    def is_at_top(self) -> bool:
+        """There is nothing above what is shown."""
+        entries = self._all()
+        if not entries or self._is_cleared():
+            return not entries
+        place, row = self._place()
+        return (place, row) == self._below_the_top(0, 0)
+
+    def _go_to(self, place: int, row: int) -> None:
+        """Have this row at the bottom."""
         if (place, row) == self._last():
             self._bottom = None
             return
         if self._bottom is None:
-            self._read = len(entries) + self._dropped
-        cells = sum(map(self._content, self._rows(entries[place])[:row]))
+            self._read = len(self._all()) + self._dropped
+        cells = sum(map(self._content, self._rows(self._all()[place])[:row]))
         self._bottom = place + self._dropped, cells
+
+    def _is_cleared(self) -> bool:
+        """Some of the screen is empty as it was cleared."""
+        shown, height = self._cleared - self._dropped, self._message_height()
+        rows = [self._rows(entry) for entry in self._all()[max(0, shown):][-height:]]
+        return shown > 0 and sum(map(len, rows)) < height
+
+    def _has_people(self) -> bool:
+        return self.people is not None and self._width >= self.PEOPLE_COLUMNS
+
+    @property
+    def _room(self) -> int:
+        """The columns of messages."""
+        return self._width - (self.PEOPLE_WIDTH if self._has_people() else 0)
 
     @property
     def _indent(self) -> int:
-        return min(len(INDENT), self._width // 4)
+        return min(len(INDENT), self._room // 4)
 
     def _content(self, row: Row) -> int:
         """The cells of a row without its indent: so many at any width."""
@@ -1688,14 +2251,14 @@ class Screen(Scrollback):
 
     def _rows(self, entry: Entry) -> "list[Row]":
         """An entry as wrapped for the width of now."""
-        if entry.width != self._width:
-            entry.width = self._width
+        if entry.width != self._room:
+            entry.width = self._room
             self._shown.append(entry)
             indent, lines = self._indent, list(entry.lines)
             if entry.said is not None:
                 lines[-1] = [*lines[-1], self._state(entry.said)]
             entry.rows = [row for number, line in enumerate(lines)
-                          for row in wrap(line, self._width, self.columns,
+                          for row in wrap(line, self._room, self.columns,
                                           indent if number else 0, indent)]
         return entry.rows
 
@@ -1704,12 +2267,13 @@ class Screen(Scrollback):
             return self._theme.error, f" (failed: {escape(said.reason)})"
         state: str = said.state
         if said.state == THERE and said.of:
-            heard = "all" if said.heard >= said.of else f"{said.heard} of {said.of}"
-            state = f"heard by {heard}"
+            heard = "by all" if said.heard >= said.of else f"by {said.heard} of {said.of}"
+            state = "heard" if said.to is not None and said.heard else f"heard {heard}"
         return self._theme.dim, f" ({state})"
 
     def _message_height(self) -> int:
-        return max(0, self._height - 1 - len(self._input()[0]))
+        pinned = self.pinned != "" and self._height >= self.PINNED_ROWS
+        return max(0, self._height - 1 - pinned - len(self._input()[0]))
 
     def _messages(self, height: int) -> "list[Row]":
         """The rows of what was said, the newest at the bottom."""
@@ -1718,17 +2282,52 @@ class Screen(Scrollback):
         shown: "list[Entry]" = []
         if entries and height:
             place, row = self._place()
-            shown, rows = [entries[place]], self._rows(entries[place])[:row + 1]
-            while place > 0 and len(rows) < height:
-                place -= 1
+            top = 0 if self._bottom is not None else max(0, self._cleared - self._dropped)
+            while place >= top and len(rows) < height:
                 shown.append(entries[place])
-                rows = self._rows(entries[place]) + rows
+                more = self._rows(entries[place])[:row + 1 if place == self._place()[0] else None]
+                rows = self._marked(entries[place], more) + rows
+                place -= 1
         # The others forget their rows: thousands of entries would keep theirs.
         for entry in self._shown:
             if entry not in shown:
                 entry.rows, entry.width = [], 0
         self._shown = shown
         return [[] for _ in range(height - len(rows))] + rows[max(0, len(rows) - height):]
+
+    def _marked(self, entry: Entry, rows: "list[Row]") -> "list[Row]":
+        """Rows of an entry, reversed where it is the one that was found."""
+        if entry is not self.found:
+            return rows
+        return [[(f"{style.partition(LINK)[0] or 0};7", what, columns)
+                 for style, what, columns in row] for row in rows]
+
+    def _beside(self, rows: "list[Row]") -> "list[Row]":
+        """The rows of messages, with the names of people beside them."""
+        if self.people is None or not self._has_people():
+            return rows
+        names = [f"{len(self.people)} here", *self.people]
+        if len(names) > len(rows):
+            names[len(rows) - 1:] = [f"and {len(names) - len(rows) + 1} more"]
+        names += [""] * (len(rows) - len(names))
+        return [self._padded(row, self._room) + self._fitting(
+            f"| {name}", self._theme.dim if number == 0 else "", self.PEOPLE_WIDTH)
+                for number, (row, name) in enumerate(zip(rows, names))]
+
+    def _fitting(self, text: str, style: str, width: int) -> Row:
+        """As much of a text as fits."""
+        row: Row = []
+        for cluster in clusters(text):
+            cell = (style, cluster, self.columns.of(cluster))
+            if _width(row) + cell[2] > width:
+                break
+            row.append(cell)
+        return row
+
+    @staticmethod
+    def _padded(row: Row, width: int, style: str = "") -> Row:
+        """A row with blanks up to a width."""
+        return row + [(style, " ", 1)] * (width - _width(row))
 
     def _status(self) -> Row:
         """One reversed line over the whole width, without the parts that do not fit."""
@@ -1738,25 +2337,22 @@ class Screen(Scrollback):
             parts.insert(0, f"{below} new below, PgDn" if below else "scrolled back")
         while len(parts) > 1 and sum(map(len, parts)) + 3 * len(parts) - 1 > self._width:
             parts.pop()
-        row: Row = []
-        for cluster in clusters(" " + " | ".join(parts)):
-            cell = (self._theme.status, cluster, self.columns.of(cluster))
-            if _width(row) + cell[2] > self._width:
-                break
-            row.append(cell)
-        return row + [(self._theme.status, " ", 1)] * (self._width - _width(row))
+        row = self._fitting(" " + " | ".join(parts), self._theme.status, self._width)
+        return self._padded(row, self._width, self._theme.status)
 
     def _input(self) -> "tuple[list[Row], tuple[int, int]]":
         """The rows of the line that is typed, at most a third of the screen, and where in
         them the cursor is. They are kept: a draft may be long."""
-        typed = (self._editor.text, self._editor.cursor, self._width, self._height)
+        editor = self._editor
+        typed = (editor.prompt, editor.text, editor.cursor, self._width, self._height)
         if self._typed != typed or not self._painted:
             self._typed, self._typed_rows = typed, self._wrap_input()
         return self._typed_rows
 
     def _wrap_input(self) -> "tuple[list[Row], tuple[int, int]]":
-        start = min(len(self.PROMPT), self._width - 1)
-        rows: "list[Row]" = [[(self._theme.bold, self.PROMPT[:start], start)]]
+        prompt = self._fitting(self._editor.prompt, self._theme.bold, self._width - 1)
+        start = _width(prompt)
+        rows: "list[Row]" = [prompt]
         used, place, cursor = start, 0, (0, start)
         # The last, empty one is where the cursor may be at the end.
         for cluster in [*clusters(self._editor.text), ""]:
@@ -1788,13 +2384,20 @@ class Screen(Scrollback):
         """What to write to the terminal so that it shows what there is to show; "" where it
         does already."""
         typed, cursor = self._input()
-        rows = self._messages(max(0, self._height - 1 - len(typed)))
+        height = self._message_height()
+        rows = self._beside(self._messages(height))
+        if height + 1 + len(typed) < self._height:
+            rows.insert(0, self._padded(self._fitting(
+                self.pinned, self._theme.pinned, self._width), self._width, self._theme.pinned))
         rows += [self._status()] if self._height > 1 else []
         rows = (rows + typed)[-self._height:]
         if len(self._painted) != len(rows):
             self._painted = [None] * len(rows)
-        changes = [_repaint(number, old, new, self._width)
-                   for number, (old, new) in enumerate(zip(self._painted, rows)) if old != new]
+        changed = [old != new for old, new in zip(self._painted, rows)]
+        changes = [_repaint(number, self._painted[number], row, self._width, self._theme.links)
+                   for number, row in enumerate(rows) if changed[number]]
+        changes += [_join(number, *rows[number:number + 2]) for number in range(len(rows) - 1)
+                    if any(changed[number:number + 2]) and self._go_on(*rows[number:number + 2])]
         self._painted = list(rows)
         place = (self._height - len(typed) + cursor[0], min(cursor[1], self._width - 1))
         if not changes and place == self._cursor:
@@ -1808,15 +2411,32 @@ class Screen(Scrollback):
         return f"\x1b[?2026h\x1b[?25l{text}\x1b[?25h\x1b[?2026l"
 
 
+    def _go_on(self, row: Row, other: Row) -> bool:
+        """True when an address goes on from the edge of a row to the next row."""
+        return (bool(row and other) and LINK in row[-1][0] and row[-1][0] == other[0][0]
+                and _width(row) == self._width)
+
+
+def _join(number: int, row: Row, other: Row) -> str:
+    """What has the terminal itself wrap row `number` into the next one: then both are copied
+    as one line."""
+    column = _width(row[:-1]) + 1
+    style = row[-1][0].partition(LINK)[0]
+    return (f"\x1b[{number + 1};{column}H\x1b[?7h\x1b[0;{style}m{row[-1][1]}{other[0][1]}"
+            "\x1b[0m\x1b[?7l")
+
+
 def _is_uncertain(cell: Cell) -> bool:
     """True for a cluster of several: how many columns a terminal gives it is not certain."""
     return len(cell[1]) > 1 and not cell[1].isascii()
 
 
-def _repaint(number: int, old: Optional[Row], new: Row, width: int) -> str:
-    """What turns row `number` from `old` into `new`, from the first cell that differs."""
+def _repaint(number: int, old: Optional[Row], new: Row, width: int, links: bool) -> str:
+    """What turns row `number` from `old` into `new`, from the first cell that differs. With
+    `links` an address of a page is a link (OSC 8)."""
     before, same = old or [], 0
-    if any(map(_is_uncertain, [*before, *new])):
+    # A row that went on in the next one is erased, that the terminal forgets it.
+    if any(_is_uncertain(cell) or LINK in cell[0] for cell in [*before, *new]):
         old = None
     else:
         pairs = zip(before, new)
@@ -1827,15 +2447,22 @@ def _repaint(number: int, old: Optional[Row], new: Row, width: int) -> str:
         same -= 1
     column = _width(new[:same])
     text = [f"\x1b[{number + 1};{column + 1}H", "\x1b[K" * (old is None)]
-    style = ""
+    style = page = ""
     for how, what, columns in new[same:]:
         if how != style:
-            text.append(f"\x1b[0;{how}m" if how else "\x1b[0m")
+            look, _, link = how.partition(LINK)
+            if links and link != page:
+                # The number is the same in each row, that the terminal takes them for one.
+                text.append(f"\x1b]8;id={zlib.crc32(link.encode())};{link}\x1b\\" if link
+                            else "\x1b]8;;\x1b\\")
+                page = link
+            text.append(f"\x1b[0;{look}m" if look else "\x1b[0m")
             style = how
         text.append(what)
         column += columns
         if _is_uncertain((how, what, columns)) and column < width:
             text.append(f"\x1b[{number + 1};{column + 1}H")
+    text.append("\x1b]8;;\x1b\\" * (page != ""))
     text.append("\x1b[0m" * (style != ""))
     text.append("\x1b[K" * (old is not None and column < min(width, _width(before))))
     return "".join(text)
@@ -1848,11 +2475,20 @@ class Terminal:
     touches it."""
 
     # Saves the setting by which the mouse wheel presses Up and Down, for LEAVE to restore.
-    SAVE = "\x1b[?1007s"
+    # And the title, which OLD_TITLE brings back.
+    KEEP_TITLE, OLD_TITLE = "\x1b[22;2t", "\x1b[23;2t"
+    SAVE = "\x1b[?1007s" + KEEP_TITLE
+    # With --mouse: the wheel, and what can be told of it.
+    MOUSE = "\x1b[?1000;1006h"
     # The alternate screen; no wrapping at the edge, whatever the terminal thinks of a
-    # character's width; pastes marked as such; the mouse wheel does not press Up and Down.
-    ENTER = "\x1b[?1049h\x1b[?7l\x1b[?2004h\x1b[?1007l\x1b[0m\x1b[2J"
-    LEAVE = "\x1b[0m\x1b[?25h\x1b[?1007r\x1b[?2004l\x1b[?7h\x1b[?1049l"
+    # character's width; pastes marked as such; whether the user looks at us is told; the mouse
+    # wheel does not press Up and Down.
+    # What another program left on is reset: the keys of the cursor and of the keypad, the
+    # reports of the mouse, keys as numbers (modifyOtherKeys; kitty has its own for this screen).
+    ENTER = ("\x1b[?1049h\x1b[?7l\x1b[?1;1000;1002;1003;1006l\x1b>\x1b[>4m"
+             "\x1b[?2004h\x1b[?1004h\x1b[?1007l\x1b[0m\x1b[2J")
+    LEAVE = ("\x1b[0m\x1b[?25h\x1b[?1007r\x1b[?1000;1004;1006l\x1b[?2004l\x1b[?7h\x1b[?1049l"
+             + OLD_TITLE)
 
     def __init__(self) -> None:
         # How the terminal was set, while that is changed.
@@ -1882,6 +2518,10 @@ class Terminal:
     def read(self) -> bytes:
         """What was typed, as soon as there is something; b"" at the end."""
         return os.read(0, 4096)
+
+    def has_more(self, seconds: float) -> bool:
+        """True when there is more to read within so many seconds."""
+        return bool(select.select([0], [], [], seconds)[0])
 
     def write(self, text: str) -> None:
         """All of it, past Python's buffers, so in one piece where the system takes it. Raises
@@ -1963,6 +2603,10 @@ class WindowsTerminal(Terminal):
         for number, mode in settings:
             self._kernel.SetConsoleMode(self._handle(number), mode)
 
+    def has_more(self, seconds: float) -> bool:
+        """Not known: a wait for input also ends for what is no key, and then a read blocks."""
+        return False
+
     def write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -1975,8 +2619,15 @@ class WindowsTerminal(Terminal):
         return self._decoder.decode(bytes(buffer)[:2 * count.value]).encode()
 
 
+def takes_links() -> bool:
+    """True for a terminal that takes links (OSC 8), or is not known to print them."""
+    return not os.environ.get("TERM", "").startswith(("linux", "vt", "ansi", "cons"))
+
+
 def colours() -> int:
-    """How many colours the terminal has."""
+    """How many colours the terminal has, and the user wants."""
+    if os.environ.get("NO_COLOR"):
+        return 0
     if os.environ.get("COLORTERM") in ("truecolor", "24bit"):
         return 256
     try:
@@ -1994,7 +2645,7 @@ def colours() -> int:
 
 def takes_screen(arguments: argparse.Namespace) -> bool:
     """True when stdin and stdout are a terminal that may be painted on."""
-    if arguments.plain or arguments.json or os.environ.get("NO_COLOR"):
+    if arguments.plain or arguments.json or getattr(arguments, "listen", False):
         return False
     if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return False
@@ -2012,7 +2663,8 @@ class Interface:
     it.
     """
 
-    def __init__(self, arguments: argparse.Namespace, theme: Theme, receipts: bool) -> None:
+    def __init__(self, arguments: argparse.Namespace, theme: Theme, receipts: bool,
+                 settings: Settings) -> None:
         self._arguments = arguments
         self._not_delivered: "list[Said]" = []
         # Why the client ended by itself.
@@ -2022,13 +2674,19 @@ class Interface:
         # The signal that ended us; the process has to end by it as well.
         self.killed_by = 0
         self.motd: Optional[str] = None
-        # Who wrote to us privately last, for /reply.
+        # Who wrote to us privately last, for /reply, under the name of now; "" where there is
+        # nobody to reply to, for this reason.
         self.last_private = ""
+        self.no_reply = "nobody has written to you privately"
+        # What is done with the answers to requests for older messages, in their order.
+        self._asked: "collections.deque[Callable[[Optional[Recalled]], None]]" = (
+            collections.deque())
         self.client = ChatClient(
             arguments.host, arguments.port, arguments.name, receipts=receipts,
             on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
             on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled)
-        self.formatter = Formatter(self.client, theme)
+        self.settings = settings
+        self.formatter = Formatter(self.client, theme, settings)
         self.commands = Commands(self)
 
     def run(self) -> int:
@@ -2081,6 +2739,10 @@ class Interface:
         """Show a line of our own, which is safe to show; one that begins with ! is an error."""
         self._add(self.formatter.note(line))
 
+    def show_page(self, url: str) -> None:
+        """Show a line with nothing but the address of a page."""
+        self._add(self.formatter.page(url))
+
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line
         without text is none."""
@@ -2089,8 +2751,36 @@ class Interface:
             if not self._say_piece(text[start:start + MAX_TEXT], to):
                 return
 
+    def chosen(self) -> None:
+        """A setting was changed: keep it."""
+        self.settings.keep()
+        self._tell_trouble()
+
+    def ask(self, answered: "Callable[[Optional[Recalled]], None]", count: int,
+            before: Optional[int] = None, find: Optional[str] = None) -> None:
+        """Ask for older messages; answered(answer) is called as an event."""
+        # Before it is asked: the answer comes on another thread.
+        self._asked.append(answered)
+        try:
+            self.client.recall(count, before, find)
+        except queue.Full:
+            self._asked.pop()
+            raise
+
+    def history(self, count: int) -> None:
+        """Ask for so many older messages, and show them."""
+        self.ask(self._show_older, count)
+
+    def search(self, words: str) -> None:
+        """Show what was said with these words."""
+        raise NotImplementedError
+
     def clear(self) -> None:
-        """Forget what was shown, where that can be."""
+        """Show nothing of what was said, where that can be."""
+
+    def people(self) -> None:
+        """Show who is here beside the talk, or no more, where that can be."""
+        self.commands.names("")
 
     def quit(self) -> None:
         """Take no more lines."""
@@ -2106,9 +2796,24 @@ class Interface:
         """Show an entry after all others."""
         raise NotImplementedError
 
+    def _show_older(self, answer: Optional[Recalled]) -> None:
+        """The answer to history(): None where the server keeps none."""
+        raise NotImplementedError
+
+    def _tell_trouble(self) -> None:
+        """Tell, once, what is wrong with the file of the settings."""
+        if self.settings.trouble:
+            self.show("! " + escape(self.settings.trouble))
+            self.settings.trouble = ""
+
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         """We are in: say so, and as whom."""
+        self._tell_trouble()
         self.motd = welcome.motd
+        if self.last_private and (welcome.missed or not welcome.resumed):
+            self.no_reply = (f"not sent, {self.last_private} may be somebody else since the break: "
+                             "/msg NAME TEXT")
+            self.last_private = ""
         if self._welcomed:
             self.show("* connected again")
         else:
@@ -2125,8 +2830,18 @@ class Interface:
         """A message has come. Where it `rings` the user wants to be called to it."""
         for entry in entries:
             self._add(entry)
-        if isinstance(message, Chat) and message.to is not None and not own:
-            self.last_private = message.sender
+        if isinstance(message, Chat):
+            # What is history may be of somebody who had that name then.
+            if (message.to is not None and not own and entries
+                    and message.id > self.client.history_until):
+                self.last_private = message.sender
+        elif isinstance(message, (Renamed, Left)) and self.last_private:
+            if name_key(message.name) == name_key(self.last_private):
+                self.last_private = message.to if isinstance(message, Renamed) else ""
+                self.no_reply = f"{message.name} has left: not sent"
+        elif isinstance(message, Motd):
+            self.motd = message.text
+            self.commands.motd("")
 
     # On the client's thread
 
@@ -2134,6 +2849,8 @@ class Interface:
         event(*arguments)
 
     def _on_welcome(self, welcome: Welcome) -> None:
+        if welcome.missed or not welcome.resumed:
+            self.formatter.forget_people()
         self._post(self._connect, welcome, self.client.forgotten(welcome))
 
     def _on_message(self, message: Message) -> None:
@@ -2143,7 +2860,7 @@ class Interface:
         entries = self.formatter.entries(message, self.client.said_of(message.id))
         rings = False
         if isinstance(message, Chat) and entries and not own:
-            bell = self._arguments.bell
+            bell = self._arguments.bell or self.settings.bell
             is_new = message.id > self.client.history_until
             rings = is_new and (bell == "all"
                                 or bell == "mentions" and self.formatter.is_mention(message))
@@ -2158,14 +2875,22 @@ class Interface:
             self._not_delivered.append(said)
 
     def _on_recalled(self, answer: Optional[Recalled]) -> None:
-        for entry in self.formatter.older(answer):
-            self._post(self._add, entry)
+        if self._asked:
+            self._post(self._asked.popleft(), answer)
 
     def _on_lost(self, why: str, seconds: float) -> None:
         raise NotImplementedError
 
     def _on_end(self, why: str) -> None:
         self._ended = why
+
+    def _on_late_signal(self, number: int, frame: Any) -> None:
+        """A signal that is to end us, while the terminal is as it was: leave; the second one
+        ends us at once."""
+        if self.killed_by:
+            end_by(number)
+        self.killed_by = number
+        raise KeyboardInterrupt
 
     def _on_crash(self, crash: Any) -> None:
         """On a thread of ours that ends by a bug: end all of it, in order."""
@@ -2186,7 +2911,9 @@ class Plain(Interface):
     LINES = 100
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._is_pipe = sys.stdin is None or not sys.stdin.isatty()
+        # With --listen nothing is read, so what there is at stdin does not matter.
+        self._listens = getattr(arguments, "listen", False)
+        self._is_pipe = self._listens or sys.stdin is None or not sys.stdin.isatty()
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
         # Stdout is gone: what there is to say is said, nothing is shown.
         self._broken = False
@@ -2194,11 +2921,16 @@ class Plain(Interface):
         self._no_more = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
-        super().__init__(arguments, Theme(0), receipts=False)
+        if self._listens:
+            # A service is ended so.
+            _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
+        path = None if self._is_pipe else getattr(arguments, "config", None)
+        super().__init__(arguments, Theme(0), receipts=False, settings=Settings(path))
 
     def _chat(self) -> int:
-        # A daemon, as nothing can end its wait for a line.
-        threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
+        if not self._listens:
+            # A daemon, as nothing can end its wait for a line.
+            threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while not self._no_more and not self._ended:
             try:
                 # Without a time-out Ctrl-C would not be heard on Windows.
@@ -2207,18 +2939,46 @@ class Plain(Interface):
                 continue
             if line is self.END:
                 break
-            # In a pipe a slash begins no command: a build log has such lines.
-            (self.say if self._is_pipe else self.commands.run)(line)
+            if self._is_pipe:
+                self.say(_as_text(line))
+            else:
+                self.commands.run(line)
         return 0
 
     def quit(self) -> None:
         self._no_more = True
 
+    def search(self, words: str) -> None:
+        self.ask(self._show_found, 20, chatproto.MAX_ID, words)
+
+    def _show_found(self, answer: Optional[Recalled]) -> None:
+        if answer is None or answer.find is None:
+            self.show("! this server cannot search")
+        else:
+            self._show_block("found", answer)
+
+    def _show_older(self, answer: Optional[Recalled]) -> None:
+        if answer is None:
+            self.show("! the server keeps no older messages")
+        else:
+            self._show_block("older", answer)
+
+    def _show_block(self, what: str, answer: Recalled) -> None:
+        """Messages that are no new ones, marked as such."""
+        entries = self.formatter.with_days(self.formatter.older(answer))
+        if entries:
+            for entry in (self.formatter.note(f"-- {what} --"), *entries,
+                          self.formatter.note("-- now --")):
+                self._add(entry)
+        else:
+            self.show("* nothing older is kept" if what == "older" else "* nothing was found")
+
     def _read_stdin(self) -> None:
         """On the thread "stdin"."""
         try:
-            for line in chatproto.stdin_lines():
-                self._lines.put(line)
+            for number, line in enumerate(chatproto.stdin_lines()):
+                # Some programs begin a text with a byte order mark.
+                self._lines.put(line.lstrip("\ufeff") if number == 0 else line)
         except OSError as error:
             complain(f"cannot read stdin: {error.strerror or error}")
         self._lines.put(self.END)
@@ -2258,12 +3018,19 @@ class Plain(Interface):
         for line in entry.plain():
             self._print(line)
 
-    def _print(self, line: str) -> None:
+    def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
+        super()._hear(message, entries, own, rings)
+        if isinstance(message, Removed) and not self._is_pipe:
+            self.show("* the host has removed a message")
+        if rings and not self._is_pipe and sys.stdout is not None and sys.stdout.isatty():
+            self._print("\a", end="")
+
+    def _print(self, line: str, end: str = "\n") -> None:
         if self._broken:
             return
         try:
             # In one piece, as two threads print lines.
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(line + end)
             sys.stdout.flush()
         except (OSError, AttributeError):
             # AttributeError: there is no stdout at all.
@@ -2288,6 +3055,8 @@ class Plain(Interface):
     def _on_recalled(self, answer: Optional[Recalled]) -> None:
         if answer is None or not self._prints_frame():
             super()._on_recalled(answer)
+        elif self._asked:
+            self._asked.popleft()
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         if welcome.missed:
@@ -2318,6 +3087,13 @@ class Plain(Interface):
             pass
 
 
+def _as_text(line: str) -> str:
+    """A line of a pipe as what is said: without what a progress bar overwrote; and a build log
+    has lines that begin with a slash, which are neither a command nor what somebody does."""
+    text = clean_text(line.rstrip("\r").rpartition("\r")[2])
+    return " " + text if text.startswith("/me ") else text
+
+
 # The signals that end a program that does not handle them: the terminal has to be restored
 # first. SIGINT is what Ctrl-C sends elsewhere.
 KILLS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
@@ -2339,6 +3115,336 @@ def _catch(names: "Iterable[str]", handler: "Callable[[int, Any], None]") -> Non
             signal.signal(number, handler)
 
 
+class Notice:
+    """How a user who looks elsewhere is called: the bell, the title, a notification of the
+    terminal. On the main thread."""
+
+    def __init__(self, where: str) -> None:
+        # Ring with the next painting.
+        self.bell = False
+        self._where = where
+        self._is_away = False
+        # Messages since the terminal lost the focus, and how many of them the title says.
+        self._unread = 0
+        self._titled = 0
+        # What the terminal is to notify of.
+        self._text = ""
+
+    def focus(self, is_here: bool) -> None:
+        """The terminal has the focus, or has lost it."""
+        self._is_away = not is_here
+        self._unread = 0
+
+    def heard(self, chat: Chat, rings: bool, is_mention: "Callable[[Chat], bool]") -> None:
+        """Somebody else said something."""
+        self.bell = self.bell or rings
+        if self._is_away:
+            self._unread += 1
+            if rings and is_mention(chat):
+                self._text = escape(f"{chat.sender}: {chat.text[:100]}")
+
+    def take(self) -> str:
+        """What to write to the terminal now."""
+        text = "\a" if self.bell else ""
+        if self._unread != self._titled:
+            title = f"\x1b]2;({self._unread}) Roger, {escape(self._where)}\x07"
+            text += title if self._unread else Terminal.OLD_TITLE + Terminal.KEEP_TITLE
+            self._titled = self._unread
+        if self._text:
+            text += f"\x1b]9;{self._text}\x07"
+        self.bell, self._text = False, ""
+        return text
+
+
+class Speakers:
+    """Who spoke last, so that Tab offers those names first. On the main thread."""
+
+    # People whose order of speaking is known.
+    KNOWN = 1_000
+
+    def __init__(self) -> None:
+        # Their name_keys, the last one at the end.
+        self._keys: "dict[str, None]" = {}
+
+    def heard(self, name: str) -> None:
+        """Somebody spoke."""
+        self._keys.pop(name_key(name), None)
+        self._keys[name_key(name)] = None
+        if len(self._keys) > self.KNOWN:
+            del self._keys[next(iter(self._keys))]
+
+    def offers(self, word: str, users: "dict[str, str]", end: str) -> "list[str]":
+        """The names of these users that begin with a word, each with what ends it; an @ before
+        the word stays."""
+        sign, word = ("@", word[1:]) if word.startswith("@") else ("", word)
+        recent = [key for key in reversed(self._keys) if key in users]
+        return [sign + users[key] + end for key in dict.fromkeys([*recent, *users])
+                if key.startswith(name_key(word))]
+
+
+class Search:
+    """What /search has found: in what is here, then, step by step, in what the server keeps.
+
+    What is here is shown in its place. Of what is only on the server a screen of its own
+    shows it with what was said around it. On the main thread.
+    """
+
+    # Messages that are asked for: that have the words; around one of them, and of these after
+    # it, as ids.
+    FOUND, AROUND, AFTER = 20, 40, 20
+
+    def __init__(self, window: Window, words: str) -> None:
+        # The screen that is shown instead of the window's.
+        self.view: Optional[Screen] = None
+        self._window = window
+        self._words = words
+        # Where one was before, to come back to.
+        self.came_from = window.screen.place
+        # What was found, oldest first, and which of it is shown, counted from the newest.
+        self._found: "list[Entry]" = []
+        self._at = 0
+        # Before this id the server was not asked; None when it has nothing more.
+        self._before: Optional[int] = window.screen.oldest or chatproto.MAX_ID
+        self._is_asked = False
+        # Why the server is asked no more, for a reader.
+        self._limit = ""
+
+    @property
+    def status(self) -> str:
+        """For the status line."""
+        if not self._found:
+            return f"searching {escape(self._words)}"
+        more = "" if self._before is None else "+"
+        number = f"{len(self._found) - self._at} of {len(self._found)}{more}"
+        waits = ", asking for older ones" if self._is_asked else self._limit
+        return f"found {number}{waits}: Up, Down, Esc back"
+
+    def begin(self) -> None:
+        """Look in what is here, and go to the newest; else ask the server."""
+        words = name_key(self._words).split()
+        self._found = [entry for entry in self._window.screen.entries if entry.holds(words)]
+        if self._found:
+            self._show()
+        else:
+            self._ask()
+
+    def step(self, by: int) -> None:
+        """To an older one (1) or a newer one (-1); beyond the oldest the server is asked."""
+        if 0 <= self._at + by < len(self._found):
+            self._at += by
+            self._show()
+        elif by > 0 and self._before is not None and not self._is_asked:
+            self._ask()
+        else:
+            self._window.ring()
+
+    def end(self) -> None:
+        """Back where one was."""
+        self._window.screen.found = None
+        self._window.screen.place = self.came_from
+
+    def _ask(self) -> None:
+        self._is_asked = True
+        self._window.ask(self._answered, self.FOUND, self._before, self._words)
+
+    def _answered(self, answer: Optional[Recalled]) -> None:
+        """The server has looked."""
+        if self._window.found is not self:
+            return
+        self._is_asked = False
+        window = self._window
+        if answer is None or answer.find is None:
+            self._before, self._limit = None, " (this server cannot search)"
+        else:
+            self._before = answer.older
+            older = window.formatter.older(answer)
+            self._at += bool(older and self._found)
+            self._found[:0] = older
+        if not self._found:
+            window.end_search()
+            window.show(f"* nothing was found{self._limit}: {escape(self._words)}")
+        elif answer is not None and answer.find is not None and answer.entries:
+            self._show()
+        else:
+            window.ring()
+
+    def _show(self) -> None:
+        """Go to what is chosen."""
+        entry = self._found[len(self._found) - 1 - self._at]
+        if entry in self._window.screen.entries:
+            self.view = None
+            self._go_to(self._window.screen, entry)
+            return
+        self._look_at([entry], entry)
+        self._window.ask(functools.partial(self._around, entry), self.AROUND,
+                         entry.id + self.AFTER + 1)
+
+    def _around(self, entry: Entry, answer: Optional[Recalled]) -> None:
+        """What was said around an entry has come; it may be another one that is shown now."""
+        if answer is not None and self.view is not None and self.view.found is entry:
+            others = [other for other in self._window.formatter.older(answer)
+                      if other.id != entry.id]
+            self._look_at(sorted([*others, entry], key=lambda one: one.id), entry)
+
+    def _look_at(self, entries: "list[Entry]", entry: Entry) -> None:
+        self.view = self._window.screen.another()
+        self.view.insert(entries, self._window.formatter.with_days)
+        self._go_to(self.view, entry)
+
+    @staticmethod
+    def _go_to(screen: Screen, entry: Entry) -> None:
+        screen.found = entry
+        screen.show(entry)
+        screen.forget()
+
+
+class Typing:
+    """What keys do in a Window: they make the line, scroll, complete, answer questions. On
+    the main thread."""
+
+    # Lines of a paste that need no question.
+    PASTE_LINES = 5
+    # Rows that a notch of the mouse wheel scrolls.
+    NOTCH = 3
+    # Seconds after which Esc was that key, and no beginning of another; and within which a
+    # paste that nothing marks goes on.
+    ESCAPE_ALONE, PASTE_GOES_ON = 0.1, 0.05
+
+    def __init__(self, window: Window, editor: Editor) -> None:
+        self._window = window
+        self._editor = editor
+        self._keys = Keys()
+        # A paste that waits for a yes.
+        self._pasted: Optional[str] = None
+        # The terminal's answers to Columns.PROBE so far.
+        self._widths: "list[int]" = []
+        # What is no business of the Editor.
+        self._special: "dict[str, Callable[[Key], None]]" = {
+            "enter": self._enter, "tab": lambda key: editor.complete(window.offers),
+            "paste": self._paste, "ctrl-c": self._interrupt, "ctrl-d": lambda key: window.leave(0),
+            "page-up": lambda key: window.page_up(), "cursor": self._answer,
+            "page-down": lambda key: window.shown.scroll(1), "end": self._end,
+            "ctrl-end": lambda key: window.shown.follow(),
+            "alt->": lambda key: window.shown.follow(), "escape": self._escape,
+            "wheel-up": lambda key: window.shown.scroll_rows(-self.NOTCH),
+            "wheel-down": lambda key: window.shown.scroll_rows(self.NOTCH),
+            "focus-in": lambda key: window.focus(True),
+            "focus-out": lambda key: window.focus(False),
+            "ctrl-l": lambda key: window.shown.forget(), "ctrl-z": lambda key: window.suspend()}
+
+    def read(self, terminal: Terminal, post: Callable[..., None],
+             finish: Callable[[], None]) -> None:
+        """On the thread "keys": post what each read brings, until the terminal is gone."""
+        data = b" "
+        while data:
+            try:
+                data = terminal.read()
+                while Keys.is_paste(data) and len(data) < Keys.LONGEST_PASTE and (
+                        terminal.has_more(self.PASTE_GOES_ON)):
+                    data += terminal.read()
+                post(self.press, data)
+                if data.endswith(b"\x1b") and not terminal.has_more(self.ESCAPE_ALONE):
+                    post(self.press, b"", True)
+            except OSError:
+                break
+        post(finish)
+
+    def press(self, data: bytes, is_all: bool = False) -> None:
+        """Take what one read has brought; with `is_all` nothing more came for a moment."""
+        keys = self._keys.feed(data, is_all)
+        if self._pasted is None and not self._keys.is_busy and Keys.is_paste(data):
+            keys = iter([Keys.pasted(data)])
+        for key in keys:
+            self._window.urgent = True
+            self._press(key)
+
+    def _press(self, key: Key) -> None:
+        window, editor = self._window, self._editor
+        name = key.name
+        if self._pasted is not None and name not in ("cursor", "focus-in", "focus-out"):
+            self._decide(key, self._pasted)
+            return
+        if name not in ("cursor", "focus-in", "focus-out"):
+            window.news = ""
+        if window.found is not None and name in ("up", "down"):
+            window.found.step(1 if name == "up" else -1)
+        elif name in self._special and not (name == "ctrl-d" and editor.text):
+            self._special[name](key)
+        elif not editor.press(key) and name in ("text", "newline", "ctrl-y", "ctrl-r"):
+            # It does not fit any more, or is not found.
+            window.ring()
+        if name == "text" and not editor.text.startswith("/"):
+            # Who goes on typing does not leave.
+            window.screen.question = ""
+
+    def _answer(self, key: Key) -> None:
+        """The terminal said where the cursor was after a sample of Columns.PROBE."""
+        self._widths.append(int(key.text) - 1)
+        if len(self._widths) == len(Columns.SAMPLES):
+            self._window.screen.learn(self._widths)
+
+    def _enter(self, key: Key) -> None:
+        line, question = self._editor.take(), self._window.screen.question
+        self._window.end_search()
+        place = self._window.screen.place
+        self._window.screen.follow()
+        self._window.screen.unmark()
+        if line.strip():
+            self._window.commands.run(line)
+        if self._window.found is not None:
+            self._window.found.came_from = place
+        if self._window.screen.question == question:
+            self._window.screen.question = ""
+
+    def _end(self, key: Key) -> None:
+        """To the end of the line; from there to what is newest."""
+        if self._editor.cursor == len(self._editor.text):
+            self._window.shown.follow()
+        self._editor.press(key)
+
+    def _escape(self, key: Key) -> None:
+        self._window.screen.question = ""
+        self._window.end_search()
+        self._editor.press(key)
+
+    def _interrupt(self, key: Key) -> None:
+        if self._window.found is not None:
+            self._window.end_search()
+        elif self._editor.text or self._editor.prompt != Editor.PROMPT:
+            self._editor.clear()
+            self._window.screen.question = ""
+        else:
+            self._window.leave(130, "Ctrl-C")
+
+    def _paste(self, key: Key) -> None:
+        text = key.text.rstrip("\n")
+        lines = text.count("\n") + 1
+        if len(self._editor.text) + len(text) > MAX_TEXT:
+            self._window.show(f"! not pasted: {len(text)} characters, a message has at most "
+                              f"{MAX_TEXT}; a pipe takes more")
+        elif lines > self.PASTE_LINES:
+            self._pasted = text
+            self._window.screen.question = (f"paste {lines} lines as one message? "
+                                            "y or Enter: yes, n or Ctrl-C: no")
+        else:
+            self._editor.insert(text)
+
+    def _decide(self, key: Key, paste: str) -> None:
+        """The answer to the question about a paste: the first key that is one. What is typed
+        with it goes into the line."""
+        text = key.text if key.name == "text" else ""
+        found = re.search("[yn]", text, re.IGNORECASE)
+        if key.name == "enter" or found and found[0] in "yY":
+            self._editor.insert(paste)
+        elif key.name not in ("ctrl-c", "ctrl-d", "escape") and not found:
+            self._window.ring()
+            return
+        if found and found.start():
+            self._window.ring()
+        self._pasted, self._window.screen.question = None, ""
+        self._editor.insert(text[found.end():] if found else "")
+
+
 class Window(Interface):
     """The whole terminal: a Screen, an Editor, and the main thread that moves between them
     and the client.
@@ -2353,17 +3459,20 @@ class Window(Interface):
     # Events that may wait; then the client's thread waits, and with it the ACK. It is more
     # than one read can bring: connect() returns only after a whole read.
     EVENTS = 4_096
-    # People whose order of speaking is known for Tab.
-    SPEAKERS = 1_000
-    # Lines of a paste that need no question.
-    PASTE_LINES = 5
+    # Messages that Page Up at the top asks for.
+    OLDER = 50
+    # Characters of words that are looked for: so many the server takes.
+    WORDS = 256
 
     def __init__(self, arguments: argparse.Namespace, terminal: Terminal) -> None:
-        theme = Theme(colours())
+        theme = Theme(colours(), takes_links())
         self._terminal = terminal
         self._editor = Editor()
         self.screen = Screen(theme, self._editor)
-        self._keys = Keys()
+        # What /search has found; it has a screen of its own where that is not in ours.
+        self.found: Optional[Search] = None
+        self._typing = Typing(self, self._editor)
+        self._notice = Notice(arguments.host)
         # A SimpleQueue, as signal handlers put into it as well, wherever they interrupt the
         # main thread.
         self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
@@ -2372,36 +3481,28 @@ class Window(Interface):
         self._over: Optional[int] = None
         self._left = False
         # A key was pressed: paint at once.
-        self._urgent = False
-        # Ring with the next painting.
-        self._bell = False
+        self.urgent = False
         # While disconnected: when the next try is (monotonic).
         self._lost_until: Optional[float] = None
-        # A paste that waits for a yes.
-        self._pasted: Optional[str] = None
-        # By name_key the names of those who spoke, the last one at the end.
-        self._speakers: "dict[str, str]" = {}
-        # The terminal's answers to Columns.PROBE so far.
-        self._widths: "list[int]" = []
-        # What is no business of the Editor.
-        self._special: "dict[str, Callable[[Key], None]]" = {
-            "enter": self._enter, "tab": lambda key: self._editor.complete(self._offers),
-            "paste": self._paste, "ctrl-c": self._interrupt, "ctrl-d": lambda key: self.quit(),
-            "page-up": lambda key: self.screen.scroll(-1), "cursor": self._answer,
-            "page-down": lambda key: self.screen.scroll(1),
-            "ctrl-l": lambda key: self.screen.forget(), "ctrl-z": lambda key: self._suspend()}
-        super().__init__(arguments, theme, receipts=True)
+        self._speakers = Speakers()
+        # What the status line says until the next key: of older messages that came.
+        self.news = ""
+        # People are shown beside the talk.
+        self._shows_people = False
+        settings = Settings(getattr(arguments, "config", None))
+        super().__init__(arguments, theme, receipts=True, settings=settings)
 
     def _chat(self) -> int:
         actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
-                   "SIGTSTP": self._suspend, "SIGCONT": self._resume}
+                   "SIGTSTP": self.suspend, "SIGCONT": self._resume}
         for name, action in actions.items():
             _catch([name], functools.partial(self._on_signal, action))
         try:
-            self._terminal.enter()
+            self._enter()
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
-            threading.Thread(target=self._read_keys, name="keys", daemon=True).start()
+            threading.Thread(target=self._typing.read, name="keys", daemon=True,
+                             args=(self._terminal, self._post, self._finish)).start()
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
@@ -2432,7 +3533,7 @@ class Window(Interface):
         painted = 0.0
         while self._over is None:
             wait = painted + self.FRAME - time.monotonic()
-            if self._urgent or wait <= 0:
+            if self.urgent or wait <= 0:
                 self._paint()
                 painted, wait = time.monotonic(), self._idle()
             try:
@@ -2453,22 +3554,33 @@ class Window(Interface):
         return min(0.5, max(0.05, (self._lost_until - time.monotonic()) % 1.0))
 
     def _paint(self) -> None:
-        self._urgent = False
-        self.screen.status = self._status()
+        self.urgent = False
+        shown = self.shown
+        shown.status = self._status()
+        shown.question, shown.pinned = self.screen.question, self.screen.pinned
+        shown.people = list(self.client.users.values()) if self._shows_people else None
         # Looked at each time, as Windows has no signal for another size.
-        self.screen.resize(*self._terminal.size())
-        text = self.screen.paint() + ("\a" if self._bell else "")
-        self._bell = False
+        for screen in {self.screen, shown}:
+            screen.resize(*self._terminal.size())
+        text = shown.paint() + self._notice.take()
         if text:
             self._terminal.write(text)
+
+    @property
+    def shown(self) -> Screen:
+        """The screen that is painted."""
+        view = self.found.view if self.found is not None else None
+        return view or self.screen
 
     def _status(self) -> "list[str]":
         connection, unsent = "connected", len(self.client.unsettled)
         if self._lost_until is not None:
             seconds = math.ceil(self._lost_until - time.monotonic())
             connection = "reconnecting" + (f" in {seconds} s" if seconds > 0 else "")
-        return [escape(self.client.name), connection, *[f"{unsent} unsent"] * (unsent > 0),
-                f"{self.client.here} here", escape(self.client.where)]
+        found = [self.found.status] if self.found is not None else []
+        return [*filter(None, [*found, self.news]), escape(self.client.name), connection,
+                *[f"{unsent} unsent"] * (unsent > 0), f"{self.client.here} here",
+                escape(self.client.where)]
 
     # The main thread: signals
 
@@ -2482,21 +3594,15 @@ class Window(Interface):
             self.killed_by = number
         self._events.put((action, (number,)))
 
-    def _on_late_signal(self, number: int, frame: Any) -> None:
-        if self.killed_by:
-            end_by(number)
-        self.killed_by = number
-        raise KeyboardInterrupt
-
     def _kill(self, number: int) -> None:
         self._over = 128 + number
 
     def _resize(self, number: int) -> None:
         # The terminal may have been small for a moment, and have lost what was cut off.
-        self.screen.forget()
-        self._urgent = True
+        self.shown.forget()
+        self.urgent = True
 
-    def _suspend(self, number: int = 0) -> None:
+    def suspend(self, number: int = 0) -> None:
         """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
         Windows has no jobs."""
         if sys.platform != "win32":
@@ -2508,88 +3614,99 @@ class Window(Interface):
             self._resume()
 
     def _resume(self, number: int = 0) -> None:
-        self._terminal.enter()
+        self._enter()
         self._resize(number)
+
+    def _enter(self) -> None:
+        self._terminal.enter()
+        if getattr(self._arguments, "mouse", False):
+            self._terminal.write(Terminal.MOUSE)
 
     # The main thread: keys
 
-    def _press(self, data: bytes) -> None:
-        for key in self._keys.feed(data):
-            self._urgent = True
-            if self._pasted is not None and key.name != "cursor":
-                self._decide(key, self._pasted)
-            elif key.name in self._special and not (key.name == "ctrl-d" and self._editor.text):
-                self._special[key.name](key)
-            elif not self._editor.press(key) and key.name in ("text", "newline", "ctrl-y"):
-                # It does not fit any more.
-                self._bell = True
+    def _press(self, data: bytes, is_all: bool = False) -> None:
+        self._typing.press(data, is_all)
 
-    def _answer(self, key: Key) -> None:
-        """The terminal said where the cursor was after a sample of Columns.PROBE."""
-        self._widths.append(int(key.text) - 1)
-        if len(self._widths) == len(Columns.SAMPLES):
-            self.screen.learn(self._widths)
-
-    def _enter(self, key: Key) -> None:
-        line = self._editor.take()
-        self.screen.follow()
-        if line.strip():
-            self.commands.run(line)
-
-    def _offers(self, word: str, is_first: bool) -> "list[str]":
-        """What Tab offers for a word: commands, names; who spoke last comes first."""
+    def offers(self, word: str, is_first: bool) -> "list[str]":
+        """What Tab offers for a word: commands and names."""
         if is_first and word.startswith("/"):
-            return [command + " " for command in self.commands.words if command.startswith(word)]
+            return [command + " " for command in self.commands.words
+                    if command.startswith(word.lower())]
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
-        recent = [key for key in reversed(self._speakers) if key in users]
-        names = [users[key] for key in dict.fromkeys([*recent, *users])
-                 if key.startswith(name_key(word))]
-        return [name + (": " if is_first else " ") for name in names]
+        return self._speakers.offers(word, users, ": " if is_first else " ")
 
-    def _paste(self, key: Key) -> None:
-        text = key.text.rstrip("\n")
-        lines = text.count("\n") + 1
-        if len(self._editor.text) + len(text) > MAX_TEXT:
-            self.show(f"! not pasted: {len(text)} characters, a message has at most {MAX_TEXT}; "
-                      "a pipe takes more")
-        elif lines > self.PASTE_LINES:
-            self._pasted = text
-            self.screen.question = (f"paste {lines} lines as one message? "
-                                    "y or Enter: yes, n or Ctrl-C: no")
+    def page_up(self) -> None:
+        """Scroll back; from the top ask for what is older."""
+        if self.found is not None or not self.screen.is_at_top:
+            self.shown.scroll(-1)
+        elif not self._asked:
+            self.history(self.OLDER)
+
+    def focus(self, is_here: bool) -> None:
+        """The terminal has the focus, or has lost it."""
+        self.screen.away(not is_here)
+        self._notice.focus(is_here)
+
+    def ring(self) -> None:
+        """Ring with the next painting."""
+        self._notice.bell = True
+
+    def leave(self, code: int, why: str = "") -> None:
+        """Leave. Where there is a reason against it, ask once before."""
+        unsent = len(self.client.unsettled)
+        if unsent:
+            why = f"{unsent} message{'s are' if unsent > 1 else ' is'} not sent yet"
+        if why and not self.screen.question:
+            self.screen.question = f"{why}, again to leave"
         else:
-            self._editor.insert(text)
+            self._over, self._left = code, True
 
-    def _decide(self, key: Key, paste: str) -> None:
-        """The answer to the question about a paste: the first key that is one. What is typed
-        with it goes into the line."""
-        text = key.text if key.name == "text" else ""
-        found = re.search("[yn]", text, re.IGNORECASE)
-        if key.name == "enter" or found and found[0] in "yY":
-            self._editor.insert(paste)
-        elif key.name not in ("ctrl-c", "ctrl-d") and not found:
-            self._bell = True
+    # From commands, on the main thread
+
+    def history(self, count: int) -> None:
+        self.news = "fetching older messages"
+        self.ask(self._show_older, count, self.screen.oldest)
+
+    def search(self, words: str) -> None:
+        if len(words) > self.WORDS:
+            self.show(f"! /search WORDS: at most {self.WORDS} characters")
             return
-        self._bell = self._bell or found is not None and found.start() > 0
-        self._pasted, self.screen.question = None, ""
-        self._editor.insert(text[found.end():] if found else "")
+        self.end_search()
+        self.found = Search(self, words)
+        self.found.begin()
 
-    def _interrupt(self, key: Key) -> None:
-        if self._editor.text:
-            self._editor.clear()
-        else:
-            self._over, self._left = 130, True
-
-    # The main thread: what is shown
+    def end_search(self) -> None:
+        """Back where one was before /search."""
+        if self.found is not None:
+            self.found.end()
+            self.found = None
+            self.screen.forget()
 
     def clear(self) -> None:
         self.screen.clear()
 
+    def people(self) -> None:
+        self._shows_people = not self._shows_people
+        if self._shows_people and self._terminal.size()[1] < Screen.PEOPLE_COLUMNS:
+            self.show(f"* people are shown in a window of {Screen.PEOPLE_COLUMNS} columns or more")
+
     def quit(self) -> None:
-        self._over, self._left = 0, True
+        self.leave(0)
+
+    # The main thread: what is shown
 
     def _add(self, entry: Entry) -> None:
         self.screen.add(entry)
+
+    def _show_older(self, answer: Optional[Recalled]) -> None:
+        count = 0
+        if answer is not None:
+            count = self.screen.insert(self.formatter.older(answer), self.formatter.with_days)
+        if count:
+            self.news = f"{count} older above"
+        else:
+            self.news = "nothing older is kept" if answer else "the server keeps no older messages"
 
     def _say_piece(self, text: str, to: Optional[str]) -> bool:
         try:
@@ -2598,27 +3715,40 @@ class Window(Interface):
             self.show("! too much waits to be sent: not sent, Up brings it back")
             return False
         chat = Chat(said.id, self.client.name, text, time.time(), to=to)
-        self.screen.add_unplaced(said, self.formatter.chat(chat, own=True, said=said))
+        entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
+        self.screen.add_unplaced(said, entry)
         return True
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
-        self._bell = self._bell or rings
         if isinstance(message, Chat):
             if own:
                 self.screen.came_back(message.text, message.to)
-            key = name_key(message.sender)
-            self._speakers.pop(key, None)
-            self._speakers[key] = message.sender
-            if len(self._speakers) > self.SPEAKERS:
-                del self._speakers[next(iter(self._speakers))]
+            elif entries:
+                if self.screen.needs_mark:
+                    self.screen.mark(self.formatter.note("-- read up to here --"))
+                self._notice.heard(message, rings, self.formatter.is_mention)
+            self._speakers.heard(message.sender)
+        elif isinstance(message, Removed):
+            entry = self.screen.entry_of(message.about)
+            if entry is not None:
+                self.formatter.removed(entry)
         super()._hear(message, entries, own, rings)
+        if isinstance(message, Motd):
+            self._pin()
+
+    def _pin(self) -> None:
+        first, _, more = (self.motd or "").partition("\n")
+        self.screen.pinned = _show(first) + (" (more: /motd)" if more else "")
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         self._lost_until = None
         self.screen.keep(forgotten)
+        if not welcome.resumed:
+            self.end_search()
         if welcome.missed:
             self.show(f"! {welcome.missed} messages were missed: the server has them no longer")
         super()._connect(welcome, forgotten)
+        self._pin()
         self.screen.changed()
 
     def _lose(self, why: str, until: float) -> None:
@@ -2631,7 +3761,7 @@ class Window(Interface):
     def _finish(self) -> None:
         self._over = 1
 
-    # On the client's thread and on "keys"
+    # On the client's thread; _post() on the thread "keys" as well
 
     def _post(self, event: Callable[..., None], *arguments: Any) -> None:
         self._events.put((event, arguments))
@@ -2659,42 +3789,45 @@ class Window(Interface):
         super()._on_end(why)
         self._post(self._finish)
 
-    def _read_keys(self) -> None:
-        data = b" "
-        while data:
-            try:
-                data = self._terminal.read()
-            except OSError:
-                # The terminal is gone.
-                data = b""
-            self._post(self._press, data)
-        self._post(self._finish)
-
 
 class Commands:
     """What a line that begins with a slash does. /help is written from the docstrings."""
+
+    KEYS = (
+        "Enter says the line, Alt-Enter begins another one in it; a paste is one message",
+        "Left, Right, Home, End, Ctrl-A E B F: in the line; Ctrl-Left, Ctrl-Right, Alt-B F: words",
+        "Backspace, Delete, Ctrl-U K W, Alt-Backspace, Alt-D: delete; Ctrl-Y brings it back",
+        "Up, Down: what was said before; Ctrl-R: search in it, again for older ones",
+        "Tab: names (who spoke last comes first), commands; again for the next",
+        "Page Up, Page Down: scroll, from the top it fetches what is older",
+        "Ctrl-End, Alt->, End on an empty line: to what is newest",
+        "in a search Up, Down: from one to the next; Esc: back",
+        "Ctrl-C: clear the line, on an empty one leave; Ctrl-D: leave; Ctrl-L: paint anew")
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
         self._table = {
             "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
             "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
-            "/history": self.history, "/ignore": self.ignore, "/unignore": self.unignore,
-            "/quiet": self.quiet, "/timestamp": self.timestamp, "/motd": self.motd,
-            "/clear": self.clear, "/help": self.help, "/quit": self.quit, "/exit": self.quit}
+            "/people": self.people, "/history": self.history, "/search": self.search,
+            "/urls": self.urls, "/ignore": self.ignore, "/unignore": self.unignore,
+            "/quiet": self.quiet, "/timestamp": self.timestamp, "/bell": self.bell,
+            "/motd": self.motd, "/clear": self.clear, "/help": self.help,
+            "/quit": self.quit, "/exit": self.quit}
         self.words = tuple(self._table)
 
     def run(self, line: str) -> None:
-        """Do what a typed line says: a command, or something to say."""
-        word, _, rest = line.partition(" ")
-        command = self._table.get(word)
-        if line.startswith("//") or not line.startswith("/"):
-            self._ui.say(line[1:] if line.startswith("/") else line)
-        elif command is None:
+        """Do what a typed line says: a command, or something to say. The first word after
+        blanks is a command in any case and width, that none is said to all by mistake."""
+        word = (line.split(None, 1) or [""])[0]
+        command = self._table.get(name_key(word))
+        if command is not None:
+            self._try(command, line.strip()[len(word):].strip())
+        elif line.startswith("/") and not line.startswith("//"):
             self._ui.show(f"! {escape(word)} is not a command, /help lists them "
                           "(to say it, begin with //)")
         else:
-            self._try(command, rest.strip())
+            self._ui.say(line[line.startswith("//"):])
 
     def _try(self, command: Callable[[str], None], rest: str) -> None:
         try:
@@ -2716,9 +3849,9 @@ class Commands:
 
     def msg(self, rest: str) -> None:
         """/msg NAME TEXT (/w): say something to one"""
-        name, _, text = rest.partition(" ")
-        if text.strip():
-            self._ui.say(text, chatproto.check_name(name))
+        name, *text = rest.split(None, 1)[:2] or [""]
+        if text:
+            self._ui.say(text[0], chatproto.check_name(name.lstrip("@")))
         else:
             self._ui.show("! /msg NAME TEXT")
 
@@ -2727,41 +3860,70 @@ class Commands:
         if self._ui.last_private:
             self._ui.say(rest, self._ui.last_private)
         else:
-            self._ui.show("! nobody has written to you privately")
+            self._ui.show("! " + escape(self._ui.no_reply))
 
     def names(self, rest: str) -> None:
         """/names (/users): who is here"""
         names = ", ".join(map(escape, list(self._ui.client.users.values())))
         self._ui.show(f"* {self._ui.client.here} here: {names}")
 
-    def ignore(self, rest: str) -> None:
-        """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
-        ignored = self._ui.formatter.ignored
-        if rest:
-            ignored.add(name_key(rest))
-        self._ui.show("* ignored: " + (", ".join(map(escape, sorted(ignored))) or "nobody"))
-
-    def unignore(self, rest: str) -> None:
-        """/unignore NAME: show it again"""
-        self._ui.formatter.ignored.discard(name_key(rest))
-        self.ignore("")
+    def people(self, rest: str) -> None:
+        """/people: who is here beside the talk, in a wide window; again: no more"""
+        self._ui.people()
 
     def history(self, rest: str) -> None:
         """/history [N]: N older messages (20, at most 100)"""
         if not rest or len(rest) <= 3 and rest.isdecimal() and 1 <= int(rest) <= 100:
-            self._ui.client.recall(int(rest or 20))
+            self._ui.history(int(rest or 20))
         else:
             self._ui.show("! /history [N]: at most 100 at once")
 
+    def search(self, rest: str) -> None:
+        """/search WORDS: what was said with all these words"""
+        if rest:
+            self._ui.search(rest)
+        else:
+            self._ui.show("! /search WORDS")
+
+    def urls(self, rest: str) -> None:
+        """/urls: the last addresses of pages"""
+        for url in list(self._ui.formatter.urls):
+            self._ui.show_page(url)
+        if not self._ui.formatter.urls:
+            self._ui.show("* no addresses of pages")
+
+    def ignore(self, rest: str) -> None:
+        """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
+        if rest:
+            self._ui.settings.ignored.add(name_key(rest))
+            self._ui.chosen()
+        self._ui.show("* ignored: " + (", ".join(self._ui.formatter.ignored()) or "nobody"))
+
+    def unignore(self, rest: str) -> None:
+        """/unignore NAME: show it again"""
+        self._ui.formatter.unignore(rest)
+        self._ui.chosen()
+        self.ignore("")
+
     def quiet(self, rest: str) -> None:
         """/quiet: hide joins and leaves, or show them again"""
-        self._ui.formatter.quiet = not self._ui.formatter.quiet
-        how = "hidden" if self._ui.formatter.quiet else "shown"
+        self._ui.settings.quiet = not self._ui.settings.quiet
+        self._ui.chosen()
+        how = "hidden" if self._ui.settings.quiet else "shown"
         self._ui.show(f"* joins and leaves are {how}")
 
     def timestamp(self, rest: str) -> None:
         """/timestamp: hide the times, or show them again"""
-        self._ui.formatter.timestamps = not self._ui.formatter.timestamps
+        self._ui.settings.timestamps = not self._ui.settings.timestamps
+        self._ui.chosen()
+
+    def bell(self, rest: str) -> None:
+        """/bell off, mentions or all: ring for nothing, for your name, for everything"""
+        if rest in Settings.BELLS:
+            self._ui.settings.bell = rest
+            self._ui.chosen()
+        self._ui.show(f"* the bell rings for: {self._ui.settings.bell}" if rest in Settings.BELLS
+                      else "! /bell off, /bell mentions or /bell all")
 
     def motd(self, rest: str) -> None:
         """/motd: the message of the day"""
@@ -2773,10 +3935,12 @@ class Commands:
         self._ui.clear()
 
     def help(self, rest: str) -> None:
-        """/help: this list"""
+        """/help [keys]: this list, or the keys"""
         for command in dict.fromkeys(self._table.values()):
-            self._ui.show((command.__doc__ or "").strip())
-        self._ui.show("//TEXT: say /TEXT")
+            if rest != "keys":
+                self._ui.show((command.__doc__ or "").strip())
+        for line in self.KEYS if rest == "keys" else ["//TEXT: say /TEXT"]:
+            self._ui.show(line)
 
     def quit(self, rest: str) -> None:
         """/quit (/exit): leave"""
@@ -3038,7 +4202,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
-              "                      [--timeout SECONDS] [--version] [-h]",
+              "                      [--listen] [--mouse] [--no-config] [--timeout SECONDS]\n"
+              "                      [--version] [-h]",
         description="A client of Roger, a LAN chat that is copied, not installed.",
         epilog="""When stdin is a pipe each line is a message, and the exit code is 0 only when
         all were acknowledged. Exit codes: 0 all well, 1 cannot connect or deliver, 2 usage, 130
@@ -3052,9 +4217,14 @@ def _parser() -> argparse.ArgumentParser:
         help="default: the login name (%(default)s)")
     add("--plain", action="store_true", help="no screen control: a line a message")
     add("--json", action="store_true", help="print the frames as they come, for scripts")
-    add("--bell", choices=["off", "mentions", "all"], default="mentions",
-        help="ring for nothing, for your name and private messages, or for all "
-             "(default %(default)s)")
+    add("--bell", choices=Settings.BELLS,
+        help="ring for nothing, for your name and private messages (mentions, the default), or "
+             "for all")
+    add("--listen", action="store_true", help="only listen: nothing is read, as for a service")
+    add("--mouse", action="store_true",
+        help="the mouse wheel scrolls (and the mouse no longer selects)")
+    add("--no-config", dest="config", action="store_const", const=None, default=settings_path(),
+        help="neither read nor keep the settings (quiet, times, ignored names, bell)")
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")

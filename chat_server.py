@@ -41,8 +41,8 @@ Where chat_web.py lies beside this file, browsers are served on the same port: i
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
 
 Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
-(chatproto.Alarm's timer), "chat log", "console" (when stdin is a terminal) and the main thread,
-which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
+(chatproto.Alarm's timer), "chat log", "discovery" (answers who looks for servers), "console" (when
+stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for its set of connections; a leaf. Left out on
 purpose: rooms, accounts, encryption.
 """
 
@@ -1129,8 +1129,10 @@ class Journal:
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
     def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, of what is published."""
-        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)
+        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+        published."""
+        count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
+        return min(self.log.oldest(count), self.log.end)
 
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
@@ -1759,7 +1761,7 @@ class Delivery:
         news = self._publish(ping)
         touched, self._touched = self._touched, {}
         for link in touched:
-            _guarded(link.open)
+            _guarded(link.open, self._journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2727,13 +2729,17 @@ class Connection:
         """Whether nothing more is taken from here."""
         return self._last_words is not None
 
-    def open(self) -> None:
-        """Let a member in that has just joined: from here on it reads the log."""
+    def open(self, journal: Journal) -> None:
+        """Let a member in that has just joined: from here on it reads the log. The first piece of
+        what it is fed comes at once, so that an error behind its join finds its place."""
         if self.welcome is not None and self.session is not None:
             (frame, place, refused), self.welcome = self.welcome, None
             self.manager.write_bare(frame)
             self.manager.open(place, reader=self.session.number, begin=self.session.begin,
                               seen=self.session.got, refused=refused)
+            piece = journal.piece(self.session, place) if self.manager.is_behind else None
+            if piece is not None:
+                self.manager.feed(*piece)
 
     def end(self, place: int, last_words: bytes = b"") -> None:
         """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with

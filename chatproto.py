@@ -63,6 +63,7 @@ The parts, bottom up
     MessageManager     one reader of a log, over one connection: what is sent and what is
                        acknowledged are two places in the log; ACKs, retries, pings
     Inbox              queue.Queue sequencing: many threads post events, one takes all that wait
+    Address, Answer    this machine's addresses and names; the question who is there, its answer
 
 A place in a log is an id: everything up to and including it lies behind the place.
 

@@ -27,14 +27,24 @@ compiled = tempfile.mkdtemp(prefix="roger-compiled-")
 atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 os.environ["PYTHONPYCACHEPREFIX"] = compiled
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# The clients of the tests keep their settings here, and not where the user keeps theirs.
+SETTINGS = os.path.join(compiled, "settings")
+os.environ["XDG_CONFIG_HOME"] = SETTINGS
 
 # Only now: the modules take the environment as it is, and are looked for where it says.
 import chat_client  # noqa: E402
 import chatproto  # noqa: E402
+import paper  # noqa: E402
 from harness import CLIENT, ENVIRONMENT, ROOT, SERVER, RawClient, client_command  # noqa: E402
 from harness import serving, start_server  # noqa: E402
 from onscreen import assert_restored, newest, sweep, wait, wait_messages  # noqa: E402
 from program import LineProgram, Program  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_settings():
+    """What a test before has chosen is forgotten."""
+    shutil.rmtree(SETTINGS, ignore_errors=True)
 
 
 @pytest.fixture
@@ -213,3 +223,17 @@ def window(launch):
         wait_messages(program)
         return program
     return start
+
+
+@pytest.fixture
+def desk(monkeypatch):
+    """Make windows without a process; at the end none waits for an ACK."""
+    paper.reset(monkeypatch)
+    desks = []
+
+    def sit_down(*size, **arguments):
+        desks.append(paper.Desk(*size, **arguments))
+        return desks[-1]
+    yield sit_down
+    for one in desks:
+        one.close()

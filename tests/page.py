@@ -35,7 +35,7 @@ window.fake = {sent: [], id: 100, got: 0, epoch: "e1", users: [], welcome: {}, r
             fake.push({type: "welcome", name: frame.name, session: "secret", epoch: fake.epoch,
                 users: [frame.name, ...fake.users], last: fake.id, got: fake.got, missed: 0,
                 resumed: !!frame.session && fake.resumes, ...fake.welcome});
-        } else if (frame.id && !fake.silent && !fake.answer(frame)) {
+        } else if (frame.id && frame.type !== "ack" && !fake.silent && !fake.answer(frame)) {
             fake.got = frame.id;
             if (frame.type === "chat") fake.say(fake.name, frame.text, {cid: frame.id,
                 to: frame.to});
@@ -58,6 +58,8 @@ WebSocket = class {
 def browser():
     """One browser for the module; at its end no page may have complained."""
     browser = driver.Browser()
+    # Tabs that another test may use: far cheaper than new ones.
+    browser.spare = []
     yield browser
     errors = browser.errors()
     browser.close()
@@ -77,16 +79,25 @@ def fresh(browser, server):
     tabs = []
 
     def fresh(script=None, width=1280, height=800, dark=False, path="/"):
-        tab = browser.tab(width, height, dark)
-        tabs.append(tab)
-        if script:
-            tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        usual = script in (None, FAKE)
+        tab = browser.spare.pop() if usual and browser.spare else browser.tab()
+        tab.size(width, height)
+        tab.look(dark)
+        added = tab.call("Page.addScriptToEvaluateOnNewDocument", source=script or "")["identifier"]
+        tabs.append((tab, added if usual else None))
         tab.open(f"http://127.0.0.1:{server.port}{path}")
         return tab
     yield fresh
-    for tab in tabs:
-        tab.js("onbeforeunload = null; session.active = false; session.said.clear()")
-        tab.close()
+    for tab, added in tabs:
+        # Where a test went without scripts there is no session.
+        tab.js("typeof session === 'object' && (session.active = false, session.said.clear())")
+        if added is None:
+            tab.close()
+            continue
+        tab.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+        tab.call("Emulation.setTouchEmulationEnabled", enabled=False)
+        tab.forget()
+        browser.spare.append(tab)
 
 
 @pytest.fixture

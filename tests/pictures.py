@@ -58,7 +58,8 @@ def draw(tab, rows, path):
     tab.wait("location.href === 'about:blank' && document.body")
     size = tab.js("""(rows => { document.body.style.cssText = "margin:0;width:max-content;" +
         "background:#181818;padding:12px;font:15px/19px DejaVu Sans Mono,monospace;white-space:pre";
-        document.body.replaceChildren(...rows.map(runs => { const row = document.createElement("div");
+        document.body.replaceChildren(...rows.map(runs => {
+            const row = document.createElement("div");
             row.style.height = "19px";
             row.append(...runs.map(([text, css]) => { const run = document.createElement("span");
                 run.style.cssText = css; run.textContent = text; return run; })); return row; }));

@@ -46,10 +46,9 @@ class Program:
         self.terminal = Terminal(rows, columns, **options)
         self.chunks = []
         self._output = bytearray()
-        # What was typed while the command does not read.
-        self._unsent = bytearray()
-        # All that it printed has been read.
-        self._ended = False
+        self._unsent = bytearray()                  # typed, but the command does not read
+        self._entered = None                        # when Enter was typed, until something is printed
+        self._ended = False                         # all that it printed has been read
         self._closed = False
         # Protects the terminal and all of the above; a leaf.
         self._changed = threading.Condition(threading.Lock())
@@ -93,7 +92,8 @@ class Program:
                             else termios.tcgetattr(self._slave))
 
     def type(self, keys):
-        """Send text or bytes, as keys that are pressed; never blocks."""
+        """Send text or bytes, as keys that are pressed; never blocks. As of a person, an Enter
+        ends what one read brings: what comes after it waits until that is read."""
         with self._changed:
             self._unsent += keys.encode("utf-8") if isinstance(keys, str) else keys
             self._send()
@@ -169,18 +169,34 @@ class Program:
     def _send(self):
         """Write what the command takes; needs the lock, does not block."""
         try:
-            while self._unsent:
-                del self._unsent[:os.write(self._master, self._unsent)]
+            while self._unsent and not self._is_unread():
+                end = self._unsent.find(b"\r") + 1 or len(self._unsent)
+                # A paste that is marked comes whole.
+                if b"\x1b[200~" in self._unsent[:end] and b"\x1b[201~" in self._unsent:
+                    end = self._unsent.index(b"\x1b[201~") + 6
+                if self._unsent[end - 1:end] == b"\r":
+                    self._entered = time.monotonic()
+                del self._unsent[:os.write(self._master, self._unsent[:end])]
         except BlockingIOError:
             pass
         except OSError:                             # it has ended
             self._unsent.clear()
 
+    def _is_unread(self):
+        """The command has not read the Enter that was typed last; needs the lock. What it prints
+        tells that it has; a command that prints nothing has half a second."""
+        if self._slave is None or self._entered is None:
+            return False
+        waiting = fcntl.ioctl(self._slave, termios.FIONREAD, bytes(4))
+        return struct.unpack("i", waiting)[0] > 0 or time.monotonic() < self._entered + 0.5
+
     def _read(self):
         while True:
-            wanted = [self._master] if self._locked(lambda: len(self._unsent)) else []
-            readable, _, _ = select.select([self._master, self._woken], wanted, [],
-                                           0 if self._closed else None)
+            unsent = self._locked(lambda: len(self._unsent))
+            # Nothing tells that the command has read what was typed: it is looked at.
+            wait = 0.005 if unsent else None
+            readable, _, _ = select.select([self._master, self._woken], [], [],
+                                           0 if self._closed else wait)
             if self._woken in readable:
                 os.read(self._woken, 65536)
             try:
@@ -203,6 +219,7 @@ class Program:
 
     def _take(self, data):
         """Show what the command has printed; needs the lock."""
+        self._entered = None
         self._output += data
         self.chunks.append((time.monotonic() - self._start, len(data)))
         answered = len(self.terminal.replies)

@@ -290,8 +290,8 @@ class BenchMember:
 class Gone(chat_server.Connection):
     """A connection whose thread meets its end while the sequencer welcomes it."""
 
-    def open(self):
-        super().open()
+    def open(self, journal):
+        super().open(journal)
         self.manager.close()
 
 

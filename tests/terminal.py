@@ -512,7 +512,8 @@ class Terminal:
         ">c": lambda self, numbers: self._reply("\x1b[>41;370;0c"),
         "?h": lambda self, numbers: self._set_modes(numbers, True),
         "?l": lambda self, numbers: self._set_modes(numbers, False),
-        "?$p": _report_mode, " q": lambda self, numbers: None,      # the cursor's shape
+        "?$p": _report_mode, ">m": lambda self, numbers: None,      # modifyOtherKeys
+        " q": lambda self, numbers: None,      # the cursor's shape
     }
     CSI["f"] = CSI["H"]
     ESC = {

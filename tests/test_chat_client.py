@@ -1,5 +1,5 @@
-"""A ChatClient as a bot uses it: its ends, its callbacks and their faults, and what it says when the
-network is silent. The server runs in this process."""
+"""A ChatClient as a bot uses it: its ends, its callbacks and their faults, and what it says when
+the network is silent. The server runs in this process."""
 
 import queue
 import socket
@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+import chat_client
 import chat_server
 from chat_client import THERE, UNKNOWN, ChatClient
 from chatproto import Chat
@@ -90,8 +91,9 @@ def test_connect_after_close_raises(port):
         client.connect(TIMEOUT)
 
 
-def test_connect_without_a_server():
+def test_connect_without_a_server(monkeypatch):
     """Nobody listens: connect() says so, and nothing can be said."""
+    monkeypatch.setattr(chat_client, "START_PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = ChatClient("127.0.0.1", port, "ann")
@@ -203,22 +205,23 @@ def test_close_while_threads_say(clients):
 def silent_server():
     """A server that lets everybody in, and then never answers again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        socks = []
+        socks, ends = [], threading.Event()
 
         def serve():
             while True:
-                try:
-                    sock = listener.accept()[0]
-                except OSError:
-                    return
+                sock = listener.accept()[0]
                 socks.append(sock)
+                if ends.is_set():
+                    return
                 sock.recv(4096)
                 sock.sendall(encode({"type": "welcome", "name": "ann", "session": "s", "epoch": "e",
                                      "users": ["ann"], "last": 0}))
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+        ends.set()
+        # On other systems than Linux nothing else wakes accept().
+        socket.create_connection(listener.getsockname()).close()
         thread.join(TIMEOUT)
         for sock in socks:
             sock.close()

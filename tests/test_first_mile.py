@@ -130,8 +130,9 @@ def test_server_log_in_a_pipe_of_another_encoding():
         ann.join("ann")
         ann.say("\u65e5\u672c \U0001f600")
         ann.recv_until("chat")
-    assert server.stop() == 0
-    assert any(line.endswith("<ann> \u65e5\u672c \U0001f600") for line in server.lines)
+        wait_until(lambda: any(line.endswith("<ann> \u65e5\u672c \U0001f600")
+                               for line in server.lines))
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,16 @@ import threading
 import pytest
 
 import chat_server
-import chatproto
 from chat_client import ChatClient
 from chat_server import HistoryError, HistoryFile
 from harness import TIMEOUT
+from test_history_file import chat, refusal, session
 
 
 @pytest.fixture
 def path(tmp_path):
     """Where a history file may be made."""
     return str(tmp_path / "chat.db")
-
-
-def entry(id, text="x", kind="chat", one=None, at=1000.0, about=None):
-    body = chatproto.Chat(id, "ann", text, at, id).encode()[:-1].decode()
-    return (id, at, kind, "ann", None, body, one, None, about)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin",
@@ -57,28 +52,27 @@ def test_commit_is_all_or_nothing(path):
     """A commit of which a part fails leaves nothing, and may be made again."""
     file = HistoryFile(path)
     with pytest.raises(HistoryError):
-        file.save(2, [entry(1), entry(2)], [(None,) * 9], [])
+        file.save(2, [chat(1), chat(2)], [(None,) * 9], [])
     assert file.newest(10, 10_000) == ([], 0)
     for _ in range(2):
-        file.save(2, [entry(1), entry(2)], [], [])
+        file.save(2, [chat(1), chat(2)], [], [])
     assert [row[0] for row in file.newest(10, 10_000)[0]] == [1, 2]
     file.close()
 
 
 def test_pieces_are_bounded(path, monkeypatch):
-    """What is read at once is bounded in frames, in bytes and in ids that are looked at, and the
-    pieces make a whole."""
+    """What is read at once is bounded in frames and in bytes, and the pieces make a whole."""
     file = HistoryFile(path)
-    file.save(3000, [entry(id, one=None if id % 100 == 1 else 77) for id in range(1, 2001)] +
-              [entry(id, "y" * 500) for id in range(2901, 3001)], [], [])
-    for name, value, most in ("FEED_FRAMES", 7, 7), ("FEED_BYTES", 3000, 30), ("SCAN", 50, 50):
+    file.save(3000, [chat(id, numbers=() if id % 100 == 1 else (77,)) for id in range(1, 2001)] +
+              [chat(id, "y" * 500) for id in range(2901, 3001)], [], [])
+    for name, value, most in ("FEED_FRAMES", 7, 7), ("FEED_BYTES", 3000, 30):
         with monkeypatch.context() as patch:
             patch.setattr(chat_server, name, value)
             heard, place, pieces = [], 0, 0
             while place < 3000:
                 piece, place = file.after(place, 3000, 5)
                 assert len(piece) <= most
-                heard += [one.id for one in piece]
+                heard += [id for id, _, _ in piece]
                 pieces += 1
         assert heard == [*range(1, 2001, 100), *range(2901, 3001)] and pieces < 100
     file.close()
@@ -89,17 +83,15 @@ def test_trim_deletes_the_oldest_in_small_steps(path, keep):
     """--keep and --keep-messages: at most TRIM_ROWS a step, the file shrinks, a refusal that was
     not confirmed stays."""
     file = HistoryFile(path, **keep)
-    error = (5, 5.0, "error", None, None, '{"type":"error","id":5,"code":"x"}', 9, None, 3)
-    file.save(3000, [entry(id, "x" * 500, at=float(id)) for id in range(1, 3001) if id != 5]
-              + [error],
-              [(9, b"9", "bob", 1, 1, 3, 4, None, None)], [])
+    file.save(3000, [chat(id, "x" * 500, at=float(id)) for id in range(1, 3001) if id != 5]
+              + [refusal(5, 9, 3)], [session(9, acked=4)], [])
     before, steps = file._connection.execute("PRAGMA page_count").fetchone()[0], 0
     while file.trim(3000.0):
         steps += 1
     assert steps >= 2880 / chat_server.TRIM_ROWS and file.forgotten == 2880
     assert file._connection.execute("PRAGMA page_count").fetchone()[0] < before / 4
     assert [row[0] for row in file.newest(10_000, 10**7)[0]] == [5, *range(2881, 3001)]
-    file.save(3000, [], [(9, b"9", "bob", 1, 1, 3, 5, None, None)], [])
+    file.save(3000, [], [session(9, acked=5)], [])
     file.close()
     # Now it was confirmed.
     file = HistoryFile(path)

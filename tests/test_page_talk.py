@@ -2,6 +2,7 @@
 
 import json
 
+import harness
 import page
 import pytest
 from page import row, say, texts
@@ -177,6 +178,23 @@ def test_reply(alone):
     tab.wait("fake.of('chat').at(-1).to === 'bob'")
 
 
+@pytest.mark.parametrize("width", [1280, 320])
+def test_what_failed_can_be_taken_up(alone, width):
+    """Why it failed and what can be done about it is in view, on a phone as well."""
+    tab = alone("ann", width=width)
+    tab.js("""fake.answer = frame => { if (frame.type !== "chat") return false;
+        fake.number({type: 'error', code: 'no-such-user', text: 'nobody here is called zoe',
+            about: frame.id}); return true; }""")
+    say(tab, "/msg zoe hello?")
+    tab.wait("document.querySelectorAll('#pending .state button').length === 2")
+    assert tab.js("""[...document.querySelectorAll("#pending .state, #pending .state button")]
+        .every(at => { const box = at.getBoundingClientRect();
+            return box.left >= 0 && box.right <= innerWidth && box.width > 20; })""")
+    tab.click("#pending .state button")
+    assert tab.js("input.value") == "/msg zoe hello?"
+    assert not tab.js("document.querySelector('#pending .msg')")
+
+
 # --- The rules of the room ---
 
 def test_rules(alone):
@@ -322,6 +340,30 @@ def test_search(searching):
     assert tab.js("document.activeElement.id") == "input" and not tab.js(HIT)
 
 
+def test_search_in_a_real_history(browser, tmp_path):
+    """What was said long before one came is found by the server, and shown in its place."""
+    with harness.serving("--rate", "0", "--history", str(tmp_path / "chat.db")) as server:
+        bob = harness.RawClient(server.port, auto_ack=True)
+        bob.join("bob")
+        for number in range(300):
+            bob.say(f"said {number}" + (" Käse" if number in (20, 150) else ""))
+        bob.recv_until("ack", id=300)
+        tab = browser.tab()
+        tab.open(f"http://127.0.0.1:{server.port}/")
+        page.join(tab, "ann")
+        tab.wait(row("said 299"))
+        say(tab, "/search KÄSE")
+        tab.wait(f"{HIT} === 'said 150 Käse'")
+        tab.key("ArrowUp")
+        tab.wait(f"{HIT} === 'said 20 Käse'")
+        assert tab.js("document.getElementById('found').textContent").endswith("said 20 Käse")
+        shown = [int(text.split()[1]) for text in texts(tab)]
+        assert shown == list(range(shown[0], 300))
+        tab.js("session.active = false; session.said.clear()")
+        tab.close()
+        bob.close()
+
+
 @pytest.mark.parametrize("words", ["nothing like it", "[", "x" * 256])
 def test_search_without_result(searching, words):
     """It says that there is none, and stays usable."""
@@ -345,6 +387,25 @@ def test_search_where_the_server_cannot(searching):
     tab.js("session.lost()")
     tab.js("find('now 11')")
     tab.wait(f"{HIT} === 'now 11'")
+
+
+def test_search_under_a_flood(searching):
+    """What comes meanwhile, and moves the top of the page, does not stop a search."""
+    tab = searching(True)
+    tab.js("""const answer = fake.answer; window.asked = [];
+        fake.answer = frame => frame.type === "history" ? (asked.push(frame), true) : answer(frame);
+        openSearch("pelikan"); for (let at = 0; at < 2300; at++) fake.say("bob", `flood ${at}`);
+        for (const frame of asked.splice(0)) answer(frame); fake.answer = answer;""")
+    tab.wait(f"/^1 of/.test({COUNT})")
+    assert "said 70" in tab.js("document.getElementById('found').textContent")
+
+
+def test_search_for_too_much(searching):
+    """A search for 8,192 characters asks for no more than a server takes."""
+    tab = searching(True)
+    tab.js("run('/search ' + 'x'.repeat(8192))")
+    tab.wait(f"{COUNT} === 'nothing found'")
+    assert tab.js("Math.max(...fake.of('history').map(frame => frame.find?.length || 0))") == 256
 
 
 def test_filter_over_the_people(alone):

@@ -29,7 +29,8 @@ def test_terminal_talks_and_leaves(serve, peer, chat):
     ann.expect(CLOCK + "ann: hello")
     ann.expect(CLOCK + "bob: hi ann")
     eve = peer(server.port, "eve")
-    ann.expect(r"\* eve joined \(3 here\)")
+    # The bell of what was said before it.
+    ann.expect("\x07" + r"\* eve joined \(3 here\)")
     eve.send({"type": "leave", "id": 1})
     ann.expect(r"\* eve left \(quit\)")
     ann.press(b"\x04")
@@ -57,7 +58,7 @@ def test_terminal_commands(serve, peer, chat):
     bob.say("psst", to="anna")
     ann.expect(CLOCK + "bob -> anna: psst")
     ann.type("/r what?")
-    ann.expect(CLOCK + r"anna -> bob: what\?")
+    ann.expect("\x07" + CLOCK + r"anna -> bob: what\?")
     ann.type("/w nobody hello")
     ann.expect("! refused: nobody here is called nobody")
     for names in "/names", "/users":
@@ -66,20 +67,20 @@ def test_terminal_commands(serve, peer, chat):
     ann.type("//names", "///")
     assert bob.recv_until("chat", text="/names") and bob.recv_until("chat", text="//")
     ann.expect(CLOCK + "ann.?: //")
-    ann.type("/wrong", "/", "/Nick x", "/msg", "/msg bob", "/nick", "/nick a b", "/motd")
+    ann.type("/wrong", "/", "/Nic x", "/msg", "/msg bob", "/nick", "/nick a b", "/motd")
     ann.expect(r"! /wrong is not a command, /help lists them \(to say it, begin with //\)")
     ann.expect("! / is not a command.*")
-    ann.expect("! /Nick is not a command.*")
+    ann.expect("! /Nic is not a command.*")
     ann.expect("! /msg NAME TEXT")
     ann.expect("! /msg NAME TEXT")
     ann.expect("! a name has 1 to 24 characters")
     ann.expect("! a name is made of letters, digits and _ - .")
     ann.expect(r"\* there is no message of the day")
     ann.type("/help")
-    listed = [ann.line().split()[0].rstrip(":") for _ in range(15)]
-    assert listed == ["/nick", "/me", "/msg", "/reply", "/names", "/history", "/ignore",
-                      "/unignore", "/quiet", "/timestamp",
-                      "/motd", "/clear", "/help", "/quit", "//TEXT"]
+    listed = [ann.line().split()[0].rstrip(":") for _ in range(19)]
+    assert listed == ["/nick", "/me", "/msg", "/reply", "/names", "/people", "/history", "/search",
+                      "/urls", "/ignore", "/unignore", "/quiet", "/timestamp", "/bell", "/motd",
+                      "/clear", "/help", "/quit", "//TEXT"]
     ann.type("  /not a command", "the end")
     bob.recv_until("chat", text="the end")
     ann.type("/quit", "never said")

@@ -237,6 +237,17 @@ def test_bound_of_the_log_is_kept(monkeypatch):
     assert 90 < most[0] <= 101 and 40_000 < most[1] <= 70_000 and log.size < 53_000
 
 
+def test_bound_of_the_log_is_kept_after_a_long_batch(monkeypatch):
+    """Many frames that come together are one batch; after it the log is at its bound, at once."""
+    monkeypatch.setattr(chat_server, "LOG_FRAMES", 100)
+    bench = Bench()
+    for number in range(500):
+        bench.say(f"{number}")
+    bench.settle()
+    bench.flush()
+    assert len(bench.room.journal.log) <= 100
+
+
 def test_shortened_log_steps_over_what_is_private_to_others(monkeypatch):
     """A member to whom nothing is said stands where it was while the log moves on: it is no slow
     reader."""

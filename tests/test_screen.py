@@ -383,16 +383,11 @@ def test_screen_scroll_in_a_long_message():
     display.agrees()
 
 
-@pytest.mark.parametrize("what", ["nothing", "cleared", "one", "unsent only"])
+@pytest.mark.parametrize("what", ["nothing", "one", "unsent only"])
 def test_screen_scroll_without_much(what):
     """Scrolling where there is nothing or little to see does nothing."""
     display = Display(8, 30)
-    if what == "cleared":
-        numbered(display, 30)
-        display.scroll(-1)
-        display.screen.clear()
-        display.paint()
-    elif what == "one":
+    if what == "one":
         display.add("one")
     elif what == "unsent only":
         display.say("one")

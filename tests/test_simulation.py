@@ -37,7 +37,8 @@ FAULTS = {
         ("chat_server", "        for number, _, _, frame in history.refusals():\n",
          "        for number, _, _, frame in ():\n")],
     "3: private messages go to everybody": [
-        ("chat_server", "(session,) if recipient is session else (session, recipient))", "())")],
+        ("chat_server", "            self._delivery.add(chat, both, speaker=session)\n",
+         "            self._delivery.add(chat, speaker=session)\n")],
     "3: a reader takes what is private to others for its own": [
         ("chatproto", "            if audience is None or reader in audience:\n"
          "                room_bytes -=", "            if True:\n                room_bytes -=")],
@@ -45,10 +46,9 @@ FAULTS = {
         ("chatproto", "            if piece.frames:\n                break\n",
          "            break\n")],
     "4: who is concerned takes the fast way": [
-        ("chatproto", "and news.data and self._reader not in news.concerned", "and news.data")],
+        ("chatproto", "\n                        and self._reader not in news.concerned)", ")")],
     "4: a reader that is behind takes the fast way": [
-        ("chatproto", "            if (news.after <= self.sent < news.first and",
-         "            if (")],
+        ("chatproto", "is_usual = (news.after <= self.sent < news.first and", "is_usual = (")],
     "5: a reader below the start of the log is forgotten": [
         ("chatproto", "                return not self._flying\n",
          "                return False\n")],
@@ -72,7 +72,7 @@ FAULTS = {
          "            upto =", "            upto =")],
     "7: what waits to be published is forgotten": [
         ("chat_server",
-         "        return min(self.log.oldest(len(self.log) // 10 + 1), self.log.end)\n",
+         "        return min(self.log.oldest(count), self.log.end)\n",
          "        return self.log.oldest(len(self.log))\n")],
     "8: a newcomer hears what happened before it came": [
         ("chatproto", "            if self.sent >= self._begin:\n", "            if True:\n")],
@@ -115,13 +115,14 @@ FAULTS = {
     "a client's ids start again with each connection": [
         ("chat_client", "        self._session, self._epoch = welcome.session, welcome.epoch\n",
          "        self._session, self._epoch = welcome.session, welcome.epoch\n"
-         "        self._last_id = 0\n")],
+         "        self._sayings.last_id = 0\n")],
     "a broken connection takes what was in flight along": [
-        ("chat_client", "        self.manager.open(self._log.start, seen=seen)\n",
-         "        self.manager.open(self._log.end, seen=seen)\n")],
+        ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",
+         "        self.manager.open(self._sayings.log.end, seen=seen)\n")],
     "no grace time": [
-        ("chat_server", "        self._alarm.at(lost_at + self._settings.grace,\n",
-         "        self._alarm.at(lost_at,\n")],
+        ("chat_server", "session.lost_at + self._settings.grace)", "session.lost_at)"),
+        ("chat_server", "            if self._alarm.clock() < lost_at + self._settings.grace:\n",
+         "            if False:\n")],
     "the client does not look at the epoch": [
         ("chat_client", "            if welcome.epoch != self._epoch or welcome.last < seen:",
          "            if False:")],
@@ -130,9 +131,7 @@ FAULTS = {
          "            self.here -= 1\n            self.users.pop(name_key(message.name), None)\n",
          "            self.here -= 1\n")],
     "an ACK counts as sent for all that was said": [
-        ("chat_client",
-         "            self._settle(message.upto)\n            # The answer",
-         "            self._settle(self._last_id)\n            # The answer")],
+        ("chat_client", "settle(message.upto))", "settle(self._sayings.last_id))")],
     "a commit that failed is forgotten": [
         ("chat_server", "            self._hold(str(error))\n            return False\n",
          "            self._rows.clear()\n            return True\n")],
@@ -159,12 +158,11 @@ FAULTS = {
         ("chat_server", "        for number in (None, session.number):\n            said",
          "        for number in list(self._chats):\n            said")],
     "a restart gives no grace time": [
-        ("chat_server",
-         "                session.here_since = self._journal.last\n"
+        ("chat_server", "                session.here_since = self._journal.last\n"
          "                self._await(session)\n",
          "                session.here_since = self._journal.last\n"
          "                self._alarm.at(0, lambda session=session: self._post("
-         "self.grace_over, session, session.lost_at))\n")],
+         "self.leave, session, 'gone away'))\n")],
 }
 
 

@@ -209,7 +209,7 @@ def test_member_that_stops_reading_is_fed_from_the_file(serve, crowd, tmp_path, 
 
 
 def test_member_that_never_acknowledges_is_dropped_and_resumes(serve, crowd):
-    """After all retries a member that confirms nothing is dropped, whether more waits for it or not,
+    """After all retries a member that confirms nothing is dropped, whether more waits or not,
     and a resume brings it all."""
     # 8 s are long for a test.
     server = serve(program=("-c", "import chatproto, chat_server, sys\n"

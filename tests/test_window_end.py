@@ -25,7 +25,7 @@ SERVER_OPTIONS = "--grace", "0.1"
 # --- How it ends ---
 
 @pytest.mark.parametrize("keys, number, code", [
-    (CTRL_D, 0, 0), ("/quit\r", 0, 0), (CTRL_C, 0, 130), ("", signal.SIGINT, 130),
+    (CTRL_D, 0, 0), ("/quit\r", 0, 0), (CTRL_C * 2, 0, 130), ("", signal.SIGINT, 130),
     ("", signal.SIGTERM, -signal.SIGTERM),
     *[("", number, -number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
                                            signal.SIGALRM)]],
@@ -137,6 +137,8 @@ def test_end_with_unsent(window, join, paused):
     resume = paused()
     ann.type("unsent\r")
     wait_messages(ann, "ann: unsent (sending)")
+    ann.type(CTRL_D)
+    ann.wait_for("1 message is not sent yet, again to leave")
     ann.type(CTRL_D)
     ann.wait_for("waiting for the ACK of 1 message, Ctrl-C gives up")
     ann.type(CTRL_C)
@@ -293,7 +295,7 @@ def test_ctrl_z_and_fg(server, join, tmp_path):
                              and f"bob: meanwhile {number}" in terminal.text()
                              and typed(terminal) == before, "the window again")
             shell.type(END)
-        shell.type(CTRL_C + CTRL_C)
+        shell.type(CTRL_C * 3)
         shell.wait_until(lambda terminal: not terminal.alternate
                          and terminal.line(terminal.cursor[0]) == "ready>", "the shell")
         shell.type("echo \"=$?=\"\r")
@@ -306,9 +308,9 @@ def test_ctrl_z_and_fg(server, join, tmp_path):
 # --- Terminals that can less ---
 
 @pytest.mark.parametrize("arguments, env", [
-    ([], {"TERM": "dumb"}), ([], {"NO_COLOR": "1"}), (["--plain"], {}), ([], {"TERM": ""})])
+    ([], {"TERM": "dumb"}), (["--plain"], {}), ([], {"TERM": ""})])
 def test_no_screen_control(launch, join, arguments, env):
-    """A dumb terminal, NO_COLOR and --plain: a line a message, no escape sequence at all."""
+    """A dumb terminal and --plain: a line a message, no escape sequence at all; the bell rings."""
     bob = join("bob")
     ann = launch(*arguments, env=env)
     ann.wait_for("you are ann")
@@ -318,7 +320,7 @@ def test_no_screen_control(launch, join, arguments, env):
     ann.wait_for("ann: hello")
     ann.type("/quit\r")
     assert ann.wait_exit() == 0
-    assert b"\x1b" not in ann.raw_output and ann.terminal.bells == 0
+    assert b"\x1b" not in ann.raw_output and ann.terminal.bells == 1
 
 
 @pytest.mark.parametrize("term, colours",

@@ -132,23 +132,25 @@ def test_window_completes(window):
     gone."""
     for sender in ("ben", "bob", "gone"):
         window._hear(chat("x", sender), [], False, False)
-    assert window._offers("", True) == ["bob: ", "ben: "]
-    assert window._offers("BE", False) == ["ben "]
+    assert window.offers("", True) == ["bob: ", "ben: "] and window.offers("BE", False) == ["ben "]
     window._hear(chat("x", "ben"), [], False, False)
     window.press(b"b\t")
     assert window.lines()[9] == "> ben:"
     window.press(b"\t")
     assert window.lines()[9] == "> bob:"
-    assert window._offers("/m", True) == ["/me ", "/msg ", "/motd "]
-    assert window._offers("/m", False) == []
+    assert window.offers("/m", True) == ["/me ", "/msg ", "/motd "]
+    assert window.offers("/m", False) == []
 
 
 def test_window_interrupt(window):
-    """Ctrl-C clears a line that is not empty, else leaves; Ctrl-D leaves on an empty line."""
+    """Ctrl-C clears a line that is not empty, else asks once and leaves; Ctrl-D leaves on an
+    empty line."""
     window.press(b"ab\x01\x04")
     assert window._editor.text == "b" and window._over is None
     window.press(b"\x03")
     assert window._editor.text == "" and window._over is None
+    window.press(b"\x03")
+    assert window._over is None and "again to leave" in window.lines()[8]
     window.press(b"\x03")
     assert window._over == 130
     window._over = None
@@ -166,13 +168,13 @@ def test_window_unknown_command(window):
 
 
 def test_window_clear_then_scroll(window):
-    """/clear, then PageUp and PageDown: nothing to see, and no harm."""
+    """/clear, then PageUp: what was there is there again."""
     window.press(b"/help\r")
     assert "/quit" in window._terminal.shown.text()
     window.press(b"/clear\r")
     assert not any(window.lines()[:8])
     window.press(b"\x1b[5~", b"\x1b[6~")
-    assert not any(window.lines()[:8])
+    assert "/quit" in window._terminal.shown.text()
 
 
 def test_window_learns_widths(window):
@@ -253,7 +255,7 @@ def test_window_own_that_is_replayed(window, welcome, shown):
 def test_window_reply_after_a_rename(window):
     """Our own private message, heard together with our rename, is none that /reply answers."""
     connect(window)
-    window.press(b"/msg ben hi\r/nick zoe\r")
+    window.press(b"/msg ben hi\r", b"/nick zoe\r")
     window.hear(chat("psst", to="ann", id=1), Ack(2), chat("hi", "ann", 2, cid=1, to="ben"),
                 Renamed(3, "ann", "zoe", NOON))
     assert window.client.name == "zoe" and window.last_private == "bob"
@@ -268,7 +270,7 @@ def test_window_replay_from_before_a_rename(window, bell):
     mention, nobody to reply to."""
     window._arguments.bell = bell
     connect(window)
-    window.press(b"/msg bob psst\rI shall be zoe\r/nick zoe\r")
+    window.press(b"/msg bob psst\r", b"I shall be zoe\r", b"/nick zoe\r")
     connect(window, Welcome("zoe", "s", "e", ("zoe", "bob"), 3, resumed=True, got=3),
             chat("psst", "ann", 1, cid=1, to="bob"),
             chat("I shall be zoe", "ann", 2, cid=2), Renamed(3, "ann", "zoe", NOON))

@@ -74,6 +74,9 @@ if SYSTEM:
     sys.platform = os.environ.get("ROGER_PLATFORM", "other")
     without(select, "epoll", "POLLRDHUP", *(name for name in dir(select) if name[:5] == "EPOLL"))
     socket.socket.shutdown = shutdown
+    if "selectors" in sys.modules:
+        # Something in this environment has imported it before.
+        sys.modules["selectors"].DefaultSelector = sys.modules["selectors"].SelectSelector
 if SYSTEM == "windows":
     without(select, "poll", *(name for name in dir(select) if name.startswith("POLL")))
     without(socket, "MSG_DONTWAIT")
