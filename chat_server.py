@@ -4155,7 +4155,8 @@ def _tune_interpreter() -> None:
     # ACKs come at once all these threads search among all that wait (futex_wake): with the default
     # of 5 ms that took both cores for seconds each time, with 1 s it still did sometimes. Instead
     # each thread has to let go by itself: none computes for long without waiting for a socket or a
-    # lock.
+    # lock. What a peer sends is charged before it is decoded, a line or READ_FRAMES of a WebSocket
+    # at a time, and the worst of lines takes 4 ms.
     sys.setswitchinterval(10)
     # glibc gives threads up to eight pools of memory for each core, and what was freed in one is of
     # no use to another: a tenth more memory with many members, and twice as much under some
