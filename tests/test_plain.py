@@ -16,6 +16,24 @@ CLOCK = r"\d\d:\d\d "
 # --- On a terminal ---
 
 @posix_only
+def test_json_on_a_terminal_is_ascii(terminal):
+    """A hostile server's control characters and bidi marks reach no terminal as they are, with
+    --json either; every frame is whole."""
+    text = "\u009b31m \u202e \x7f é"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        window = terminal(*client_command(listening.getsockname()[1], "--json"))
+        there, _ = listening.accept()
+        with there:
+            for fields in ({"type": "welcome", "name": "ann", "session": "s", "epoch": "e",
+                            "users": ["ann", text], "last": 0},
+                           {"type": "joined", "id": 1, "name": text, "at": 1}):
+                there.sendall(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+                line = window.expect(r"\{.*\}")
+                assert line.isascii() and "\x7f" not in line
+                assert text in str(json.loads(line).values())
+
+
+@posix_only
 def test_terminal_talks_and_leaves(serve, peer, chat):
     """Lines go out, what others say comes in with their name, and Ctrl-D leaves with exit code
     0."""
