@@ -145,7 +145,9 @@ def test_chat_log_is_opened_again_after_it_was_rotated(serve, peer, tmp_path):
     ann.say("after")
     ann.recv_until("chat")
     wait_until(lambda: path.read_text().endswith("<ann> after\n"))
-    assert (tmp_path / "chat.log.1").read_text().endswith("* ann joined\n")
+    joined = [file.read_text() for file in (tmp_path / "chat.log.1", path)]
+    # It is written on a thread of its own, and may have been late.
+    assert sum("* ann joined\n" in text for text in joined) == 1
 
 
 def test_log_on_stdout(serve, peer):

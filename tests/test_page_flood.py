@@ -68,7 +68,8 @@ def test_joins_of_a_class(alone):
     tab.js("window.drawn = 0; const kept = view.drawPeople; view.drawPeople = () => { drawn++;"
            "kept.call(view); };")
     tab.js("for (let at = 0; at < 150; at++) fake.number({type: 'joined', name: `pupil${at}`})")
-    tab.wait("document.querySelectorAll('#people li').length === 153")
+    tab.wait("document.querySelectorAll('#people li').length === 153"
+             " && document.querySelector('#log .event')")
     assert len(texts(tab, "#log .event")) == 1 and tab.js("drawn") <= 3
     assert "145 others joined" in texts(tab, "#log .event")[0]
 
