@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """chat_web: the browser's way into Roger, a LAN chat: HTTP and WebSocket on the server's own port.
 
-chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what it
-needs. (tests/echo.py is a bare echo with it, for conformance suites.)
+chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what
+it needs. (tests/echo.py is a bare echo with it, for conformance suites.)
 
-    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever (chat_server's Connection)
-                                        │ yes
+    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever
+                                        │ yes                             (a Connection's)
                                         ▼
                               PageRequest, by http.server: the page, two files, /host, or ...
                                         │ GET /chat, Upgrade: websocket
@@ -13,22 +13,35 @@ needs. (tests/echo.py is a bare echo with it, for conformance suites.)
                               WebSocket: to a Connection a MessageSocket like any other
 
 The parts, bottom up
-    MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's side); no socket
+    MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's
+                       side); no socket
     HttpSocket         a MessageSocket that can also look ahead, and write until a deadline
-    WebSocket          read() gives lines and write() takes what wrap() made of them: Connection, MessageManager and Room
-                       do not know the difference. wrap() is called once a broadcast (chatproto.PendingMessage.wrapped)
-    Request            one HTTP request within its limits, answered, and the connection closed; or upgraded
-    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, and nothing else
+    WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
+                       it do not know the difference. wrap() is called once a broadcast
+    Request            one HTTP request within its limits, answered, and the connection closed; or
+                       upgraded
+    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, nothing else
     Web                all of it for chat_server. Desk is what the host's view may do there
 
-Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So a WebSocket's Origin has
-to be this very host and port, and Host an address, localhost or this machine's name: a name of another's that leads here
-(DNS rebinding) is refused. The page itself may load nothing, and run only its own script (Content-Security-Policy).
-The host's view needs a secret that is printed on the server's terminal, and a connection from this machine. The secret comes
-in a header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its preflight request).
+Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
+a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
+machine's name: a name of another's that leads here (DNS rebinding) is refused. The page itself may
+load nothing, and run only its own script (Content-Security-Policy). The host's view needs a secret
+that is printed on the server's terminal, and a connection from this machine. The secret comes in a
+header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
+preflight request).
 
-Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what others
-may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, compression, other files, keep-alive.
+The page is one file without a build. When it is loaded, the lines that are comments are left out,
+so that they cost nobody anything, and it is compressed once; a browser asks each time whether it is
+still the same (ETag). It stays readable by its comments and its order: one section a part, bottom
+up, each headed by a line of dashes: the words (one table, one column a language), text, storage,
+Session (no page in it), View (no protocol in it), and around these what a person touches. A row is
+a piece of the talk as data; its elements are made when it is drawn, together with all others that
+came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its session.
+
+Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what
+others may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, other
+files, keep-alive.
 """
 
 from __future__ import annotations
@@ -37,6 +50,7 @@ import base64
 import binascii
 import codecs
 import functools
+import gzip
 import hashlib
 import hmac
 import http
@@ -55,22 +69,29 @@ import time
 from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional, Union
 
 import chatproto
-from chatproto import DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape, wait_for
+from chatproto import (DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape,
+                       wait_for)
 
-HTTP_TIMEOUT = 10.0             # seconds for a whole request, and again for its answer
-MAX_HTTP_LINE = 8 * 1024        # bytes of a request line or a header; a browser's are below 1 KiB
-MAX_HEAD = 32 * 1024            # bytes of all of them
-MAX_BODY = 64 * 1024            # bytes of a body: /host takes a text of 8,192 characters
-LINGER = 2.0                    # seconds for the peer to read our last bytes and to close, before its own bytes reset it
+# Seconds for a whole request, and again for its answer.
+HTTP_TIMEOUT = 10.0
+# Bytes of a request line or a header (a browser's are below 1 KiB), of all of them, and of a body
+# (/host takes a text of 8,192 characters).
+MAX_HTTP_LINE = 8 * 1024
+MAX_HEAD = 32 * 1024
+MAX_BODY = 64 * 1024
+# Seconds for the peer to read our last bytes and to close, before its own bytes reset it.
+LINGER = 2.0
 # Frames of a WebSocket that one message may be cut into: browsers use one.
 FRAGMENTS = 128
 # Frames of a WebSocket that are decoded at once: nobody holds the interpreter with a read full of
 # empty ones.
 READ_FRAMES = 64
-METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT ", b"PRI ")
+METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ",
+           b"CONNECT ", b"PRI ")
 LONGEST_METHOD = max(map(len, METHODS))
 PAGE, CHAT, HOST = "/", "/chat", "/host"
-FILES = ("/chat_client.py", "/chatproto.py")    # all that a newcomer with Python needs
+# All that a newcomer with Python needs.
+FILES = ("/chat_client.py", "/chatproto.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
@@ -450,16 +471,25 @@ class Refusal(Exception):
 
 
 class RequestReader:
-    """The bytes of one request, within their limits and until a deadline. http.server reads from it as from a file."""
+    """The bytes of one request, within their limits and until a deadline.
+
+    http.server reads from it as from a file.
+    """
 
     def __init__(self, wire: HttpSocket, until: float) -> None:
         self._wire = wire
-        self._until = until                 # by time.monotonic()
-        self._buffer = bytearray()          # read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read
-        self._taken = 0                     # bytes of lines
+        # By time.monotonic().
+        self._until = until
+        # Read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read.
+        self._buffer = bytearray()
+        # Bytes of lines so far.
+        self._taken = 0
 
     def readline(self, limit: int = -1) -> bytes:
-        """A line with its end; `limit` is http.server's and larger than ours. Raises Refusal, ConnectionClosed."""
+        """A line with its end; `limit` is http.server's and larger than ours.
+
+        Raises Refusal, ConnectionClosed.
+        """
         while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) <= MAX_HTTP_LINE:
             self._fill()
         size = end + 1 or len(self._buffer)
@@ -467,7 +497,8 @@ class RequestReader:
         if size > MAX_HTTP_LINE or self._taken > MAX_HEAD:
             status = (http.HTTPStatus.REQUEST_URI_TOO_LONG if self._taken == size
                       else http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them {MAX_HEAD}")
+            raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them "
+                                  f"{MAX_HEAD}")
         return self._take(size)
 
     def read(self, size: int) -> bytes:
@@ -489,7 +520,8 @@ class RequestReader:
         left = self._until - time.monotonic()
         data = self._wire.read(left) if left > 0 else b""
         if not data:
-            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds")
+            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT,
+                          f"a request has {HTTP_TIMEOUT:g} seconds")
         self._buffer += data
 
 
@@ -509,11 +541,13 @@ class _Writer:
 class Request(http.server.BaseHTTPRequestHandler):
     """One request, parsed by http.server: answered, or upgraded. `websocket` is what it became.
 
-    handle() runs inside the constructor, as in all of socketserver. The caller closes the connection.
+    handle() runs inside the constructor, as in all of socketserver. The caller closes the
+    connection.
     """
 
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"    # of a line that says none: else its answer would have no status line
+    # Of a line that says none: else its answer would have no status line.
+    default_request_version = "HTTP/1.0"
     error_message_format = "%(code)d %(message)s: %(explain)s\n"
     error_content_type = "text/plain; charset=utf-8"
     websocket: Optional[WebSocket] = None
@@ -524,8 +558,10 @@ class Request(http.server.BaseHTTPRequestHandler):
         self.rfile = RequestReader(self.wire, until)            # type: ignore[assignment]
         self.wfile = _Writer(self.wire, until + HTTP_TIMEOUT)   # type: ignore[assignment]
         self.close_connection = True
-        self.requestline = self.request_version = self.command = self.path = ""     # send_error() looks at them
-        self._extra: "dict[str, str]" = {}                      # headers of the next answer
+        # send_error() looks at these.
+        self.requestline = self.request_version = self.command = self.path = ""
+        # Headers of the next answer.
+        self._extra: "dict[str, str]" = {}
 
     def handle(self) -> None:
         try:
@@ -556,15 +592,17 @@ class Request(http.server.BaseHTTPRequestHandler):
         """What goes with every answer."""
         return {}
 
-    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK, **headers: str) -> None:
-        """Answer with `body`."""
+    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK,
+              **headers: str) -> None:
+        """Answer with `body`; a 304 has none, and says nothing about one."""
         self._extra = {key.replace("_", "-"): value for key, value in headers.items()}
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if status != http.HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and status != http.HTTPStatus.NOT_MODIFIED:
             self.wfile.write(body)
 
     def one_header(self, name: str) -> str:
@@ -574,13 +612,21 @@ class Request(http.server.BaseHTTPRequestHandler):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{name} comes twice")
         return values[0].strip() if values else ""
 
+    def takes_gzip(self) -> bool:
+        """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
+        found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
+                 for token in self._tokens("Accept-Encoding")]
+        return any(match and (match[1] or "1").strip("0.") for match in found)
+
     def upgrade(self) -> None:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
-        if "websocket" not in self._tokens("Upgrade") or "upgrade" not in self._tokens("Connection"):
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket", Upgrade="websocket")
+        if ("websocket" not in self._tokens("Upgrade")
+                or "upgrade" not in self._tokens("Connection")):
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
+                          Upgrade="websocket")
         if self.one_header("Sec-WebSocket-Version") != "13":
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here", Upgrade="websocket",
-                          Sec_WebSocket_Version="13")
+            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
+                          Upgrade="websocket", Sec_WebSocket_Version="13")
         key = self.one_header("Sec-WebSocket-Key").encode("latin-1")
         try:
             valid = len(base64.b64decode(key, validate=True)) == 16
@@ -589,19 +635,23 @@ class Request(http.server.BaseHTTPRequestHandler):
         if not valid or self.request_version == "HTTP/1.0":
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
         accept = base64.b64encode(hashlib.sha1(key + _ACCEPT).digest()).decode("ascii")
-        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}
+        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade",
+                       "Sec-WebSocket-Accept": accept}
         self.send_response(http.HTTPStatus.SWITCHING_PROTOCOLS)
         self.end_headers()
         self.websocket = WebSocket(self.wire, self.rfile.rest())    # type: ignore[attr-defined]
 
     def _tokens(self, name: str) -> "set[str]":
-        return {token.strip().lower() for value in self.headers.get_all(name, []) for token in value.split(",")}
+        return {token.strip().lower() for value in self.headers.get_all(name, [])
+                for token in value.split(",")}
 
     def _handle(self) -> None:
         try:
             self.raw_requestline = self.rfile.readline()
-            if self.parse_request():        # else it is answered
-                if self.headers.defects or len(self.requestline.split()) != 3:
+            # Where it is no request parse_request() has answered it. Of a line without a version it
+            # reads no headers from Python 3.14 on: they are a dict, without `defects`.
+            if self.parse_request():
+                if len(self.requestline.split()) != 3 or self.headers.defects:
                     raise Refusal(http.HTTPStatus.BAD_REQUEST, "no request of HTTP")
                 self.answer()
         except Refusal as refusal:
@@ -612,11 +662,15 @@ class Request(http.server.BaseHTTPRequestHandler):
 # --- What is served ---
 
 class Desk(NamedTuple):
-    """What the host's view may do at the server; each may be called on any thread, and raise LookupError, ProtocolError or
-    TimeoutError."""
+    """What the host's view may do at the server.
 
-    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"      # name, address, seconds connected (None: away)
-    boot: Callable[[str, str], str]         # name, reason
+    Each may be called on any thread, and raise LookupError, ProtocolError or TimeoutError.
+    """
+
+    # Name, address, seconds connected (None: away).
+    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"
+    # Name and reason.
+    boot: Callable[[str, str], str]
     say: Callable[[str], None]
     motd: Callable[[], str]
     set_motd: Callable[[Optional[str]], None]
@@ -624,25 +678,39 @@ class Desk(NamedTuple):
     invitation: "Callable[[], tuple[str, str]]" = lambda: ("", "")
 
 
+# A line of the page that is a comment alone.
+_COMMENT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n", re.MULTILINE)
+
+
 class Page(NamedTuple):
-    """The page, and what hashes its Content-Security-Policy lets run."""
+    """The page, as it is and compressed, and what hashes its Content-Security-Policy lets run."""
 
     body: bytes
+    packed: bytes
+    # Names this very content, however it is encoded: so it is a weak one (RFC 9110, 8.8.3).
+    etag: str
     script: str
     style: str
 
     @classmethod
     def load(cls, path: str) -> Page:
-        """Read the page. Raises OSError; ValueError when it has not exactly one script and one style."""
+        """Read the page.
+
+        Raises OSError; ValueError when it has not exactly one script and one style.
+        """
         with open(path, "rb") as file:
-            body = file.read().replace(b"\r\n", b"\n")          # the hashes are of what a browser sees
-        return cls(body, _hash_of(body, b"script"), _hash_of(body, b"style"))
+            # The hashes are of what a browser sees: comments are for who reads the file.
+            body = _COMMENT.sub(b"", file.read().replace(b"\r\n", b"\n"))
+        etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
+        return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
+                   _hash_of(body, b"style"))
 
     def policy(self, host: str) -> str:
         """The Content-Security-Policy, for a page that was asked for under `host`."""
         # Not every browser takes 'self' to hold for ws: as well.
-        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; img-src data:; "
-                f"connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
+                f"img-src data:; connect-src 'self' ws://{host}; base-uri 'none'; "
+                "form-action 'none'; frame-ancestors 'none'")
 
 
 def _hash_of(body: bytes, tag: bytes) -> str:
@@ -678,15 +746,17 @@ class PageRequest(Request):
         self.web = self.server                              # type: ignore[assignment]
         path, host = self.path.partition("?")[0], self.one_header("Host")
         if not is_our_host(host, self.web.names):
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "come by an address, localhost or this machine's name")
-        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST", **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
+            raise Refusal(http.HTTPStatus.FORBIDDEN,
+                          "come by an address, localhost or this machine's name")
+        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
+                   **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
         if methods is None:
             raise Refusal(http.HTTPStatus.NOT_FOUND, "there is nothing of that name")
         if self.command not in methods.split(", "):
-            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is", Allow=methods)
+            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is",
+                          Allow=methods)
         if path == PAGE:
-            page = self.web.page
-            self.reply(page.body, "text/html; charset=utf-8", Content_Security_Policy=page.policy(host))
+            self._page(host)
         elif path == CHAT:
             self._check_origin(host)
             self.upgrade()
@@ -696,17 +766,35 @@ class PageRequest(Request):
             self.reply(self.web.files[path], "text/plain; charset=utf-8")
 
     def safe_headers(self) -> "dict[str, str]":
+        # A WebSocket is no document.
         if self._extra.get("Upgrade") == "websocket" and self._extra.get("Connection"):
-            return {}                                       # a WebSocket is no document
-        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
-                "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
+            return {}
+        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
+                "Cache-Control": "no-store",
                 "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
     def address_string(self) -> str:
         return str(self.client_address)
 
+    def _page(self, host: str) -> None:
+        """The page: kept by the browser, which asks each time whether it is still the same."""
+        page, kind, ok = self.web.page, "text/html; charset=utf-8", http.HTTPStatus.OK
+        headers = {"Content_Security_Policy": page.policy(host), "ETag": page.etag,
+                   "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
+        known = {tag[-len(page.etag) + 2:] for tag in self._tokens("If-None-Match")}
+        if page.etag[2:] in known or "*" in known:
+            self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
+        elif self.takes_gzip():
+            self.reply(page.packed, kind, ok, Content_Encoding="gzip", **headers)
+        else:
+            self.reply(page.body, kind, ok, **headers)
+
     def _check_origin(self, host: str) -> None:
-        """Browsers always say where a WebSocket's page came from. Who is no browser can use the port without HTTP."""
+        """Browsers always say where a WebSocket's page came from.
+
+        Who is no browser can use the port without HTTP.
+        """
         if self.one_header("Origin").lower() != f"http://{host}".lower():
             logger.info("%s was refused: a page of %s wants to chat", self.client_address,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
@@ -718,7 +806,8 @@ class PageRequest(Request):
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
         here = ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
         if not hmac.compare_digest(given, self.web.secret.encode()) or not here:
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the server printed, on its machine")
+            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
+                                                     "server printed, on its machine")
         if self.one_header("Origin"):
             self._check_origin(self.one_header("Host"))
         try:
@@ -729,7 +818,8 @@ class PageRequest(Request):
                      "url": url, "qr": qr_rows(url)}
             self._reply_json(http.HTTPStatus.OK, state)
         except (LookupError, ProtocolError, TimeoutError) as error:
-            self._reply_json(http.HTTPStatus.CONFLICT, {"error": str(error.args[0] if error.args else error)})
+            text = str(error.args[0] if error.args else error)
+            self._reply_json(http.HTTPStatus.CONFLICT, {"error": text})
 
     def _host_does(self, order: "dict[str, Any]") -> None:
         def text_of(key: str) -> str:
@@ -755,7 +845,8 @@ class PageRequest(Request):
         if not re.fullmatch("[0-9]{1,9}", size):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
         if int(size) > MAX_BODY:
-            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
+            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                          f"a body has at most {MAX_BODY} bytes")
         try:
             order = json.loads(self.rfile.read(int(size)).decode("utf-8"))
         except (ValueError, RecursionError):
@@ -769,7 +860,10 @@ class PageRequest(Request):
 
 
 class Web:
-    """The web for chat_server: it makes each connection's socket() and has greet() find out what it is."""
+    """The web for chat_server.
+
+    It makes each connection's socket() and has greet() find out what it is.
+    """
 
     socket = HttpSocket
 
@@ -790,10 +884,13 @@ class Web:
             except OSError as error:
                 logger.info("%s is not served: %s", path, error.strerror)
 
-    def greet(self, wire: HttpSocket, address: str, seconds: float) -> "Union[HttpSocket, WebSocket, None]":
-        """On the connection's thread: find out what `wire` speaks, waiting up to `seconds` for the first byte. Returns it as
-        it is for frames (and for a peer that says nothing, or has gone), a WebSocket, or None: it was a request, and is
-        over."""
+    def greet(self, wire: HttpSocket, address: str,
+              seconds: float) -> "Union[HttpSocket, WebSocket, None]":
+        """On the connection's thread: find out what `wire` speaks.
+
+        Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer
+        that says nothing, or has gone), a WebSocket, or None: it was a request, and is over.
+        """
         try:
             if not speaks_http(wire.peek(seconds)):
                 return wire
@@ -807,9 +904,13 @@ class Web:
 
 
 def speaks_http(first: bytes) -> bool:
-    """Whether a connection that begins so is HTTP. One byte decides: a frame begins with { or white space, so what has come
-    of a method's name is enough, and nobody waits for the rest of it here."""
-    return first[:1].isalpha() and any(first.startswith(method) or method.startswith(first) for method in METHODS)
+    """Whether a connection that begins so is HTTP.
+
+    One byte decides: a frame begins with { or white space, so what has come of a method's name is
+    enough, and nobody waits for the rest of it here.
+    """
+    return first[:1].isalpha() and any(first.startswith(method) or method.startswith(first)
+                                       for method in METHODS)
 
 
 # --- QR codes ---

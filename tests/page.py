@@ -1,6 +1,8 @@
 """What the page's tests share: a browser for a module, tabs, and a server that a test plays itself.
 
-    from page import *                      # the fixtures, too
+    import page
+    from page import row, say
+    alone = page.alone                      # a fixture, in the module that uses it
 
     tab = enter("ann")                      # a tab that is in, at the real server
     tab = alone("ann", users=["bob"])       # a tab that is in, at the fake one
@@ -17,8 +19,6 @@ import pytest
 
 import browser as driver
 import harness
-
-__all__ = ["browser", "server", "fresh", "enter", "alone", "row", "say", "texts", "errors_of"]
 
 FAKE = """
 window.fake = {sent: [], id: 100, got: 0, epoch: "e1", users: [], welcome: {}, resumes: true,
@@ -37,7 +37,8 @@ window.fake = {sent: [], id: 100, got: 0, epoch: "e1", users: [], welcome: {}, r
                 resumed: !!frame.session && fake.resumes, ...fake.welcome});
         } else if (frame.id && !fake.silent && !fake.answer(frame)) {
             fake.got = frame.id;
-            if (frame.type === "chat") fake.say(fake.name, frame.text, {cid: frame.id, to: frame.to});
+            if (frame.type === "chat") fake.say(fake.name, frame.text, {cid: frame.id,
+                to: frame.to});
             fake.push({type: "ack", id: frame.id});
         }
     }};

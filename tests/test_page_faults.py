@@ -1,21 +1,30 @@
 """What goes wrong around the page: no storage, a view that throws, two tabs, something unsent."""
 
+import page
 import pytest
-from page import *  # noqa: F403
-from page import join
+from page import errors_of, join, row, say, texts
+
+alone, browser, fresh, server = page.alone, page.browser, page.fresh, page.server
 
 NO_STORAGE = {
     "absent": """for (const name of ["sessionStorage", "localStorage"])
-        Object.defineProperty(window, name, {get() { throw new DOMException("no", "SecurityError"); }});""",
+        Object.defineProperty(window, name, {get() { throw new DOMException("no",
+            "SecurityError"); }});""",
     "null": """for (const name of ["sessionStorage", "localStorage"])
         Object.defineProperty(window, name, {get: () => null});""",
-    "full": """Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };""",
-    "unreadable": """Storage.prototype.getItem = () => { throw new DOMException("no", "SecurityError"); };""",
+    "full": """Storage.prototype.setItem = () => {
+        throw new DOMException("full", "QuotaExceededError"); };""",
+    "unreadable": """Storage.prototype.getItem = () => {
+        throw new DOMException("no", "SecurityError"); };""",
     "damaged": """for (const key of ["core", "log", "settings", "draft", "name"]) {
-        sessionStorage.setItem("roger." + key, "{"); localStorage.setItem("roger." + key, "[1"); }""",
-    "no channel": """window.BroadcastChannel = class { constructor() { throw new Error("no"); } };""",
-    "no extras": """for (const name of ["ResizeObserver", "Notification", "visualViewport", "AudioContext",
-        "BroadcastChannel"]) { delete window[name]; Object.defineProperty(window, name, {value: undefined}); }""",
+        sessionStorage.setItem("roger." + key, "{"); localStorage.setItem("roger." + key, "[1");
+        }""",
+    "no channel": """window.BroadcastChannel = class {
+        constructor() { throw new Error("no"); } };""",
+    "no extras": """for (const name of ["ResizeObserver", "Notification", "visualViewport",
+        "AudioContext",
+        "BroadcastChannel"]) { delete window[name]; Object.defineProperty(window, name,
+            {value: undefined}); }""",
 }
 
 
@@ -49,21 +58,25 @@ def test_notification_that_throws(alone):
     tab.js("settings.notify = true; document.hasFocus = () => false")
     tab.js("for (let times = 0; times < 5; times++) fake.say('bob', `ann ${times}`)")
     tab.wait("document.querySelectorAll('#log .mention').length === 5 && session.late === 0")
-    tab.js("for (let id = 101; id <= 105; id++) fake.push({type: 'chat', id, from: 'bob', text: 'x'})")
+    tab.js("for (let id = 101; id <= 105; id++) "
+           "fake.push({type: 'chat', id, from: 'bob', text: 'x'})")
     tab.js("fake.say('bob', 'last')")
     tab.wait(row("last"))
     assert len(texts(tab)) == 6
     assert tab.js("fake.of('ack').at(-1).id") >= 105
 
 
-@pytest.mark.parametrize("what", ["chat", "announce", "row", "message", "event", "heard", "add", "pin",
+@pytest.mark.parametrize("what", ["chat", "announce", "row", "message", "event", "heard", "add",
+    "pin",
                                   "spoke", "drawPeople", "noteOf"])
 def test_view_that_throws(alone, what):
-    """Whatever throws in the view: what came is confirmed all the same, and one word says so once."""
+    """Whatever throws in the view: what came is confirmed all the same, and one word says so once.
+    Whatever throws in the view: what came is confirmed all the same, and one word says so once."""
     tab = alone("ann")
     tab.js(f"window.kept = view.{what}; view.{what} = () => {{ throw new Error('a bug') }}")
     tab.js("""const id = fake.say('bob', 'one'); fake.number({type: 'joined', name: 'dora'});
-        fake.number({type: 'motd', text: 'x'}); fake.push({type: 'heard', about: id, count: 1, of: 1});
+        fake.number({type: 'motd', text: 'x'}); fake.push({type: 'heard', about: id, count: 1,
+            of: 1});
         fake.say('bob', 'two')""")
     tab.wait("fake.of('ack').at(-1)?.id === fake.id")
     tab.js(f"view.{what} = kept; fake.say('bob', 'three')")
@@ -92,7 +105,8 @@ def test_unsent_asks(alone):
 
 
 def test_two_tabs(browser, server):
-    """A tab that was duplicated does not take the talk away; it offers to, and the other takes it back."""
+    """A tab that was duplicated does not take the talk away; it offers to, and the other takes it
+    back."""
     first = browser.tab()
     address = f"http://127.0.0.1:{server.port}/"
     first.open(address)
@@ -113,10 +127,12 @@ def test_two_tabs(browser, server):
     second.open(address)
     second.wait("!document.getElementById('elsewhere').hidden")
     assert "twin" in second.js("document.getElementById('elsewhere').textContent")
-    second.js(f"sessionStorage.setItem('roger.core', {core!r}); sessionStorage.setItem('roger.log', {log!r})")
+    second.js(f"sessionStorage.setItem('roger.core', {core!r}); "
+              f"sessionStorage.setItem('roger.log', {log!r})")
     second.js("window.keepNothing = store; store = () => true")
     second.reload()
-    second.wait("!document.getElementById('banner').hidden && !document.getElementById('door').hidden")
+    second.wait("!document.getElementById('banner').hidden && "
+                "!document.getElementById('door').hidden")
     assert first.js("session.joined") and "another tab" in second.js(
         "document.getElementById('banner').textContent")
     second.js("document.querySelector('#banner button').click()")
@@ -143,7 +159,8 @@ def test_taken_over_with_something_unsent(alone):
     say(tab, "mine")
     tab.js("fake.number({type: 'booted', reason: 'this session has joined again from elsewhere'})")
     tab.wait("/not confirmed/.test(document.querySelector('#pending .state').textContent)")
-    tab.js("fake.silent = false; fake.got = 1; fake.number({type: 'chat', from: 'ann', text: 'other', cid: 1})")
+    tab.js("fake.silent = false; fake.got = 1; "
+           "fake.number({type: 'chat', from: 'ann', text: 'other', cid: 1})")
     tab.js("document.querySelector('#banner button').click()")
     tab.wait("session.joined")
     tab.js("fake.say('ann', 'other', {cid: 1})")
@@ -154,7 +171,8 @@ def test_taken_over_with_something_unsent(alone):
     assert tab.js("fake.of('chat').at(-1).id") == 2
 
 
-@pytest.mark.parametrize("name, other", [("ann lee", "ann_lee"), ("o'hara", "o_hara"), (" <ann>! ", "ann"),
+@pytest.mark.parametrize("name, other", [("ann lee", "ann_lee"), ("o'hara", "o_hara"), (" <ann>! ",
+    "ann"),
                                          ("two  words here", "two_words_here")])
 def test_name_that_works(fresh, name, other):
     """A name that cannot be is answered with one that can, one click away."""
@@ -170,12 +188,15 @@ def test_name_that_works(fresh, name, other):
 def test_end_stays_in_view(alone):
     """Rotated, or with a keyboard that opens, the end of the talk stays where it can be seen."""
     tab = alone("ann", width=360, height=740)
-    tab.js("for (let at = 0; at < 60; at++) fake.say('bob', `line ${at} ` + 'word '.repeat(at % 9))")
+    tab.js("for (let at = 0; at < 60; at++) "
+           "fake.say('bob', `line ${at} ` + 'word '.repeat(at % 9))")
     tab.wait(row("line 59 " + "word " * 5))
     for width, height in ((740, 360), (360, 740), (360, 400), (320, 568)):
         tab.size(width, height)
         tab.wait(f"innerWidth === {width} && view.atEnd && nearEnd()")
-        assert tab.js(f"{row('line 59 ' + 'word ' * 5)}.getBoundingClientRect().bottom <= innerHeight")
+        last = row("line 59 " + "word " * 5)
+        assert tab.js(f"{last}.getBoundingClientRect().bottom <= innerHeight")
+    tab.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     tab.js("scroller.scrollTop = 0")
     tab.wait("!view.atEnd")
     tab.size(740, 360)

@@ -4,8 +4,11 @@ import json
 import re
 
 import harness
+import page
 import pytest
-from page import *  # noqa: F403
+from page import row, say
+
+alone, browser, fresh, server = page.alone, page.browser, page.fresh, page.server
 
 FOCUS = "document.activeElement"
 AT = f"({FOCUS}.id || {FOCUS}.className)"
@@ -21,16 +24,19 @@ def talk(alone):
     """A talk of five messages, three of them with something to press in them."""
     tab = alone("ann")
     tab.js("""fake.say('bob', 'one http://192.0.2.1/'); fake.say('bob', 'two http://192.0.2.2/');
-        fake.say('carol', 'three'); fake.number({type: 'joined', name: 'dora'}); fake.say('bob', 'four');
+        fake.say('carol', 'three'); fake.number({type: 'joined', name: 'dora'}); fake.say('bob',
+            'four');
         fake.say('carol', '\\n'.repeat(30) + 'x')""")
-    tab.wait("document.querySelectorAll('#log .msg').length === 5 && document.querySelector('.more')")
+    tab.wait("document.querySelectorAll('#log .msg').length === 5 && "
+             "document.querySelector('.more')")
     return tab
 
 
 # --- Keys ---
 
 def test_tab_goes_on_after_a_completion(alone):
-    """Tab completes, again for the next, and after the last one leads on; Escape lets it lead on at once."""
+    """Tab completes, again for the next, and after the last one leads on; Escape lets it lead on at
+    once."""
     tab = alone("ann", users=["bob", "bobby", "carol"])
     tab.type("bob", "input")
     tab.key("Tab")
@@ -56,7 +62,8 @@ def test_tab_goes_on_after_a_completion(alone):
 
 
 def test_one_stop_for_the_talk(talk):
-    """The list of messages is one stop; arrows move in it, Tab visits what a message has, Escape leaves."""
+    """The list of messages is one stop; arrows move in it, Tab visits what a message has, Escape
+    leaves."""
     assert talk.js("document.querySelectorAll('#log [tabindex=\"0\"]').length") == 1
     talk.js("document.querySelector('#log [tabindex=\"0\"]').focus()")
     press(talk, "ArrowUp", "ArrowUp")
@@ -80,7 +87,8 @@ def test_one_stop_for_the_talk(talk):
 
 
 def test_stop_survives_what_comes_and_goes(talk):
-    """What comes does not take the focus out of the talk; a row that is trimmed gives the stop on."""
+    """What comes does not take the focus out of the talk; a row that is trimmed gives the stop on.
+    What comes does not take the focus out of the talk; a row that is trimmed gives the stop on."""
     talk.js(f"{row('three')}.focus()")
     talk.js("fake.say('bob', 'five')")
     talk.wait(row("five"))
@@ -105,7 +113,8 @@ def test_people_by_keys(alone):
 
 
 def test_walk_by_tab(talk):
-    """From the top of the page to the field by Tab alone takes few stops, whatever is in the talk."""
+    """From the top of the page to the field by Tab alone takes few stops, whatever is in the talk.
+    From the top of the page to the field by Tab alone takes few stops, whatever is in the talk."""
     talk.js("document.body.tabIndex = -1; document.body.focus()")
     stops = []
     for _ in range(14):
@@ -120,20 +129,22 @@ def test_walk_by_tab(talk):
 
 
 def test_drawer(alone):
-    """On a phone the people's drawer dims the talk and closes by its button, Escape and a tap outside."""
+    """On a phone the people's drawer dims the talk and closes by its button, Escape and a tap
+    outside."""
     tab = alone("ann", width=360, height=740)
     for close in ("tab.click('#side-close')", "tab.key('Escape')",
                   "tab.js('document.elementFromPoint(20, 400).click()')"):
         tab.click("#people-button")
         assert tab.js("getComputedStyle(document.getElementById('shade')).display") == "block"
-        assert tab.js("document.getElementById('people-button').getAttribute('aria-expanded')") == "true"
+        assert tab.js("document.getElementById('people-button').ariaExpanded") == "true"
         eval(close)
         tab.wait("getComputedStyle(document.getElementById('side')).display === 'none'")
         assert tab.js(FOCUS + ".id") == "people-button"
 
 
 def test_dialogs_close_by_escape_and_outside(alone):
-    """Settings and help are dialogs: Escape and a click beside them end them, and the talk is not touched."""
+    """Settings and help are dialogs: Escape and a click beside them end them, and the talk is not
+    touched."""
     tab = alone("ann")
     for opened in ("document.getElementById('settings-button').click()", "help()"):
         for close in ("tab.key('Escape')", "tab.js('document.elementFromPoint(5, 400).click()')"):
@@ -147,7 +158,8 @@ def test_dialogs_close_by_escape_and_outside(alone):
 # --- Fingers ---
 
 def test_enter_on_a_phone(alone):
-    """Where fingers type, Enter is a new line and Send sends; the field is 16 px, what is tapped 44."""
+    """Where fingers type, Enter is a new line and Send sends; the field is 16 px, what is tapped
+    44."""
     tab = alone("ann", width=360, height=740)
     tab.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=1)
     tab.wait("coarse.matches")
@@ -158,7 +170,8 @@ def test_enter_on_a_phone(alone):
     tab.click("#send")
     tab.wait(row("one\ntwo", ".own"))
     assert tab.js("parseFloat(getComputedStyle(input).fontSize)") >= 16
-    small = tab.js("""[...document.querySelectorAll("header button, #composer button, #composer textarea")]
+    small = tab.js("""[...document.querySelectorAll(
+        "header button, #composer button, #composer textarea")]
         .filter(at => at.checkVisibility()).map(at => [at.id, at.getBoundingClientRect()]).filter(
         ([id, box]) => box.height < 43.9 || box.width < 43.9).map(([id]) => id)""")
     assert small == []
@@ -175,7 +188,8 @@ def test_font_size_of_the_browser(alone):
 # --- A screen reader ---
 
 def test_what_a_screen_reader_hears(talk):
-    """Every message has its speaker, grouped ones too; the state of one's own and of oneself is in words."""
+    """Every message has its speaker, grouped ones too; the state of one's own and of oneself is in
+    words."""
     say(talk, "mine")
     talk.wait(row("mine"))
     talk.js("fake.push({type: 'heard', about: fake.id, count: 1, of: 2})")
@@ -188,12 +202,14 @@ def test_what_a_screen_reader_hears(talk):
     talk.wait("innerWidth === 360")
     tree = talk.call("Accessibility.getFullAXTree")["nodes"]
     names = [node["name"]["value"] for node in tree if node.get("role", {}).get("value") in (
-        "button", "heading", "textbox", "searchbox", "checkbox", "combobox") and not node.get("ignored")]
+        "button", "heading", "textbox", "searchbox", "checkbox", "combobox") and not node.get(
+            "ignored")]
     assert "Roger" in names and "" not in [name.strip() for name in names]
 
 
 def test_states_are_marks_but_for_the_newest(alone):
-    """Of one's own messages the newest has its state in words; the others have a mark of a few pixels."""
+    """Of one's own messages the newest has its state in words; the others have a mark of a few
+    pixels."""
     tab = alone("ann")
     for text in ("one", "two"):
         say(tab, text)
@@ -220,7 +236,8 @@ def test_forced_colours(alone):
 
 def test_borders_of_fields(alone):
     """The border of a field has a contrast of 3 to what is around it, in light and in dark."""
-    script = """(() => { const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(Number)
+    script = """(() => { const light = color => { const [r, g,
+        b] = color.match(/[\\d.]+/g).map(Number)
         .map(value => value / 255).map(value => value <= 0.04045 ? value / 12.92
             : ((value + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
         const paper = light(getComputedStyle(document.body).backgroundColor);
@@ -251,7 +268,8 @@ def test_theme_is_remembered(alone):
 
 
 def test_languages(alone):
-    """Chosen by the browser, switched in the settings; the whole page, rows and states, too; Arabic runs
+    """Chosen by the browser, switched in the settings; the whole page, rows and states, too;
+    Arabic runs
     from right to left."""
     script = "Object.defineProperty(navigator, 'languages', {get: () => ['fr', 'de-CH']});"
     tab = alone("ann", script=script)
@@ -273,7 +291,8 @@ def test_languages(alone):
 
 
 def test_every_word_has_every_language(alone):
-    """Each row of the table has a column for each language, with the same fields in it; no other words are
+    """Each row of the table has a column for each language, with the same fields in it;
+    no other words are
     in the page's code."""
     tab = alone("ann")
     words = tab.js("WORDS")
@@ -281,7 +300,8 @@ def test_every_word_has_every_language(alone):
     for key, columns in words.items():
         assert len(columns) == count, key
         assert all(columns[key.startswith("e-"):]), key
-        fields = {tuple(sorted(set(re.findall(r"\{\w+\}", column)))) for column in columns if column}
+        fields = {tuple(sorted(set(re.findall(r"\{\w+\}",
+            column)))) for column in columns if column}
         assert len(fields) == 1, (key, fields)
     page = (harness.ROOT / "chat_web.html").read_text(encoding="utf-8")
     used = set(re.findall(r'\bt[n]?\("([a-z -]+)"', page)) | set(re.findall(
@@ -298,11 +318,14 @@ def test_nothing_sticks_out(alone, width, height, lang):
     settings = json.dumps({"lang": lang})
     tab = alone("ann", width=width, height=height,
                 script=f"localStorage.setItem('roger.settings', {json.dumps(settings)});")
-    tab.js("""fake.say('bob', 'W'.repeat(500) + ' http://192.0.2.1/' + 'x'.repeat(300), {to: 'ann'});
+    tab.js("""fake.say('bob', 'W'.repeat(500) + ' http://192.0.2.1/' + 'x'.repeat(300),
+        {to: 'ann'});
         fake.number({type: 'rules', speak: 'host', host: 'W'.repeat(24)}); openSearch('x');
         fake.number({type: 'motd', text: 'W'.repeat(500)}); session.lost('why')""")
     for opened in ("", "help()", "document.getElementById('help').close(); card('W'.repeat(24))",
                    "document.getElementById('card').close(); opened('settings')"):
         tab.js(opened)
-        assert tab.js("""[...document.querySelectorAll("body, #scroller, header, #banner, #composer, dialog")]
-            .filter(at => at.scrollWidth > at.clientWidth + 1).map(at => at.id || at.tagName)""") == []
+        assert tab.js("""[...document.querySelectorAll(
+            "body, #scroller, header, #banner, #composer, dialog")]
+            .filter(at => at.scrollWidth > at.clientWidth + 1).map(at => at.id
+            || at.tagName)""") == []

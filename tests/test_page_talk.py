@@ -2,8 +2,11 @@
 
 import json
 
+import page
 import pytest
-from page import *  # noqa: F403
+from page import row, say, texts
+
+alone, browser, fresh, server = page.alone, page.browser, page.fresh, page.server
 
 STRIP = "document.getElementById('strip')"
 CHIP = "document.getElementById('chip')"
@@ -32,16 +35,19 @@ def test_private_by_click(alone):
     tab.wait(row("a secret", ".own.private"))
     say(tab, "/me winks")
     tab.wait(row("winks", ".own.private"))
-    assert [(each["to"], each["seen"] >= 100) for each in tab.js("fake.of('chat')")] == [("bob", True)] * 2
+    assert [(each["to"], each["seen"] >= 100) for each in tab.js("fake.of('chat')")] == [("bob",
+        True)] * 2
     tab.key("Escape")
     assert tab.js(f"{CHIP}.hidden")
     say(tab, "to all")
     tab.wait(row("to all", ".own:not(.private)"))
-    assert "to" not in tab.js("fake.of('chat').at(-1)") and "seen" not in tab.js("fake.of('chat').at(-1)")
+    assert "to" not in tab.js("fake.of('chat').at(-1)") and "seen" not in tab.js(
+        "fake.of('chat').at(-1)")
 
 
 def test_private_draft_is_never_said_in_public(alone):
-    """What was typed for one stays with that one: Escape, or another person, brings their own draft."""
+    """What was typed for one stays with that one: Escape, or another person, brings their own
+    draft."""
     tab = alone("ann")
     tab.type("half a public line", "input")
     speak_to(tab, "bob")
@@ -61,7 +67,8 @@ def test_private_draft_is_never_said_in_public(alone):
 
 
 def test_private_follows_the_person(alone):
-    """After bob became rob and another bob came, what is for bob goes to rob; once he has left, nowhere."""
+    """After bob became rob and another bob came, what is for bob goes to rob; once he has left,
+    nowhere."""
     tab = alone("ann")
     speak_to(tab, "bob")
     tab.js("fake.say('bob', 'psst', {to: 'ann'})")
@@ -95,7 +102,8 @@ def test_private_over_another_server(alone):
     speak_to(tab, "bob")
     tab.js("fake.silent = true")
     say(tab, "waits")
-    tab.js("fake.silent = false; fake.epoch = 'e2'; fake.resumes = false; fake.id = 3; fake.sent = []; "
+    tab.js("fake.silent = false; fake.epoch = 'e2'; fake.resumes = false; "
+           "fake.id = 3; fake.sent = []; "
            "session.connect()")
     tab.wait("session.joined && fake.of('chat').length")
     assert tab.js("fake.of('chat')[0].seen") == 0
@@ -116,7 +124,8 @@ def test_chip_over_a_reload(alone, browser):
 
 # --- By command ---
 
-@pytest.mark.parametrize("line", ["  /msg bob secret", "/MSG bob secret", "\n/w bob secret", "/W bob  secret"])
+@pytest.mark.parametrize("line", ["  /msg bob secret", "/MSG bob secret", "\n/w bob secret",
+    "/W bob  secret"])
 def test_command_is_never_said(alone, line):
     """A line whose first word is a known command is that command, after blanks and in any case."""
     tab = alone("ann")
@@ -131,7 +140,8 @@ def test_what_is_no_command(alone):
     for line in (" /nonsense x", "//msg bob x", "a /msg bob x", "/nonsense x"):
         tab.js(f"input.value = {json.dumps(line)}; send()")
     tab.wait(f"/is not a command/.test({NOTE})")
-    assert tab.js("fake.of('chat').map(frame => frame.text)") == [" /nonsense x", "/msg bob x", "a /msg bob x"]
+    assert tab.js("fake.of('chat').map(frame => frame.text)") == [" /nonsense x", "/msg bob x",
+        "a /msg bob x"]
 
 
 def test_ignore_follows_a_rename(alone):
@@ -139,7 +149,8 @@ def test_ignore_follows_a_rename(alone):
     tab = alone("ann")
     say(tab, "/ignore BOB")
     tab.js("""fake.say('bob', 'no'); fake.number({type: 'renamed', name: 'bob', to: 'rob'});
-        fake.say('rob', 'no'); fake.number({type: 'joined', name: 'bob'}); fake.say('bob', 'yes')""")
+        fake.say('rob', 'no'); fake.number({type: 'joined', name: 'bob'}); fake.say('bob',
+            'yes')""")
     tab.wait(row("yes"))
     assert texts(tab) == ["yes"]
 
@@ -157,7 +168,8 @@ def test_reply(alone):
     assert tab.js("input.value") == "> bob: first line\nmy answer" and tab.js(f"{CHIP}.hidden")
     tab.key("Enter")
     tab.wait(row("> bob: first line\nmy answer"))
-    assert tab.js("document.querySelector('#log .own blockquote').textContent") == "> bob: first line"
+    assert tab.js("document.querySelector('#log .own blockquote').textContent"
+                  ) == "> bob: first line"
     tab.js(f"{row('psst')}.focus()")
     tab.js("document.querySelector('.acts button').click()")
     assert tab.js(f"!{CHIP}.hidden && target.name") == "bob"
@@ -168,10 +180,12 @@ def test_reply(alone):
 # --- The rules of the room ---
 
 def test_rules(alone):
-    """Only the host speaks, nothing private, slowly: each is said, and what may not be said now stays
+    """Only the host speaks, nothing private, slowly: each is said,
+        and what may not be said now stays
     in the line."""
     tab = alone("ann")
-    rules = "fake.number({type: 'rules', speak: 'all', private: true, slow: 0, host: 'Teacher', ...%s})"
+    rules = ("fake.number({type: 'rules', speak: 'all', private: true, slow: 0, "
+             "host: 'Teacher', ...%s})")
     tab.js(rules % "{speak: 'host'}")
     tab.wait(f"/Only Teacher speaks/.test({STRIP}.textContent)")
     say(tab, "let me")
@@ -202,7 +216,8 @@ def test_rules(alone):
 
 
 def test_rules_that_the_server_says_first(alone):
-    """The chip that is open when private talk ends sends nothing; errors by their code are shown."""
+    """The chip that is open when private talk ends sends nothing; errors by their code are shown.
+    The chip that is open when private talk ends sends nothing; errors by their code are shown."""
     tab = alone("ann")
     speak_to(tab, "bob")
     tab.js("fake.number({type: 'rules', speak: 'all', private: false, slow: 0, host: 'Server'})")
@@ -210,7 +225,8 @@ def test_rules_that_the_server_says_first(alone):
     say(tab, "secret")
     assert tab.js("fake.of('chat').length") == 0 and tab.js("input.value") == "secret"
     tab.key("Escape")
-    tab.js("""fake.answer = frame => { if (frame.type !== "chat") return false; fake.number({type: 'error',
+    tab.js("""fake.answer = frame => { if (frame.type !== "chat") return false;
+    fake.number({type: 'error',
         code: 'muted', text: 'you may speak again at 14:05', about: frame.id}); return true; }""")
     say(tab, "public")
     tab.wait("/14:05/.test(document.querySelector('#pending .failed .state').textContent)")
@@ -231,7 +247,8 @@ def test_pinned_line(alone):
 
 
 def test_removed(alone):
-    """What the host takes back is gone from the page and from what it keeps, and says so in its place."""
+    """What the host takes back is gone from the page and from what it keeps, and says so in its
+    place."""
     tab = alone("ann")
     tab.js("""window.id = fake.say('bob', 'ann: something bad'); fake.say('bob', 'after');
         fake.number({type: 'removed', about: id}); fake.number({type: 'removed', about: 4711})""")
@@ -250,12 +267,14 @@ def test_removed(alone):
 
 SEARCHING = """
 fake.entries = [];
-for (let id = 1; id <= 90; id++) fake.entries.push({type: "chat", id, from: id % 2 ? "bob" : "carol",
+for (let id = 1; id <= 90; id++) fake.entries.push({type: "chat", id,
+    from: id % 2 ? "bob" : "carol",
     text: `said ${id}` + (id % 30 === 10 ? " Pelikan café" : ""), at: 1.7e9 + id});
 fake.answer = frame => {
     if (frame.type !== "history") return false;
     const keys = (frame.find || "").split(" ").map(nameKey), below = frame.before ?? Infinity;
-    const looked = fake.entries.filter(entry => entry.id < below).slice(-(frame.find ? 35 : frame.count));
+    const looked = fake.entries.filter(entry => entry.id < below)
+        .slice(-(frame.find ? 35 : frame.count));
     const found = looked.filter(entry => keys.every(key => nameKey(entry.text).includes(key)));
     const older = looked.length && looked[0].id > 1 ? looked[0].id : undefined;
     fake.push({type: "history", about: frame.id, entries: found, older,
@@ -280,7 +299,8 @@ def searching(alone):
 
 
 def test_search(searching):
-    """All words, in all that the server keeps, in their place in the talk; up and down; Escape goes back."""
+    """All words, in all that the server keeps, in their place in the talk; up and down; Escape goes
+    back."""
     tab = searching(True)
     tab.js("scroller.scrollTop = scroller.scrollHeight")
     say(tab, "/search pelikan CAFÉ")
@@ -314,7 +334,8 @@ def test_search_without_result(searching, words):
 
 
 def test_search_where_the_server_cannot(searching):
-    """A server that does not repeat the words cannot search: it says so, and the page itself is searched."""
+    """A server that does not repeat the words cannot search: it says so, and the page itself is
+    searched."""
     tab = searching(False)
     say(tab, "/search now 2")
     tab.wait(f"{HIT} === 'now 24'")
@@ -342,7 +363,8 @@ def test_jump_to_a_mention(alone):
     tab.wait(row("line 59"))
     tab.js("scroller.scrollTop = 0")
     tab.wait("!view.atEnd")
-    tab.js("""fake.say('bob', 'ann: look'); for (let at = 60; at < 120; at++) fake.say('bob', `line ${at}`);
+    tab.js("""fake.say('bob', 'ann: look'); for (let at = 60; at < 120; at++) fake.say('bob',
+        `line ${at}`);
         fake.say('bob', 'ann: and this')""")
     tab.wait("document.getElementById('mentioned').textContent === '@ 2 ↑'")
     tab.click("#mentioned")

@@ -2,8 +2,10 @@
 
 import json
 
+import page
 import pytest
-from page import *  # noqa: F403
+
+browser, server = page.browser, page.server
 
 LINE = "http://192.0.2.1/a"
 
@@ -74,7 +76,8 @@ def test_code_and_quote(tab):
             return [into.textContent, ...into.querySelectorAll("code, blockquote")].map(at =>
                 at.tagName?.toLowerCase() || at); }})()""")
         assert tags == [text] + ([css] if css else [])
-    assert tab.js("""(() => { const into = make("div"); fill(into, "a\\n```py\\n  x\\n```\\nb\\n```");
+    assert tab.js("""(() => { const into = make("div"); fill(into,
+        "a\\n```py\\n  x\\n```\\nb\\n```");
         return [into.querySelector("pre").textContent, into.textContent]; })()""") == [
             "  x", "a\n  xb\n```"]
 
@@ -84,14 +87,16 @@ def test_code_and_quote(tab):
     "```x\n" * 2000, "\u200b" * 8192, "> " * 4096, "> x\n" * 2048, "a\u0301" + "\u0301" * 8000,
     "\u2066" * 8192, " " * 8000 + "x", "http://a " * 900, "ann-" * 2048])
 def test_linear(tab, text):
-    """A hundred such messages are shown within the driver's time-out: quadratic work takes minutes."""
+    """A hundred such messages are shown within the driver's time-out: quadratic work takes minutes.
+    A hundred such messages are shown within the driver's time-out: quadratic work takes minutes."""
     tab.js(f"""(text => {{ for (let times = 0; times < 100; times++) {{
         fill(make("div"), text); mentions(text, "ann"); clean(text); }} }})({json.dumps(text)})""")
 
 
 def test_run_of_hidden_characters(tab):
     """A run of what hides is one element, and not as long as it was; a link is bounded."""
-    assert tab.js("""(() => { const into = make("div"); fill(into, "a" + "\\u200b".repeat(8000) + "b");
+    assert tab.js("""(() => { const into = make("div"); fill(into,
+        "a" + "\\u200b".repeat(8000) + "b");
         return [into.childNodes.length, into.textContent.length < 400]; })()""") == [3, True]
     assert len(made(tab, "http://a/" + "x" * 8000)[1][0][0]) <= 2060
 
@@ -110,11 +115,14 @@ def test_shown_as_it_is(tab, text):
 
 @pytest.mark.parametrize("text, shown", [
     ("a\u200bb", "a\\u200bb"), ("a\u200db", "a\\u200db"), ("a\u200cb", "a\\u200cb"),
-    ("\u202egnp", "\\u202egnp"), ("\u2066open", "\\u2066open"), ("\u2066a\n\u2069", "\\u2066a\n\\u2069"),
+    ("\u202egnp", "\\u202egnp"), ("\u2066open", "\\u2066open"), ("\u2066a\n\u2069",
+        "\\u2066a\n\\u2069"),
     ("x\u2069", "x\\u2069"), ("\ufeffx", "\\ufeffx"), ("\u200f\u200fx", "\\u200f\\u200fx"),
-    ("a\u3164b", "a\\u3164b"), ("\U000e0041", "\\U000e0041"), ("a\U000e0041\U000e0042", "a\\U000e0041\\U000e0042"),
+    ("a\u3164b", "a\\u3164b"), ("\U000e0041", "\\U000e0041"), ("a\U000e0041\U000e0042",
+        "a\\U000e0041\\U000e0042"),
     ("a\x1b[2J", "a\\x1b[2J"), ("\x85\u2028", "\\x85\\u2028"), ("a\ufe0f", "a\\ufe0f"),
-    ("a\u034fb", "a\\u034fb"), ("\ud800x", "\\ud800x"), ("\u0622\u200b\u0622", "\u0622\\u200b\u0622")])
+    ("a\u034fb", "a\\u034fb"), ("\ud800x", "\\ud800x"), ("\u0622\u200b\u0622",
+        "\u0622\\u200b\u0622")])
 def test_visible(tab, text, shown):
     """What hides, reorders or forges is visible."""
     text = json.dumps(text, ensure_ascii=True)
@@ -127,18 +135,23 @@ def test_visible(tab, text, shown):
 
 @pytest.mark.parametrize("text, name", [
     ("ann", "ann"), ("ann: lunch?", "ann"), ("hi Ann.", "ann"), ("@ann", "ann"), ("(ann)", "ann"),
-    ("ann, bob", "ann"), ("ann...", "ann"), ("ann's", "ann"), ("你好小明在吗", "小明"), ("ann在吗", "ann"),
+    ("ann, bob", "ann"), ("ann...", "ann"), ("ann's", "ann"), ("你好小明在吗", "小明"),
+    ("ann在吗", "ann"),
     ("Jose\u0301!", "José"), ("José", "Jose\u0301"), ("ＡＮＮ", "ann"), ("ann-2: x", "ann-2"),
     ("STRASSE", "straße"), ("สวัสดีสมชายครับ", "สมชาย"), ("-ann-", "ann"), ("ann\nx", "ann")])
 def test_mention(tab, text, name):
-    """A name as a whole is a mention, in any case and normalisation, and inside scripts without blanks."""
+    """A name as a whole is a mention, in any case and normalisation, and inside scripts without
+    blanks."""
     assert tab.js(f"mentions({json.dumps(text)}, {json.dumps(name)})")
 
 
 @pytest.mark.parametrize("text, name", [
-    ("ann-2: lunch?", "ann"), ("ann.smith", "ann"), ("see http://x/ann/y", "ann"), ("/home/ann/x", "ann"),
-    ("planning", "ann"), ("anna", "ann"), ("joann", "ann"), ("x@ann.example", "ann"), ("ann_2", "ann"),
-    ("ann2", "ann"), ("mary-ann", "ann"), ("mary.ann", "ann"), ("", "ann"), ("ann@host.example", "ann")])
+    ("ann-2: lunch?", "ann"), ("ann.smith", "ann"), ("see http://x/ann/y", "ann"), ("/home/ann/x",
+        "ann"),
+    ("planning", "ann"), ("anna", "ann"), ("joann", "ann"), ("x@ann.example", "ann"), ("ann_2",
+        "ann"),
+    ("ann2", "ann"), ("mary-ann", "ann"), ("mary.ann", "ann"), ("", "ann"), ("ann@host.example",
+        "ann")])
 def test_no_mention(tab, text, name):
     """Part of another name, of a word or of an address is none."""
     assert not tab.js(f"mentions({json.dumps(text)}, {json.dumps(name)})")
