@@ -596,7 +596,7 @@ class History:
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")
             return
-        here = sorted(name for name, address in self.server.room.users())
+        here = sorted(name for name, address in self.server.room.host.users())
         if sorted(client.session.users.values()) != here:
             self.wrong(f"{client.name} sees {sorted(client.session.users.values())}, there are {here}")
         for said, epoch in client.said:
