@@ -432,8 +432,7 @@ class ClientSession:
         server suggested one."""
         seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
-        self.manager = MessageManager(self._alarm, self._sayings.log, self, write)
-        self.manager.seen = seen
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
         write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
                    receipts=self._receipts).encode())
 

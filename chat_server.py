@@ -124,9 +124,17 @@ HISTORY = 20
 # reached the oldest tenth goes, and whoever reads there is fed from the history file or dropped.
 LOG_FRAMES = 50_000
 LOG_BYTES = 64 * 1024 * 1024
-# Sessions remembered after their member left, so that what it sends again is not said twice; then
-# those that left first are forgotten.
+# Sessions remembered after their member left, so that what it sends again is not said twice, with
+# the refusals that each did not confirm. Then those are forgotten of whose address there are most:
+# first who has said nothing, then who left first.
 SESSIONS = 20_000
+# New sessions that one address may have at once, and then a second: a class that comes in behind
+# one NAT, twice, is not slowed. What comes on top waits, and for JOIN_TIMEOUT at most. This machine
+# itself is exempt.
+NEW_SESSIONS = 2_000
+NEW_SESSION_RATE = 5.0
+# What a connection may say of the flood limit's burst before it has joined.
+JOIN_BURST = 10.0
 # Seconds between two `heard` about one message, seconds after which nobody is told any more, and
 # messages watched at once: the oldest is dropped first.
 RECEIPT_EVERY = 0.5
@@ -173,8 +181,10 @@ PACE = 0.0007
 BUSY = 8
 ADMIT_WAIT = 0.02
 ADMIT_POLL = 0.0002
-# Connections that have not joined yet.
+# Connections that have not joined yet. Then the oldest of these are cut, so many at once, of the
+# address that has most.
 UNJOINED = 2_000
+CUT_AT_ONCE = 50
 # Seconds before a complaint is repeated: to a member that floods, or in the log.
 SAY_AGAIN = 60.0
 
@@ -1416,7 +1426,7 @@ class Session:
 
     __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got",
                  "present", "listed", "link", "lost_at", "left_at", "named_at", "said_at",
-                 "origin", "receipts", "refusals", "allowance", "_acked")
+                 "receipts", "refusals", "allowance", "origin", "_acked")
 
     def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
         # Its own for good, in the history file: who private frames are for.
@@ -1440,16 +1450,21 @@ class Session:
         # The newest id when it took its name, and when it spoke last, by the room's clock.
         self.named_at = begin
         self.said_at = -math.inf
-        # The address that it came from; "" when that was before a restart.
-        self.origin = ""
         # Tell it who heard its messages.
         self.receipts = False
         # The errors that refuse a frame of its, until they are acknowledged.
         self.refusals: "list[Error]" = []
         # Its flood limit, which a new connection does not fill again.
         self.allowance: Optional[Allowance] = None
+        # The address that it counts for; "" when it came before a restart.
+        self.origin = ""
         # The newest id that it acknowledged on connections before this one.
         self._acked = begin
+
+    @property
+    def weight(self) -> int:
+        """What it counts for among those that are remembered."""
+        return 1 + len(self.refusals)
 
     @property
     def acked(self) -> int:
@@ -1491,6 +1506,8 @@ class Members:
         # The same by the hash of their secret; and those who left or were booted, in that order.
         self._by_secret: "dict[bytes, Session]" = {}
         self._gone: "dict[bytes, Session]" = {}
+        # What those count for together; at least that: some came back.
+        self._gone_weight = 0
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
@@ -1538,6 +1555,7 @@ class Members:
     def remember(self, session: Session) -> None:
         """A session of the history file that is not in the room."""
         self._gone[session.secret_hash] = session
+        self._gone_weight += session.weight
 
     def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
         """A member goes; return who has its place in the list now, and which sessions are
@@ -1545,9 +1563,8 @@ class Members:
         del self._by_name[name_key(session.name)], self._by_secret[session.secret_hash]
         session.present = False
         self._gone[session.secret_hash] = session
-        forgotten = []
-        while len(self._gone) > SESSIONS:
-            forgotten.append(self._gone.pop(next(iter(self._gone))))
+        self._gone_weight += session.weight
+        forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         if not session.listed:
             return None, forgotten
         session.listed = False
@@ -1558,6 +1575,29 @@ class Members:
             successor = next(other for other in self if not other.listed)
             self._list(successor)
         return successor, forgotten
+
+    def _forget_some(self) -> "list[Session]":
+        """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
+        another address before as many of its own are left."""
+        origins: "dict[str, list[Session]]" = {}
+        for session in self._gone.values():
+            origins.setdefault(session.origin, []).append(session)
+        # How much of its address stays when a session goes, and all that are worth more.
+        ranks: "list[tuple[int, Session]]" = []
+        for sessions in origins.values():
+            # Who has said something comes first, and then who left last.
+            sessions.reverse()
+            sessions.sort(key=lambda session: session.got == 0)
+            weights = itertools.accumulate(session.weight for session in sessions)
+            ranks += zip(weights, sessions)
+        ranks.sort(key=lambda rank: rank[0])
+        forgotten = []
+        self._gone_weight = sum(session.weight for session in self._gone.values())
+        while self._gone_weight > SESSIONS - SESSIONS // 100:
+            session = ranks.pop()[1]
+            self._gone_weight -= session.weight
+            forgotten.append(self._gone.pop(session.secret_hash))
+        return forgotten
 
     def rename(self, session: Session, name: str) -> None:
         """A member takes another name."""
@@ -2048,7 +2088,8 @@ class Delivery:
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
-            if link is not None and NOWHERE < link.manager.acked < upto:
+            # What comes before its begin is not read from the log.
+            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
                 if link.manager.acked < upto and not self._journal.feeds:
@@ -2073,6 +2114,10 @@ class Entrance:
         self.receipts = Receipts(members)
         # How many members are connected.
         self.connected = 0
+        # Those whose grace_over() the alarm will post.
+        self._awaited: "set[Session]" = set()
+        # Of each address the new sessions that it may have now.
+        self._newcomers: "dict[str, Allowance]" = {}
 
     def restore(self, history: HistoryFile) -> None:
         """Go on where the file ends. Whoever was here is so again when it resumes: until then it
@@ -2094,8 +2139,10 @@ class Entrance:
 
     # Coming in
 
-    def join(self, link: Connection, join: Join) -> None:
-        """A connection wants in, or back."""
+    def join(self, link: Connection, join: Join, may_be_new: bool = False) -> None:
+        """A connection wants in, or back; with `may_be_new` it has waited for its turn."""
+        if link.ended:
+            return
         if link.session is not None:
             self._delivery.refuse(link, ProtocolError(
                 "already-joined", f"you are in, as {link.session.name}"))
@@ -2116,7 +2163,31 @@ class Entrance:
                 if error.code in ("banned", "full"):
                     self.end(link, error.code)
                 return
+        if session is None and not may_be_new and self._has_to_wait(link, join):
+            return
         self._admit(link, join, session)
+
+    def _has_to_wait(self, link: Connection, join: Join) -> bool:
+        """Whether the address has had so many new sessions that this one has to wait: it joins
+        later, in its turn, or is refused where that would be too late."""
+        if _is_loopback(link.address):
+            return False
+        now = self._alarm.clock()
+        if link.origin not in self._newcomers and len(self._newcomers) >= NEW_SESSIONS:
+            self._newcomers = {origin: allowance for origin, allowance in self._newcomers.items()
+                               if not allowance.is_full}
+        allowance = self._newcomers.setdefault(link.origin, Allowance(
+            NEW_SESSION_RATE, self._alarm.clock, NEW_SESSIONS))
+        wait = allowance.wait()
+        if now + wait >= link.since + JOIN_TIMEOUT:
+            self._delivery.refuse(link, ProtocolError(
+                "full", "too many new ones come from your address: try again later"))
+            self.end(link, "full")
+            return True
+        allowance.change(1)
+        if wait:
+            self._alarm.at(now + wait, lambda: self._post(self.join, link, join, True))
+        return bool(wait)
 
     def _known(self, join: Join) -> Optional[Session]:
         """The session that `join` proves to own; None without one, and for one that claims to have
@@ -2129,8 +2200,8 @@ class Entrance:
     def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """Raise ProtocolError if whoever is at `link` may not come in under that name."""
         owned = self._members.owned(join.session) if join.session else None
-        self._house.check_entry(join.name, owned, link.address)
-        if session is None:
+        self._house.check_entry(join.name, owned, link.origin)
+        if session is None or join.name != session.name:
             chatproto.check_name(join.name)
         if len(self._members) >= self._settings.max_members:
             self._make_room()
@@ -2166,8 +2237,9 @@ class Entrance:
             place = session.history_from
         else:
             place = max(seen, session.history_from)
-            # In memory the last chats, which are before its begin, outlive the start of the log.
-            if journal.feeds or seen >= session.begin:
+            # In memory the last chats, which are before its begin, outlive the start of the log; but
+            # where that is past its begin nobody could feed it what comes between.
+            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
@@ -2184,9 +2256,12 @@ class Entrance:
         session.receipts = join.receipts
         session.link, link.session = link, session
         self.connected += 1
-        session.allowance = link.allowance = session.allowance or link.allowance
+        if session.allowance is None:
+            session.allowance = link.allowance
+            session.allowance.change(JOIN_BURST - session.allowance.burst)
+        link.allowance = session.allowance
+        session.origin = link.origin
         session.lost_at = math.inf
-        session.origin = link.address
         if self._house.is_special:
             rules = dataclasses.replace(self._house.rules, id=journal.next_id())
             self._delivery.add(rules, (session,))
@@ -2287,9 +2362,15 @@ class Entrance:
 
     def _await(self, session: Session) -> None:
         """A member has its grace time from now on."""
-        session.lost_at = lost_at = self._alarm.clock()
-        self._alarm.at(lost_at + self._settings.grace,
-                       lambda: self._post(self.grace_over, session, lost_at))
+        session.lost_at = self._alarm.clock()
+        self._end_grace_at(session, session.lost_at + self._settings.grace)
+
+    def _end_grace_at(self, session: Session, when: float) -> None:
+        """Have grace_over() called. Only once: who comes and is lost a thousand times an hour is to
+        leave no more behind with the alarm than others."""
+        if session not in self._awaited:
+            self._awaited.add(session)
+            self._alarm.at(when, lambda: self._post(self.grace_over, session))
 
     def too_slow(self, link: Connection) -> None:
         """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
@@ -2300,13 +2381,14 @@ class Entrance:
                 "too-slow", "you did not keep up and were disconnected"))
             self.end(link, "too slow")
 
-    def grace_over(self, session: Session, lost_at: float) -> None:
-        """A member that was lost at `lost_at` has had its time to come back."""
-        if session.present and session.link is None and session.lost_at == lost_at:
+    def grace_over(self, session: Session) -> None:
+        """A member may have had its time to come back, since it was lost for the last time."""
+        self._awaited.discard(session)
+        if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
-            until = self._journal.recovered_at + self._settings.grace
-            if self._alarm.clock() < until:
-                self._alarm.at(until, lambda: self._post(self.grace_over, session, lost_at))
+            lost_at = max(session.lost_at, self._journal.recovered_at)
+            if self._alarm.clock() < lost_at + self._settings.grace:
+                self._end_grace_at(session, lost_at + self._settings.grace)
             else:
                 self.leave(session, "gone away")
 
@@ -2792,7 +2874,7 @@ class Room:
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
         journal, now = self.journal, self._alarm.clock()
         try:
-            self._house.check_say(session, say, link.address, now)
+            self._house.check_say(session, say, session.origin, now)
             recipient = self._recipient(say)
         except ProtocolError as error:
             self._delivery.refuse(link, error, say.id)
@@ -2889,16 +2971,23 @@ class Allowance:
     """The flood limit of one session: a burst of five seconds' worth, then `rate` frames a second.
     What costs more than is left is let through while anything is left, and owed."""
 
-    __slots__ = ("_rate", "_clock", "_burst", "_left", "_at")
+    __slots__ = ("_rate", "_clock", "burst", "_left", "_at")
 
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, clock: Callable[[], float], burst: float = 0.0,
+                 left: float = math.inf) -> None:
         self._rate = rate
         self._clock = clock
         # Room for a join or two at the lowest rates.
-        self._burst = max(5.0, 5 * rate)
+        self.burst = burst or max(JOIN_BURST, 5 * rate)
         # What may go now, and when that was so.
-        self._left = self._burst
+        self._left = min(self.burst, left)
         self._at = clock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is as if nothing had ever been used up."""
+        self.wait()
+        return self._left >= self.burst
 
     def take(self, cost: float = 1.0) -> float:
         """Use up a cost and return 0, or return the seconds until that may be."""
@@ -2912,7 +3001,7 @@ class Allowance:
         if not self._rate:
             return 0.0
         now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._left = min(self.burst, self._left + (now - self._at) * self._rate)
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
 
@@ -2931,13 +3020,16 @@ class Connection:
     decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "since", "session", "ended", "welcome", "allowance", "manager",
+    __slots__ = ("address", "origin", "since", "session", "ended", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
                  "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "__weakref__")
 
     def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
-                 alarm: Alarm, rate: float, join_by: Optional[float] = None) -> None:
+                 alarm: Alarm, rate: float, join_by: Optional[float] = None,
+                 origin: str = "") -> None:
+        # Where it comes from, and what that counts for: see _origin().
         self.address = address
+        self.origin = origin or address
         # When it came.
         self.since = alarm.clock()
         # The sequencer sets these: the session, once; that nothing more is taken from here; and for
@@ -2948,7 +3040,7 @@ class Connection:
         # Up to which place it hears the log when it has ended, and then what else.
         self._last_words = (NOWHERE, b"")
         # The session's, once there is one.
-        self.allowance = Allowance(rate, alarm.clock)
+        self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
         self._room = room
         self._post = post
@@ -2992,12 +3084,11 @@ class Connection:
         wait = self.release() if self._held or self._failure else None
         owed = self._pay(self._wire.overhead)
         if self.is_full or owed:
-            self.manager.patient = True
+            self.manager.excuse()
             self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(owed or wait):
+            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
-        self.manager.patient = False
         if self.has_more:
             return b""
         data: bytes = self._wire.read(wait)
@@ -3959,12 +4050,12 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
-        if others:
-            lines.append("Should that not lead here: " + ", ".join(others[:5]))
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
-            lines.append("This machine is in no network yet: nobody else can come")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
+        if others:
+            lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
+        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+            lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
 

@@ -94,11 +94,13 @@ PAGE, CHAT, HOST = "/", "/chat", "/host"
 FILES = ("/chat_client.py", "/chatproto.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA       # opcodes (RFC 6455, 5.2)
+# Opcodes (RFC 6455, 5.2).
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 # 7.4.1
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED = 1000, 1001, 1002, 1003
 BAD_DATA, POLICY, TOO_BIG = 1007, 1008, 1009
-_STATUSES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])  # that may be sent; IANA's list
+# Close codes that may be sent; IANA's list.
+_STATUSES = frozenset([1000, 1001, 1002, 1003, *range(1007, 1015)])
 _ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"       # RFC 6455, 1.3
 
 logger = logging.getLogger("roger.web")

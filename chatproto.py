@@ -59,6 +59,7 @@ The parts, bottom up
     MessageSocket      the only one that touches a socket: reads that block, writes that never do
     Alarm              one threading.Timer for every deadline of the process
     MessageQueue       one ordered log of frames, read from any place by any number of readers
+    Confirmations      which of the peer's frames are confirmed, and when
     MessageManager     one reader of a log, over one connection: what is sent and what is
                        acknowledged are two places in the log; ACKs, retries, pings
     Inbox              queue.Queue sequencing: many threads post events, one takes all that wait
@@ -524,8 +525,10 @@ class Join(Message):
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """As Message's."""
-        if fields.get("session") is None:
-            check_name(fields.get("name"))
+        name = fields.get("name")
+        # Of a long one no more is to be made: to compare it takes a fifth of a second.
+        if fields.get("session") is None or type(name) is str and len(name) > MAX_NAME:
+            check_name(name)
         return super().from_fields(fields)
 
 
@@ -739,9 +742,9 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 
 # --- Framing ---
 
-# The line of an ACK as most write it: most of what a server reads. Its threads look for it before they decode,
-# as each holds up all others until it is back in its recv(): 20 us less for each ACK, where many
-# come at once.
+# The line of an ACK as most write it: most of what a server reads. Its threads look for it before
+# they decode, as each holds up all others until it is back in its recv(): 20 us less for each ACK,
+# where many come at once.
 LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
 _HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -845,8 +848,12 @@ def _too_deep(line: bytes) -> bool:
         return False
     quoted = line.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
     # Of both kinds alike: where they do not match the parser stops.
-    brackets = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS)
+    brackets, before = b"".join(quoted[::2]).translate(_SQUARE, _NO_BRACKETS), -1
     for _ in range(MAX_DEPTH):
+        # Where nothing closes any more the other steps would change nothing.
+        if len(brackets) in (0, before):
+            break
+        before = len(brackets)
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
@@ -1411,23 +1418,60 @@ def _nowhere(data: bytes) -> None:
     """What a closed MessageManager writes with."""
 
 
+class Confirmations:
+    """Which of the peer's frames our ACKs confirm, and when: a MessageManager's, under its lock."""
+
+    __slots__ = ("seen", "refused", "late", "due")
+
+    def __init__(self, seen: int) -> None:
+        # The newest id of the peer's frames that has done its work here.
+        self.seen = seen
+        # Of the peer's frames that we refuse: their id, and that of the error, not sent yet.
+        self.refused: "list[tuple[int, int]]" = []
+        # Bytes that a late ACK will confirm, where a frame counts its part of ACK_BYTES at least;
+        # and when that ACK has to be written.
+        self.late = 0
+        self.due = math.inf
+
+    def processed(self, id: int, size: int, now: float) -> bool:
+        """A frame has done its work; return whether to confirm at once: for a duplicate, whose ACK
+        was lost, or when enough is late."""
+        is_duplicate = id <= self.seen
+        self.seen = max(id, self.seen)
+        if not self.late:
+            self.due = now + ACK_DELAY - TICK
+        self.late += max(size, ACK_BYTES // ACK_FRAMES)
+        return is_duplicate or self.late >= ACK_BYTES
+
+    def passed(self, sent: int) -> bool:
+        """Our frames up to `sent` are written; return whether an ACK waited for an error there."""
+        last = 0
+        while self.refused and self.refused[0][1] <= sent:
+            last = self.refused.pop(0)[0]
+        return 0 < last <= self.seen
+
+    def confirm(self) -> int:
+        """An ACK is written now: of everything before the first refusal that waits."""
+        self.late, self.due = 0, math.inf
+        return min(self.seen, self.refused[0][0] - 1) if self.refused else self.seen
+
+
 class MessageManager:
     """One peer, over one connection: a reader of a log whose two places are what was sent and what
-    was acknowledged; and the ACKs of what the peer sends. Here the window, retries, late ACKs,
-    pings, and the ACK that must not overtake an error come together.
+    was acknowledged, and who confirms what the peer sends. Here all correctness meets.
 
-    A resume is a new manager that begins at the peer's place. A reader that stops costs nothing:
-    its places stay, and after all its retries it is dead. Every method may be called from any
-    thread, and none blocks. `wrap` is for a connection that is no plain socket: what it writes for
-    a frame. Until open() nothing but bare frames goes out.
+    A resume is a new manager that begins at the peer's place. A reader that stops costs nothing,
+    and after all its retries it is dead. Any thread may call, and nothing blocks. `wrap` is what a
+    connection writes for a frame that is no plain socket. Until open() only bare frames go out.
     """
 
     __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
-                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries", "seen",
-                 "_refused", "_late", "_ack_by", "_ring_at", "patient", "__weakref__")
+                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries",
+                 "_incoming", "_ring_at", "__weakref__")
 
     def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
-                 write: Callable[[bytes], None], wrap: Optional[Wrap] = None) -> None:
+                 write: Callable[[bytes], None], wrap: Optional[Wrap] = None,
+                 seen: int = 0) -> None:
         self._alarm = alarm
         self._log = log
         self._owner = owner
@@ -1436,38 +1480,25 @@ class MessageManager:
         # block, are made under it. The log's lock may be taken inside, and the socket's. Neither
         # the owner nor the alarm is called while it is held.
         self._lock = threading.Lock()
-        # Once closed this does nothing, and `_ring_at` is -inf.
+        # Does nothing once closed; `_ring_at` is -inf then.
         self._write = write
-        # Which of the log's readers this is. It hears the log behind `_begin`; what comes before is
-        # fed to it.
+        # Which of the log's readers this is, and from where on: what comes before is fed to it.
         self._reader: Optional[int] = None
         self._begin = 0
-        # Two places in the log. What lies between is in flight.
-        self.sent = NOWHERE
-        self.acked = NOWHERE
+        # Two places in the log: what lies between is in flight. So many frames of it are this
+        # reader's, and bytes. (A ping is in flight with none.)
+        self.sent = self.acked = NOWHERE
+        self._flying = self._flying_bytes = 0
         # Of what was fed last the id of its last frame, and the place behind: between these nothing
         # is this reader's, whatever the log has there.
         self._fed = (NOWHERE, NOWHERE)
-        # How many frames of this reader lie between them, and their bytes. (A ping is not counted:
-        # it is in flight with none of both.)
-        self._flying = 0
-        self._flying_bytes = 0
         # When the oldest frame in flight was sent, or the last ACK moved `acked`; with nothing in
         # flight when anything was written.
         self._since = alarm.clock()
         self._retries = 0
-        # The newest id of the peer's frames that has done its work here.
-        self.seen = 0
-        # Of the peer's frames that we refuse: their id, and that of the error, not sent yet.
-        self._refused: "list[tuple[int, int]]" = []
-        # Bytes that a late ACK will confirm, where a frame counts its part of ACK_BYTES at least;
-        # and when that ACK has to be written.
-        self._late = 0
-        self._ack_by = math.inf
+        self._incoming = Confirmations(seen)
         # When the alarm calls us; earlier requests that it still holds are stale.
         self._ring_at = math.inf
-        # Our side delays reading, ACKs included: so they are not missed.
-        self.patient = False
 
     # What goes out
 
@@ -1478,8 +1509,8 @@ class MessageManager:
         with self._lock:
             self._reader, self._begin = reader, begin
             self.sent = self.acked = place
-            self.seen = seen
-            self._refused[:0] = [pair for pair in refused if pair[1] > place]
+            self._incoming.seen = seen
+            self._incoming.refused[:0] = [pair for pair in refused if pair[1] > place]
             self._since = self._alarm.clock()
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1488,30 +1519,28 @@ class MessageManager:
     def wake(self, news: News) -> None:
         """Frames were published: what of them is this reader's goes out, now or when the window
         opens. This runs once for every delivery, so the usual case comes first."""
-        is_behind = False
         with self._lock:
-            if (news.after <= self.sent < news.first and self._begin <= self.sent
-                    and self._flying + news.count <= WINDOW
-                    and self._flying_bytes + news.size <= WINDOW_BYTES
-                    and self._reader not in news.concerned):
-                was_idle = self.acked == self.sent
+            is_usual = (news.after <= self.sent < news.first and self._begin <= self.sent
+                        and self._flying + news.count <= WINDOW
+                        and self._flying_bytes + news.size <= WINDOW_BYTES
+                        and self._reader not in news.concerned)
+            if is_usual:
+                if self.acked == self.sent:
+                    self._since = news.at
                 self.sent = news.end
                 self._flying += news.count
                 self._flying_bytes += news.size
                 self._write(news.data if self._wrap is None else news.wrapped(self._wrap))
-                if not was_idle:
-                    if self._refused:
-                        self._release_ack()
+                if self._incoming.refused and self._incoming.passed(self.sent):
+                    self._put_ack()
+                # The alarm rings early enough, mostly.
+                if self._ring_at <= news.at + RETRY_DELAY:
                     return
-                self._since = news.at
-                # The alarm rings early enough: the usual case.
-                if self._ring_at <= news.at + RETRY_DELAY and not self._refused:
-                    return
-                self._release_ack()
-            else:
-                is_behind = self._send()
-            ring_at = self._next_ring()
-        self._call(is_behind, ring_at)
+                ring_at = self._next_ring()
+        if is_usual:
+            self._call(False, ring_at)
+        else:
+            self.catch_up()
 
     def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
@@ -1545,7 +1574,7 @@ class MessageManager:
         self._call(is_behind, ring_at)
 
     def catch_up(self) -> None:
-        """Look whether there is anything to hear, as wake() does."""
+        """Look whether there is anything to hear, and room for it."""
         with self._lock:
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1598,41 +1627,42 @@ class MessageManager:
         """The peer's frame `id` of `size` bytes has done its work: confirm it late. A duplicate is
         confirmed at once."""
         with self._lock:
-            is_duplicate = id <= self.seen
-            self.seen = max(id, self.seen)
-            was_late = self._late
-            self._late += max(size, ACK_BYTES // ACK_FRAMES)
-            if is_duplicate or self._late >= ACK_BYTES:
+            if self._incoming.processed(id, size, self._alarm.clock()):
                 self._put_ack()
-            elif not was_late:
-                self._ack_by = self._alarm.clock() + ACK_DELAY - TICK
-            else:
-                # The alarm knows already.
-                return
             ring_at = self._next_ring()
         self._call(False, ring_at)
+
+    def excuse(self) -> None:
+        """Our side does not read at the moment: ACKs that do not come are no fault of the peer."""
+        with self._lock:
+            self._since = self._alarm.clock()
 
     def refuse(self, id: int, error: int) -> None:
         """The peer's frame `id` is refused by our frame `error`: no ACK may overtake that, the peer
         would take it for a yes."""
         with self._lock:
             if error > self.sent:
-                self._refused.append((id, error))
+                self._incoming.refused.append((id, error))
 
     def confirm(self, upto: int) -> None:
         """Confirm the peer's frames up to `upto` at once, as far as no refusal among them waits to
         be sent: the ACK of what comes behind it is written when it was."""
         with self._lock:
-            self.seen = max(upto, self.seen)
+            self._incoming.seen = max(upto, self._incoming.seen)
             self._put_ack()
 
     # What is known
 
     @property
+    def seen(self) -> int:
+        """The newest id of the peer's frames that has done its work here."""
+        return self._incoming.seen
+
+    @property
     def is_behind(self) -> bool:
         """Whether this reader waits to be fed; one that was closed does not."""
-        return (self._write is not None and not self._flying
-                and NOWHERE < self.sent < max(self._begin, self._log.start))
+        floor = max(self._begin, self._log.start)
+        return self._ring_at > -math.inf and not self._flying and NOWHERE < self.sent < floor
 
     @property
     def is_empty(self) -> bool:
@@ -1680,26 +1710,16 @@ class MessageManager:
                     is_wrapped: bool = False) -> None:
         """Write frames of this reader, which lie before `sent` now. Needs the lock."""
         assert self._lock.locked()
-        if not count:
-            if was_idle:
-                self.acked = self.sent
-        else:
+        if not count and was_idle:
+            self.acked = self.sent
+        if count:
             self._flying += count
             self._flying_bytes += size
             if was_idle:
                 self._since = self._alarm.clock()
             wrap = None if is_wrapped else self._wrap
             self._write(b"".join(frames if wrap is None else map(wrap, frames)))
-        if self._refused:
-            self._release_ack()
-
-    def _release_ack(self) -> None:
-        """Write the ACK that waited for errors, if they were sent meanwhile. Needs the lock."""
-        assert self._lock.locked()
-        last = 0
-        while self._refused and self._refused[0][1] <= self.sent:
-            last = self._refused.pop(0)[0]
-        if last and last <= self.seen:
+        if self._incoming.passed(self.sent):
             self._put_ack()
 
     def _end(self) -> None:
@@ -1720,11 +1740,9 @@ class MessageManager:
             self._since = self._alarm.clock()
 
     def _put_ack(self) -> None:
-        """Confirm what the peer sent, up to the first frame whose refusal waits. Needs the lock."""
+        """Confirm what the peer sent. Needs the lock."""
         assert self._lock.locked()
-        self._late = 0
-        self._ack_by = math.inf
-        upto = min(self.seen, self._refused[0][0] - 1) if self._refused else self.seen
+        upto = self._incoming.confirm()
         if upto > 0:
             self._put_bare(Ack(upto).encode())
 
@@ -1738,7 +1756,7 @@ class MessageManager:
         # not a thousand times.
         when = (self._since + RETRY_DELAY if self.sent > self.acked
                 else math.ceil(self._since + PING_AFTER))
-        when = min(when, self._ack_by)
+        when = min(when, self._incoming.due)
         if when >= self._ring_at:
             return math.inf
         self._ring_at = when
@@ -1756,20 +1774,18 @@ class MessageManager:
         """On the alarm's thread: do what is due, and ask for the next ring."""
         call: Optional[Callable[[], None]] = None
         with self._lock:
+            # Else it is stale: the connection went, or an earlier ring did the work.
             if when != self._ring_at:
-                # Stale: the connection went, or an earlier ring did the work.
                 return
             self._ring_at = math.inf
             now = self._alarm.clock()
-            if now >= self._ack_by:
+            if now >= self._incoming.due:
                 self._put_ack()
             if self.sent == self.acked:
                 if now >= self._since + PING_AFTER:
                     call = self._owner.idle
                     # The ping's ACK is due then: ping() need not ask for a ring again.
                     self._since = now + RETRY_DELAY - PING_AFTER
-            elif self.patient:
-                self._since = now
             elif now >= self._since + RETRY_DELAY:
                 call = self._retry(now)
             ring_at = self._next_ring()
@@ -1785,11 +1801,10 @@ class MessageManager:
             return self._owner.dead
         self._retries += 1
         self._since = now
-        frame = (None if self.acked < self._begin
-                 else self._log.next_frame(self.acked, self.sent, self._reader))
-        if frame is None:
+        frame = self._log.next_frame(self.acked, self.sent, self._reader)
+        if frame is None or self.acked < self._begin:
             return functools.partial(self._owner.behind, True)
-        # With none in flight but a ping: another one, at the place that was sent.
+        # A ping, where nothing but one is in flight.
         self._put(frame or Ping(self.sent).encode())
         return None
 

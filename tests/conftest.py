@@ -132,7 +132,7 @@ def console(terminal):
     def start(*arguments):
         window = terminal(*SERVER, "0", "--bind", "127.0.0.1", *arguments)
         port = int(window.expect(r"Listening on 127\.0\.0\.1:\d+").rpartition(":")[2])
-        window.expect(r"Others join with: python chat_client\.py 127\.0\.0\.1 \d+")
+        window.expect(r"Others join with: python3? chat_client\.py 127\.0\.0\.1 \d+ -n NAME")
         return window, port
     return start
 

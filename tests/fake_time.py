@@ -1,7 +1,7 @@
 """A clock that tests turn by hand, and a peer of a log on it: nothing waits or sleeps.
 
-FakeTime is clock and timer of a real Alarm; Line is a MessageManager that reads a log of its own or a
-shared one, with its peer's end of the wire.
+FakeTime is clock and timer of a real Alarm; Line is a MessageManager that reads a log of its own or
+a shared one, with its peer's end of the wire.
 """
 
 import json

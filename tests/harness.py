@@ -203,13 +203,16 @@ def sockets_of(system):
             "PYTHONPATH": str(ROOT / "tests" / "othersystems")}
 
 
-def start_server(*args, env=None, port=0, files=None, program=None, sockets=None):
+def start_server(*args, env=None, port=0, files=None, program=None, sockets=None, found=False):
     """Start `chat_server.py PORT *args` with this Python and wait until it listens.
 
     `env` is added to the environment, `files` limits the descriptors, `program` is what Python is
     to run in place of the server's module: arguments such as ("-c", SOURCE). `sockets` is the
-    system whose sockets it is to have: "windows" or "macos".
+    system whose sockets it is to have: "windows" or "macos". Tests leave the LAN alone, so it does
+    not answer those who look for servers unless it is to be `found`.
     """
+    if program is None and not found:
+        args = ("--no-discovery", *args)
     env = {**sockets_of(sockets), **(env or {})}
     command = SERVER if program is None else [sys.executable, *program]
     return ServerProcess([command, port, *map(str, args)], env, files)

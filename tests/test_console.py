@@ -18,7 +18,7 @@ from program import Program
 
 @contextlib.contextmanager
 def started():
-    with Program([*SERVER, "0", "--no-web"], cwd=ROOT) as program:
+    with Program([*SERVER, "0", "--no-web", "--bind", "127.0.0.1"], cwd=ROOT) as program:
         program.wait_until(lambda terminal: terminal.lines()[2].startswith(">"), "the prompt")
         program.port = int(re.search(r":(\d+)", program.snapshot()[0])[1])
         yield program

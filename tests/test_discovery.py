@@ -298,17 +298,19 @@ def network(both, alone):
 
 @contextlib.contextmanager
 def serving_on(machine, *arguments):
-    """A server there: its first lines, up to the host's page."""
+    """A server there: its first lines, up to the host's page; after its end all of them."""
     process = subprocess.Popen(machine.within([*SERVER, *arguments]), cwd=ROOT, text=True,
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL)
     try:
-        lines = itertools.takewhile(lambda line: not line.startswith("Host's page"),
+        first = itertools.takewhile(lambda line: not line.startswith("Host's page"),
                                     iter(process.stdout.readline, ""))
-        yield [line.strip() for line in lines]
+        lines = [line.strip() for line in first]
+        yield lines
     finally:
         process.terminate()
         process.wait(TIMEOUT)
+        lines.extend(process.stdout.read().splitlines())
         process.stdout.close()
 
 

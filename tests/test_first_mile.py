@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 
 import pytest
@@ -23,10 +22,10 @@ import chat_client
 import chat_server
 import chat_web
 import chatproto
-from harness import CLIENT, ROOT, SERVER, TIMEOUT, RawClient, start_server
+from harness import CLIENT, ROOT, SERVER, TIMEOUT, RawClient, start_server, wait_until
 
 if os.name == "posix":
-    from terminal import Program, take_terminal
+    from program import Program, take_terminal
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and terminals")
 
@@ -40,14 +39,6 @@ def run(command, input="", cwd=ROOT, env=None):
     """A program from its start to its end."""
     return subprocess.run(command, input=input, capture_output=True, cwd=cwd, timeout=TIMEOUT,
                           encoding="utf-8", env={**os.environ, **(env or {})})
-
-
-def wait_until(predicate):
-    """Return as soon as `predicate()` is true."""
-    deadline, tick = time.monotonic() + TIMEOUT, threading.Event()
-    while not predicate():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        tick.wait(0.02)
 
 
 def the_line(done, code, program):
@@ -100,7 +91,7 @@ def test_server_reloads_by_a_signal_without_a_terminal(tmp_path):
     """HUP ends only a server whose terminal has gone."""
     motd = tmp_path / "motd"
     motd.write_text("one")
-    server = start_server("--no-discovery", "--motd", motd)
+    server = start_server("--motd", motd)
     motd.write_text("two")
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "reloaded" in server.stderr_text())
@@ -133,7 +124,7 @@ def test_file_limit(monkeypatch, limits, taken):
 
 def test_server_log_in_a_pipe_of_another_encoding():
     """What is said goes to --log - as UTF-8, whatever the system's encoding is."""
-    server = start_server("--log", "-", "--no-discovery", "--bind", "127.0.0.1",
+    server = start_server("--log", "-", "--bind", "127.0.0.1",
                           env={"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"})
     with RawClient(server.port) as ann:
         ann.join("ann")
@@ -146,7 +137,7 @@ def test_server_log_in_a_pipe_of_another_encoding():
 @pytest.fixture(scope="module")
 def server():
     """A server on loopback that can be found there."""
-    server = start_server("--bind", "127.0.0.1", "--name", "Lab 3")
+    server = start_server("--bind", "127.0.0.1", "--name", "Lab 3", found=True)
     yield server
     server.assert_healthy()
     server.stop()
@@ -334,8 +325,9 @@ def test_client_where_nothing_listens(server):
      "no machine is called lab here: use the address that the server printed (a name for yourself "
      "goes with -n NAME)"),
     (UnicodeError(), "no machine is called lab here"),
-    (socket.timeout("timed out"), "no answer: the address may be wrong, or a firewall is in the way "
-                                  "(the server's machine has to allow port 9)"),
+    (socket.timeout("timed out"),
+     "no answer: the address may be wrong, or a firewall is in the way (the server's machine has "
+     "to allow port 9)"),
     (TimeoutError(errno.ETIMEDOUT, "x"), "no answer: "),
     (OSError(errno.EHOSTUNREACH, "x"),
      "no way leads there: are both machines in the same network?"),
@@ -373,7 +365,7 @@ def test_client_waits_for_its_server():
                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True)
     assert client.stdout.readline() == "refused\n"
-    server = start_server("--bind", "127.0.0.1", "--no-discovery", port=port)
+    server = start_server("--bind", "127.0.0.1", port=port)
     errors = client.communicate("hello\n", timeout=TIMEOUT)[1]
     assert (client.returncode, errors) == (0, "")
     server.stop()
@@ -486,7 +478,7 @@ def ask_host(server, method="GET"):
 
 def test_host_page_has_the_invitation():
     """The server's name, the page's address for others, and its QR code."""
-    server = start_server("--bind", "127.0.0.1", "--name", "Lab 3", "--no-discovery")
+    server = start_server("--bind", "127.0.0.1", "--name", "Lab 3")
     state = ask_host(server)
     url = f"http://127.0.0.1:{server.port}/"
     assert (state["name"], state["url"]) == ("Lab 3", url)
@@ -588,7 +580,7 @@ def test_own_names(called, name, ours, asks):
 
 def test_server_is_visited_by_its_dns_name():
     """--dns-name lets browsers in by a name of one's own, and no other."""
-    server = start_server("--bind", "127.0.0.1", "--no-discovery", "--dns-name", "chat.example.org",
+    server = start_server("--bind", "127.0.0.1", "--dns-name", "chat.example.org",
                           "--dns-name", "roger.example.org")
     statuses = []
     for host in ("chat.example.org", f"ROGER.example.org:{server.port}", "evil.example.org"):

@@ -72,7 +72,9 @@ def a_history(path, *texts):
         writer.join("writer")
         for text in texts:
             writer.say(text)
-        newest = writer.recv_until("chat", text=texts[-1])["id"] if texts else writer.welcome["last"]
+        newest = writer.welcome["last"]
+        if texts:
+            newest = writer.recv_until("chat", text=texts[-1])["id"]
         writer.leave()
     assert server.stop() == 0
     return newest

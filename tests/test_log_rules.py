@@ -331,7 +331,7 @@ def test_more_than_a_window_is_read_piece_by_piece():
 # --- Rules 5 and 7: below the start of the log ---
 
 def test_reader_below_the_start_is_fed():
-    """It asks for a piece, gets it, asks again when that is acknowledged, and goes on in the log."""
+    """It asks for a piece, gets it, asks again when that is acknowledged, goes on in the log."""
     line = Line(opened=False)
     line.add(*range(1, 11))
     line.publish()

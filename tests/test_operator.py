@@ -61,9 +61,9 @@ def test_console_commands(console, peer):
                    "there is no message of the day"):
         window.expect(answer)
     window.type("/help")
-    assert [window.line().split()[0].rstrip(":") for _ in range(10)] == [
-        "/users", "/boot", "/ban", "/unban", "/banned", "/say", "/motd", "/reload", "/help",
-        "/quit"]
+    assert [window.line().split()[0].rstrip(":") for _ in range(11)] == [
+        "/users", "/boot", "/ban", "/unban", "/banned", "/say", "/motd", "/reload", "/qr",
+        "/help", "/quit"]
     window.type("/quit")
     assert ann.recv_until("chat")["text"] == "the server is closing" and ann.eof()
     assert window.end() == 0 and "Traceback" not in window.printed and "bug " not in window.printed
@@ -144,7 +144,7 @@ def test_chat_log_is_opened_again_after_it_was_rotated(serve, peer, tmp_path):
     wait_until(lambda: "reloaded" in server.stderr_text())
     ann.say("after")
     ann.recv_until("chat")
-    assert path.read_text().endswith("<ann> after\n")
+    wait_until(lambda: path.read_text().endswith("<ann> after\n"))
     assert (tmp_path / "chat.log.1").read_text().endswith("* ann joined\n")
 
 
@@ -175,8 +175,7 @@ def test_server_that_cannot_start_is_one_line(serve, arguments, said):
                           ["--wrong"], ["1", "2"],
                           ["--max-members", "x"]])
 def test_server_wrong_usage(arguments):
-    """A wrong port or option of the server: exit code 2 and the usage."""
+    """A wrong port or option of the server: exit code 2, and one line that says what."""
     done = run_python("chat_server.py", *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("usage: chat_server.py")
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("chat_server: ") and len(done.stderr.splitlines()) == 1

@@ -190,6 +190,32 @@ def test_newcomer_behind_many_that_came_and_went(between):
     assert not ann.is_over
 
 
+def test_newcomer_that_comes_back_when_the_log_is_past_its_begin(monkeypatch):
+    """Its connection broke before it had the last chats, and the log moved on: it is told what it
+    missed and hears on, and is not sent away again and again."""
+    monkeypatch.setattr(chat_server, "LOG_FRAMES", 50)
+    bench = Bench()
+    bob = bench.member("bob")
+    bob.say("hello")
+    bob.take()
+    ann = bench.visitor("ann")
+    ann.send(frame("join", name="ann"))
+    ann.read()
+    ann.lose()
+    for number in range(200):
+        bob.say(f"{number}")
+        bob.take()
+    again = ann.again()
+    again.mute = False
+    again.send(ann.rejoin())
+    frames = again.take()
+    bob.say("bye")
+    frames += again.take()
+    assert not again.is_over and frames[0]["missed"] > 100
+    heard = chat_texts(frames)
+    assert heard == [*map(str, range(200 - len(heard) + 1, 200)), "bye"] and len(heard) > 40
+
+
 # --- Many ---
 
 def test_welcome_fits_its_line(bench):

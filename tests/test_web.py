@@ -434,8 +434,8 @@ def test_first_lines_of_the_server(server, secret):
     """The first line is what it was, then how others join, by a terminal and by a browser; last the
     host's page."""
     assert re.fullmatch(r"Listening on 0\.0\.0\.0:\d+", server.lines[0])
-    assert server.lines[1].startswith("Others join with: python chat_client.py ")
-    assert re.fullmatch(rf"or in a browser: http://[\d.]+:{server.port}/", server.lines[2])
+    assert re.match(r"Others join with: python3? chat_client\.py ", server.lines[1])
+    assert re.fullmatch(rf"or in a browser: http://[\d.a-f:[\]]+:{server.port}/", server.lines[2])
     assert re.fullmatch(rf"Host's page: http://127\.0\.0\.1:{server.port}/#host=[\w-]{{32}}",
                         server.lines[3])
 

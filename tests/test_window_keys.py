@@ -42,8 +42,8 @@ def window(monkeypatch):
     arguments = argparse.Namespace(host="host", port=8087, name="ann", bell="mentions", timeout=1.0)
     window = Window(arguments, Paper())
     window._terminal.enter()
-    window.client.users = {name: name for name in ("ann", "bob", "ben")}
-    window.client.here = 3
+    window.client._people.users = {name: name for name in ("ann", "bob", "ben")}
+    window.client._people.here = 3
     window.press = lambda *pieces: [window._press(piece) for piece in pieces] and window._paint()
     window.lines = lambda: window._terminal.shown.lines()
 
@@ -88,7 +88,7 @@ def test_window_paste(window):
     assert window._editor.text == "\n".join(["line"] * 30)
     assert "paste 30 lines" not in window._terminal.shown.text()
     window.press(b"\r")
-    assert [said.text for said in window.client.unsettled.values()] == ["\n".join(["line"] * 30)]
+    assert [said.text for said in window.client.unsettled] == ["\n".join(["line"] * 30)]
 
 
 @pytest.mark.parametrize("answer, said, typed", [
@@ -106,7 +106,7 @@ def test_window_paste_answer_in_any_pieces(window, answer, said, typed):
         before = len(window.client.unsettled)
         window.press(*pieces)
         assert "paste 6 lines" not in window._terminal.shown.text() and window._editor.text == typed
-        assert [said.text for said in window.client.unsettled.values()][before:] == said
+        assert [said.text for said in window.client.unsettled][before:] == said
         window._editor.clear()
 
 
@@ -117,7 +117,7 @@ def test_window_alt_with_a_letter_that_begins_a_string(window, key):
         window.press(*pieces)
         assert window.lines()[9] == "> hello"
         window.press(b"\r")
-        assert [said.text for said in window.client.unsettled.values()][-1] == "hello"
+        assert [said.text for said in window.client.unsettled][-1] == "hello"
         assert window.lines()[9] == ">"
 
 
@@ -162,7 +162,7 @@ def test_window_unknown_command(window):
     assert "! /nonsense is not a command" in window._terminal.shown.text()
     assert not window.client.unsettled
     window.press(b"//me\r")
-    assert [said.text for said in window.client.unsettled.values()] == ["/me"]
+    assert [said.text for said in window.client.unsettled] == ["/me"]
 
 
 def test_window_clear_then_scroll(window):
@@ -259,7 +259,7 @@ def test_window_reply_after_a_rename(window):
     assert window.client.name == "zoe" and window.last_private == "bob"
     assert window._terminal.shown.bells == 1
     window.press(b"/reply what\r")
-    assert [said.to for said in window.client.unsettled.values()] == ["bob"]
+    assert [said.to for said in window.client.unsettled] == ["bob"]
 
 
 @pytest.mark.parametrize("bell", ["mentions", "all"])
