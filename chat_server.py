@@ -2262,12 +2262,16 @@ class Entrance:
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
-        if self._house.is_special:
-            rules = dataclasses.replace(self._house.rules, id=journal.next_id())
-            self._delivery.add(rules, (session,))
+        self._tell_rules(session)
         self.receipts.come_back(session)
         link.welcome = (welcome, place, refused)
         self._delivery.touch(link)
+
+    def _tell_rules(self, session: Session) -> None:
+        """What holds in the room, where that is not what a client takes for granted."""
+        if self._house.is_special:
+            rules = dataclasses.replace(self._house.rules, id=self._journal.next_id())
+            self._delivery.add(rules, (session,))
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
