@@ -4103,7 +4103,6 @@ class Console:
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
                  chat_log: ChatLog, invitation: Invitation, stop: Callable[[], None]) -> None:
         self._server = server
-        self._host = server.room.host
         self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
@@ -4155,6 +4154,10 @@ class Console:
             # The terminal is gone, or it is another program's.
             logger.info("no commands from the terminal any more: %s", error.strerror or error)
         self._line.close()
+
+    @property
+    def _host(self) -> Host:
+        return self._server.room.host
 
     def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
         return self._server.ask(method, *arguments)
