@@ -716,7 +716,10 @@ class History:
             if isinstance(message, self.world.modules.chatproto.Left):
                 for client in self.clients:
                     for came_back_from, came_back in client.absences:
-                        if ((epoch, message.name) in client.names and not client.gone
+                        # Who had two names may have left one of them to a session that was
+                        # never welcomed; after a restart that one's name is free at once.
+                        names = {name for of, name in client.names if of == epoch}
+                        if (names == {message.name} and not client.gone
                                 and came_back_from < message.at < came_back
                                 and message.at - came_back_from < GRACE - 3):
                             self.wrong(
