@@ -22,20 +22,23 @@ member and nothing copied: a slow reader costs nothing, and a resume begins at t
 On the sequencer's thread alone, so that they need no lock and have one order by construction:
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
-    Bans, Receipts, Notes
+    House       bans and mutes, who may speak, the pinned line: what holds in the room
+    Receipts, Notes
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
-    Room        the events themselves: frames, and what the host does
+    Host        what the host does: at the console, on the host's page, from code
+    Room        the events themselves
 They touch no socket, start no thread and read no clock but the ones they are given. Everything that
 changes them is an event, a method with its arguments, posted to the inbox.
 
 With --history FILE the log, the sessions and the newest id are in an SQLite file as well. What a
 batch of events decided is committed in one transaction before anything of it goes out, so whatever
 anybody was told, ACKs included, is on disk; after kill -9 all goes on where the file ends, and
-everybody resumes. A commit that fails ("disk full") holds the room: nothing more is decided, sent
-or acknowledged, what members send waits with them, and the same commit is tried again. Whoever
-reads below the log in memory is fed from the file, a piece each time its window opens. One thing
-does not go on after a restart: receipts for what was said before it.
+everybody resumes. Until somebody does, it is not here: what is remembered are sessions. A commit
+that fails ("disk full") holds the room: nothing more is decided, sent or acknowledged, what members
+send waits with them, and the same commit is tried again. Whoever reads below the log in memory is
+fed from the file, a piece each time its window opens. One thing does not go on after a restart:
+receipts for what was said before it.
 
 Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
@@ -108,8 +111,9 @@ except ModuleNotFoundError as error:
 from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, WINDOW_BYTES, Ack,
                        Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError,
                        Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
-                       MessageQueue, MessageSocket, News, Ping, ProtocolError, Recall, Recalled,
-                       Rename, Renamed, Say, Unknown, Welcome, escape, name_key)
+                       MessageQueue, MessageSocket, Motd, News, Ping, ProtocolError, Recall,
+                       Recalled, Removed, Rename, Renamed, Rules, Say, Unknown, Welcome, escape,
+                       name_key)
 
 # Seconds a connection may take to join, and one that we end has to read why, before it is cut.
 JOIN_TIMEOUT = 10.0
@@ -157,8 +161,15 @@ LISTED = 1_000
 # Bytes of names in a welcome: with a message of the day it still fits on a line. Where either is
 # exceeded `here` tells how many there are.
 USERS_BYTES = 24 * 1024
-# Characters of the reason of a boot.
+# Characters of the reason of a boot, and seconds that it keeps out where none are said.
 REASON = 200
+BOOT_SECONDS = 600.0
+# Bans, boots and mutes that hold at once; then the oldest of them ends.
+HOLDS = 1_000
+# Messages that are removed at once: 0.1 s with a history file, in which the room waits.
+REMOVE_MOST = 1_000
+# Seconds between two messages of one member that the host may ask for, at most.
+SLOWEST = 3_600.0
 # Refused frames that a member may leave unacknowledged; then it is too slow.
 REFUSALS = 1_000
 # Seconds between two pieces of joins and leaves alone: a class that comes in is a few pieces.
@@ -206,7 +217,12 @@ UNSYNCED_IDS = 1 << 20
 M_ARENA_MAX = -8
 
 # Orders for the main thread.
-STOP, RELOAD, RESUME = "stop", "reload", "resume"
+STOP, RELOAD, RESUME, INTERRUPT = "stop", "reload", "resume", "interrupt"
+# Seconds within which a second Ctrl-C ends the server.
+CTRL_C_AGAIN = 3.0
+# Messages on the host's page, and characters of each.
+HOST_TALK = 60
+HOST_TEXT = 500
 
 logger = logging.getLogger("roger")
 
@@ -255,7 +271,7 @@ class HistoryError(Exception):
     """The history file cannot be used: the text says which and why."""
 
 
-# Each row of state, entries and sessions carries its checksum: see _checksum() and _Row.
+# Each row of a table carries its checksum: see _checksum() and _Row.
 _SCHEMA = (
     """CREATE TABLE state (
         epoch TEXT NOT NULL,            -- which run of ids this is
@@ -285,8 +301,8 @@ _SCHEMA = (
         history_from INTEGER NOT NULL,  -- and what was said in public after this one
         got INTEGER NOT NULL,           -- the newest id of its own frames
         acked INTEGER NOT NULL,         -- the newest id of ours that it confirmed, when written
-        left_at REAL,                   -- when it left. NULL: it is in the room
-        booted TEXT,                    -- why it was put out
+        left_at REAL,                   -- when it left. NULL: it is in the room, or was at the end
+        booted TEXT,                    -- no longer used
         checksum INTEGER NOT NULL
     )""",
     # In an index the ids of equal keys are in order. So what a member may hear is found by merging
@@ -294,6 +310,12 @@ _SCHEMA = (
     "CREATE INDEX chats ON entries (one) WHERE kind = 'chat'",
     "CREATE INDEX news ON entries (one) WHERE kind <> 'chat'",
     "CREATE INDEX others ON entries (other) WHERE other IS NOT NULL",
+    "CREATE INDEX spoken ON entries (speaker) WHERE speaker IS NOT NULL",
+    """CREATE TABLE kept (
+        key TEXT PRIMARY KEY,           -- "house": what holds in the room, see House
+        value TEXT NOT NULL,            -- JSON
+        checksum INTEGER NOT NULL
+    )""",
 )
 
 _COLUMNS = "entries.id, kind, body, one, other, about, speaker, entries.checksum"
@@ -644,14 +666,16 @@ class HistoryFile(_Database):
             raise
 
     def save(self, last: int, rows: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
-             removed: "list[int]", erased: "Collection[int]" = ()) -> float:
+             removed: "list[int]", erased: "Collection[int]" = (),
+             house: Optional[str] = None) -> float:
         """Commit what a batch of events changed; return the seconds that it took.
 
         `last` is the newest id, `rows` are entries as entry_row() makes them, `sessions` rows of
-        sessions without their checksums, `removed` numbers of sessions to forget, and `erased` ids
-        of chats that the host took back: removed_frame() takes their place, and their text is in
-        no part of the file any more. May be repeated with the same after it failed: nobody knows
-        whether a commit that failed is on the disk.
+        sessions without their checksums, `removed` numbers of sessions to forget, `erased` ids of
+        chats that the host took back: removed_frame() takes their place, and their text is in no
+        part of the file any more; and `house` is what holds in the room now, None where that has
+        not changed. May be repeated with the same after it failed: nobody knows whether a commit
+        that failed is on the disk.
         """
         started = time.perf_counter()
         with self._in_words():
@@ -665,6 +689,10 @@ class HistoryFile(_Database):
                                              [(number,) for number in removed])
                 for id in erased:
                     self._erase(id)
+                if house is not None:
+                    row = "house", house
+                    self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
+                                             (*row, _checksum(row)))
                 self._set_state(last, self.forgotten)
             if erased:
                 self._checkpoint()
@@ -676,10 +704,22 @@ class HistoryFile(_Database):
         self.slowest = max(self.slowest, took)
         return took
 
-    def sessions(self) -> "list[tuple[Any, ...]]":
-        """Every row of sessions without its checksum, those who left in the order of leaving."""
+    def house(self) -> Optional[str]:
+        """What save() kept of the room; None where there is nothing, or it is damaged."""
         with self._in_words():
-            rows = self._connection.execute("SELECT * FROM sessions ORDER BY left_at, number")
+            for row in self._connection.execute("SELECT * FROM kept WHERE key = 'house'"):
+                if row[-1] == _checksum(row[:-1]):
+                    return str(row[1], "utf-8")
+                logger.warning("%s: damaged: what held in the room (bans, mutes, the pinned line) "
+                               "is forgotten", self.path)
+        return None
+
+    def sessions(self) -> "list[tuple[Any, ...]]":
+        """Every row of sessions without its checksum, in the order of leaving; those who had not
+        left come last."""
+        with self._in_words():
+            rows = self._connection.execute(
+                "SELECT * FROM sessions ORDER BY left_at IS NULL, left_at, number")
             return [(number, secret_hash, name.decode(errors="replace"), *numbers,
                      None if booted is None else booted.decode(errors="replace"))
                     for number, secret_hash, name, *numbers, booted, _ in rows]
@@ -764,6 +804,32 @@ class HistoryFile(_Database):
                 if all(word in text for word in words):
                     found.append((row.id, row.frame))
         return found, None
+
+    def chat(self, id: int) -> "Optional[tuple[bytes, tuple[int, ...]]]":
+        """The frame of a chat, and the numbers of the sessions that it is for (none: everybody);
+        None when there is no chat of that id."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE id = :after AND kind = 'chat'"
+        with self._in_words(), self._select(query, id, 0) as rows:
+            for row in self._sound(rows):
+                return row.frame, tuple(one for one in row[3:5] if one is not None)
+        return None
+
+    def said_by(self, number: int, count: int) -> "list[int]":
+        """The ids of the last chats of a session, newest first; removed ones are left out."""
+        query = ("SELECT id FROM entries WHERE speaker = :number AND kind = 'chat'"
+                 " AND instr(body, :text) = 0 ORDER BY id DESC LIMIT :count")
+        with self._in_words():
+            return [row[0] for row in self._connection.execute(query, {
+                "number": number, "count": count, "text": _REMOVED_FIELD.decode()})]
+
+    def public(self, after: int) -> "tuple[list[bytes], int]":
+        """A piece of what is for everybody behind an id, and the id up to which it is whole."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE id > :after ORDER BY id LIMIT {TRIM_ROWS}"
+        with self._in_words(), self._select(query, after, 0) as rows:
+            found = [_Row._make(row) for row in rows]
+        frames = [row.frame for row in found
+                  if row.one is None and self._keep_sound(row.id, row.is_sound)]
+        return frames, found[-1].id if found else after
 
     def trim(self, now: float, steady: Optional[float] = None) -> bool:
         """Delete a few of the entries that are too old or too many; return whether there were any.
@@ -889,6 +955,10 @@ def entry_row(message: Message, frame: bytes, numbers: "tuple[int, ...]", now: f
             getattr(message, "to", None), frame[:-1].decode(), *row[3:-1], row.checksum_now())
 
 
+# As it stands in the frame of a chat that was removed; in a text the quotes would be escaped.
+_REMOVED_FIELD = b'"text":"%s"' % REMOVED.encode()
+
+
 def removed_frame(frame: bytes) -> bytes:
     """The frame that takes the place of a chat that the host took back."""
     fields = {**json.loads(frame), "text": REMOVED}
@@ -978,6 +1048,8 @@ def _exported(body: str) -> str:
             else f"* {message.name} joined" if isinstance(message, Joined)
             else _left_line(message) if isinstance(message, Left)
             else f"* {message.name} is now {message.to}" if isinstance(message, Renamed)
+            else "* the host removed a message" if isinstance(message, Removed)
+            else f"* pinned: {escape(message.text or '(nothing)')}" if isinstance(message, Motd)
             else escape(body))
     moment = time.localtime(getattr(message, "at", 0))
     return time.strftime("[%Y-%m-%d %H:%M:%S] ", moment) + line
@@ -1022,6 +1094,13 @@ class Journal:
         self._rows: "list[tuple[Any, ...]]" = []
         self.changed: "dict[Session, None]" = {}
         self.removed: "list[int]" = []
+        # And what takes the place of chats that the host took back, by their ids; and what holds in
+        # the room, where that has changed (see House).
+        self._erased: "dict[int, bytes]" = {}
+        self.house: Optional[str] = None
+        # Of the chats in memory that were said since this process started: who said each (None: the
+        # host), and for whom.
+        self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
         # Bytes that were added since the last commit.
         self.added = 0
         # The file could not be read up to this id; how many damaged entries the log was told of.
@@ -1067,6 +1146,7 @@ class Journal:
         self.added += len(frame)
         if isinstance(message, Chat):
             self._index(message.id, audience)
+            self._said[message.id] = speaker, audience
             if audience is None:
                 self._recent.append((message.id, frame))
         if self._history is not None:
@@ -1082,22 +1162,31 @@ class Journal:
         everything is held."""
         history = self._history
         self.added = 0
-        is_nothing = not (self._rows or self.changed or self.removed)
-        if history is None or is_nothing and self.last == history.last:
-            self.changed.clear()
-            self.removed.clear()
-            return True
-        try:
-            rows = [session.row() for session in self.changed]
-            took = history.save(self.last, self._rows, rows, self.removed)
-        except HistoryError as error:
-            self._hold(str(error))
-            return False
+        is_nothing = not (self._rows or self.changed or self.removed or self._erased)
+        if history is not None and not (is_nothing and self.house is None
+                                        and self.last == history.last):
+            try:
+                rows = [session.row() for session in self.changed]
+                took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
+                                    self.house)
+            except HistoryError as error:
+                self._hold(str(error))
+                return False
+            self._let_go(history.path, took)
         self._rows.clear()
         self.changed.clear()
         self.removed.clear()
-        self._let_go(history.path, took)
+        self.house = None
+        self._erase()
         return True
+
+    def _erase(self) -> None:
+        """What the host took back is committed: nobody hears its text any more."""
+        if self._erased:
+            self.log.replace_all(self._erased)
+            self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
+                                 HISTORY)
+            self._erased.clear()
 
     def _hold(self, why: str) -> None:
         if self.held is None:
@@ -1137,6 +1226,10 @@ class Journal:
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
         self.log.forget(upto)
+        recent = {id for id, _ in self._recent}
+        for id in list(itertools.takewhile(lambda id: id <= upto, self._said)):
+            if id not in recent:
+                del self._said[id]
         for number, ids in list(self._chats.items()):
             del ids[:bisect.bisect_right(ids, upto)]
             if not ids:
@@ -1260,6 +1353,45 @@ class Journal:
         more_in_file = self._history is not None and self._history.forgotten < self.log.start
         return found, self.log.start + 1 if more_in_file and len(found) == count else None
 
+    # What the host takes back
+
+    def chat(self, id: int) -> "Optional[tuple[bytes, FrozenSet[int]]]":
+        """The frame of a chat and the sessions that it is for (none: everybody); None when there is
+        no chat of that id. Raises HistoryError."""
+        frame = self._erased.get(id) or self.log.frame(id) or dict(self._recent).get(id, b"")
+        if id in self._said and frame:
+            return frame, self._said[id][1] or frozenset()
+        found = self._history.chat(id) if self._history is not None else None
+        return None if found is None else (frame or found[0], frozenset(found[1]))
+
+    def said_by(self, number: Optional[int], count: int) -> "list[int]":
+        """The ids of the last chats of a session that were not removed, newest first. Raises
+        HistoryError."""
+        here = [id for id, (speaker, _) in self._said.items() if speaker == number]
+        kept = (self._history.said_by(number, count)
+                if self._history is not None and number is not None else [])
+        return [id for id in sorted({*here, *kept}, reverse=True)
+                if id not in self._erased and _REMOVED_FIELD not in self.log.frame(id)][:count]
+
+    def erase(self, id: int, frame: bytes) -> None:
+        """Take the text out of a chat, with the next commit."""
+        self._erased[id] = removed_frame(frame)
+
+    def public_chats(self, count: int) -> "list[bytes]":
+        """The last public chats in memory, oldest first."""
+        here = [self._erased.get(id) or self.log.frame(id)
+                for id in self._chats.get(None, [])[-count:]]
+        return here if len(here) >= len(self._recent) else [frame for _, frame in self._recent]
+
+    def public(self, after: int) -> "tuple[list[bytes], int]":
+        """A piece of what is for everybody behind a place, from the file where there is one, and
+        the place behind it. Raises HistoryError."""
+        if self._history is not None:
+            return self._history.public(after)
+        piece = self.log.piece(max(after, self.log.start), self.log.end, NOWHERE, WINDOW,
+                               WINDOW_BYTES)
+        return (piece.data.splitlines(keepends=True), piece.place) if piece else ([], after)
+
     def _note_damage(self) -> None:
         """Say once of each damaged entry that it is left out."""
         damaged = len(self._history.damaged) if self._history is not None else 0
@@ -1306,8 +1438,8 @@ class Session:
     again is not said twice. Only the sequencer changes it."""
 
     __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got",
-                 "present", "listed", "link", "lost_at", "left_at", "booted", "receipts",
-                 "refusals", "allowance", "origin", "_acked")
+                 "present", "listed", "link", "lost_at", "left_at", "named_at", "said_at",
+                 "receipts", "refusals", "allowance", "origin", "_acked")
 
     def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
         # Its own for good, in the history file: who private frames are for.
@@ -1328,8 +1460,9 @@ class Session:
         # When the connection was lost, by the room's clock; when it left, by the wall clock.
         self.lost_at = math.inf
         self.left_at: Optional[float] = None
-        # Why it was put out.
-        self.booted: Optional[str] = None
+        # The newest id when it took its name, and when it spoke last, by the room's clock.
+        self.named_at = begin
+        self.said_at = -math.inf
         # Tell it who heard its messages.
         self.receipts = False
         # The errors that refuse a frame of its, until they are acknowledged.
@@ -1358,15 +1491,13 @@ class Session:
     def row(self) -> "tuple[Any, ...]":
         """What the history file keeps of it."""
         return (self.number, self.secret_hash, self.name, self.begin, self.history_from, self.got,
-                self.acked, self.left_at, self.booted)
+                self.acked, self.left_at, None)
 
     @classmethod
     def from_row(cls, row: "tuple[Any, ...]") -> Session:
-        """The session of a row: away, and out of the room if it has left."""
+        """The session of a row: out of the room, until it comes back."""
         session = cls(*row[:2], *row[3:5])
-        session.name, session.got, session._acked, session.left_at, session.booted = (
-            row[2], *row[5:])
-        session.present = session.left_at is None
+        session.name, session.got, session._acked, session.left_at = row[2], *row[5:8]
         return session
 
     def confirmed_for(self, seen: int) -> int:
@@ -1405,6 +1536,13 @@ class Members:
         """The member of that name."""
         # What is too long for a name is nobody's, and could cost name_key() a fifth of a second.
         return self._by_name.get(name_key(name)) if len(name) <= chatproto.MAX_NAME else None
+
+    def known(self, name: str) -> Optional[Session]:
+        """The member of that name, or else who left last under it."""
+        key = name_key(name[:chatproto.MAX_NAME])
+        return self.called(name) or next(
+            (session for session in reversed(list(self._gone.values()))
+             if name_key(session.name) == key), None)
 
     def owned(self, secret: str) -> Optional[Session]:
         """The session, present or gone, whose secret that is."""
@@ -1510,30 +1648,167 @@ class Members:
                 self._encoded = encoded, count + 1
 
 
-class Bans:
-    """Names and addresses that are refused, until when."""
+# --- What holds in the room ---
+
+class Hold(NamedTuple):
+    """Somebody is kept out, or silent."""
+
+    # "ban", "boot" or "mute".
+    kind: str
+    # As the host called who it is.
+    name: str
+    # What it is known by: a name_key, "#" and the number of a session, an address.
+    keys: "tuple[str, ...]"
+    # Unix seconds; None: for good.
+    until: Optional[float]
+    reason: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> Hold:
+        """Raises TypeError or ValueError for what is none."""
+        kind, name, keys, until, reason = value
+        texts = [kind, name, reason, *keys]
+        if not all(type(text) is str for text in texts) or type(until) not in (
+                int, float, type(None)):
+            raise TypeError("no hold")
+        return cls(kind, name, tuple(keys), until, reason)
+
+
+class Holds:
+    """Who is kept out or silent, by what each is known by. At most HOLDS; then the oldest ends."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        # The wall clock: so they outlive a restart.
         self._clock = clock
-        # By name_key or address, by the room's clock.
-        self._until: "dict[str, float]" = {}
+        self._holds: "list[Hold]" = []
+        self._by_key: "dict[tuple[str, str], Hold]" = {}
 
-    def __contains__(self, key: str) -> bool:
-        return self._until.get(key, -math.inf) > self._clock()
-
-    def add(self, keys: "list[str]", seconds: float) -> None:
-        """Refuse these from now on."""
-        self._until.update((key, self._clock() + seconds) for key in keys)
-
-    def remove(self, key: str) -> bool:
-        """Refuse it no more; return whether it was."""
-        return self._until.pop(key, None) is not None
-
-    def left(self) -> "dict[str, float]":
-        """The seconds that are left of each (inf: for good)."""
+    def __iter__(self) -> Iterator[Hold]:
+        """Those that hold now."""
         now = self._clock()
-        self._until = {key: until for key, until in self._until.items() if until > now}
-        return {key: until - now for key, until in self._until.items()}
+        return iter([hold for hold in self._holds if hold.until is None or hold.until > now])
+
+    def add(self, hold: Hold) -> None:
+        """In the place of what held of that kind for these keys."""
+        others = [old for old in self
+                  if old.kind != hold.kind or not set(old.keys) & set(hold.keys)]
+        self.replace(others[1 - HOLDS:] + [hold])
+
+    def find(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> Optional[Hold]:
+        """What holds of these kinds for one of the keys."""
+        if not self._by_key:
+            return None
+        now = self._clock()
+        for kind, key in itertools.product(kinds, keys):
+            hold = self._by_key.get((kind, key))
+            if hold is not None and (hold.until is None or hold.until > now):
+                return hold
+        return None
+
+    def lift(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> "list[Hold]":
+        """End what holds of these kinds for one of the keys, and return it."""
+        wanted = set(keys)
+        ended = [hold for hold in self if hold.kind in kinds and wanted & set(hold.keys)]
+        self.replace([hold for hold in self if hold not in ended])
+        return ended
+
+    def replace(self, holds: "list[Hold]") -> None:
+        """These hold now, and no others."""
+        self._holds = holds
+        self._by_key = {(hold.kind, key): hold for hold in holds for key in hold.keys}
+
+    def left(self, hold: Hold) -> float:
+        """The seconds that are left; inf: for good."""
+        return math.inf if hold.until is None else hold.until - self._clock()
+
+    def until(self, hold: Hold) -> str:
+        """When it ends, as words at the end of a sentence; "" for good."""
+        left = self.left(hold)
+        if left == math.inf:
+            return ""
+        if left < 90:
+            return f" for {max(1, math.ceil(left))} s more"
+        form = " until %H:%M" if left < 43_200 else " until %Y-%m-%d %H:%M"
+        return time.strftime(form, time.localtime(math.ceil(hold.until or 0)))
+
+
+class House:
+    """What holds in the room: rules, holds, the pinned line. On the sequencer's thread alone.
+
+    It is one JSON text, which the journal commits together with what it caused.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.holds = Holds(clock)
+        # With the id 0: each time it is told it gets one.
+        self.rules = Rules(0)
+        # The message of the day; and whether the host set it, else it is from its file.
+        self.motd: Optional[str] = None
+        self.is_motd_set = False
+
+    @property
+    def is_special(self) -> bool:
+        """Whether newcomers have to be told what holds."""
+        return self.rules != Rules(0)
+
+    def to_json(self) -> str:
+        """What from_json() takes."""
+        rules = self.rules
+        kept: "dict[str, Any]" = {
+            "speak": rules.speak, "private": rules.private, "slow": rules.slow, "host": rules.host,
+            "holds": list(self.holds)}
+        if self.is_motd_set:
+            kept["motd"] = self.motd
+        return json.dumps(kept, ensure_ascii=False)
+
+    def from_json(self, text: str) -> None:
+        """Go on with what was kept. Raises ValueError when that is damaged; then nothing is taken
+        over."""
+        try:
+            kept = json.loads(text)
+            rules = Rules.from_fields({**kept, "id": 1})
+            assert isinstance(rules, Rules)
+            holds = [Hold.from_json(hold) for hold in kept["holds"]]
+            motd = None if kept.get("motd") is None else chatproto.check_text(kept["motd"])
+        except (KeyError, TypeError, ProtocolError, RecursionError) as error:
+            raise ValueError(f"what held in the room cannot be read: {error}") from error
+        self.rules = dataclasses.replace(rules, id=0)
+        self.holds.replace(holds)
+        self.motd, self.is_motd_set = motd, "motd" in kept
+
+    def check_entry(self, name: str, session: Optional[Session], address: str) -> None:
+        """Raise ProtocolError("banned") if whoever comes in so is kept out."""
+        hold = self.holds.find(("ban", "boot"), _keys_of(name, session, address))
+        if hold is not None:
+            what = "you were booted" if hold.kind == "boot" else "you are banned here"
+            why = f": {hold.reason}" if hold.reason else ""
+            raise ProtocolError("banned", what + self.holds.until(hold) + why)
+
+    def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
+        """Raise ProtocolError if that may not be said; `now` is the room's clock."""
+        rules = self.rules
+        mute = self.holds.find(("mute",), _keys_of(session.name, session, address))
+        if mute is not None:
+            raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
+        if rules.speak == "host":
+            raise ProtocolError("muted", "only the host speaks now, until everybody may again")
+        if say.to is not None and not rules.private:
+            raise ProtocolError("private-off", "private messages are off here")
+        wait = session.said_at + rules.slow - now
+        if wait > 0:
+            raise ProtocolError(
+                "muted", f"one message in {rules.slow:g} s: {math.ceil(wait)} s are left")
+
+    def is_hosts(self, name: str) -> bool:
+        """Whether a name is the host's own, or looks like it."""
+        # What looks like "Server" is nobody's name anyway.
+        return self.rules.host != Rules(0).host and chatproto.looks_like(name, self.rules.host)
+
+
+def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]":
+    """What somebody is known by, for a Hold."""
+    return [name_key(name[:chatproto.MAX_NAME]), address,
+            *([f"#{session.number}"] if session else [])]
 
 
 # --- Receipts ---
@@ -1698,6 +1973,13 @@ class Delivery:
         self._journal.add(message, numbers, speaker.number if speaker else None)
         self._concerned.update(dict.fromkeys(audience))
 
+    def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
+        """The same by the numbers of sessions, of which some may have left; none is everybody."""
+        self._is_urgent = True
+        self._journal.add(message, numbers or None)
+        self._concerned.update((session, None) for session in self._members
+                               if session.number in numbers)
+
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
         not joined."""
@@ -1833,18 +2115,16 @@ class Entrance:
     """Who comes and who goes: joins, resumes, take-overs, the grace time, ends of connections."""
 
     def __init__(self, journal: Journal, members: Members, delivery: Delivery, alarm: Alarm,
-                 post: Callable[..., None], settings: Settings) -> None:
+                 post: Callable[..., None], settings: Settings, house: House) -> None:
         self._journal = journal
         self._members = members
         self._delivery = delivery
+        self._house = house
         self._alarm = alarm
         # Puts an event into the inbox: post(method, *arguments).
         self._post = post
         self._settings = settings
         self.receipts = Receipts(members)
-        self.bans = Bans(alarm.clock)
-        # The message of the day.
-        self.motd: Optional[str] = None
         # How many members are connected.
         self.connected = 0
         # Those whose grace_over() the alarm will post.
@@ -1853,16 +2133,18 @@ class Entrance:
         self._newcomers: "dict[str, Allowance]" = {}
 
     def restore(self, history: HistoryFile) -> None:
-        """Go on where the file ends: everybody who was here has just lost its connection."""
+        """Go on where the file ends. Whoever was here is so again when it resumes: until then it
+        counts for nobody, and its name is free."""
         numbers: "dict[int, Session]" = {}
         for row in history.sessions():
             session = numbers[row[0]] = Session.from_row(row)
-            if session.present:
-                self._members.enter(session, session.name)
-                session.here_since = self._journal.last
-                self._await(session)
-            else:
-                self._members.remember(session)
+            self._members.remember(session)
+        house = history.house()
+        if house is not None:
+            try:
+                self._house.from_json(house)
+            except ValueError as why:
+                logger.warning("%s", why)
         for number, _, _, frame in history.refusals():
             error = chatproto.decode(frame[:-1], chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
             if number in numbers and isinstance(error, Error):
@@ -1921,23 +2203,17 @@ class Entrance:
         return bool(wait)
 
     def _known(self, join: Join) -> Optional[Session]:
-        """The session that `join` proves to own; None without one, for one that was booted, and for
-        one that claims to have seen what is not there."""
+        """The session that `join` proves to own; None without one, and for one that claims to have
+        seen what is not there."""
         if (join.session is None or join.epoch != self._journal.epoch
                 or join.seen > self._journal.last):
             return None
-        session = self._members.owned(join.session)
-        return session if session is not None and session.booted is None else None
+        return self._members.owned(join.session)
 
     def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        if link.address in self.bans or name_key(join.name) in self.bans:
-            raise ProtocolError("banned", "you are banned here")
-        booted = self._members.owned(join.session) if join.session and session is None else None
-        if booted is not None and booted.booted is not None:
-            # It was away when it was put out, and is told now.
-            raise ProtocolError("banned", f"you were booted: {booted.booted}" if booted.booted
-                                else "you were booted")
+        owned = self._members.owned(join.session) if join.session else None
+        self._house.check_entry(join.name, owned, link.origin)
         if session is None or join.name != session.name:
             chatproto.check_name(join.name)
         if len(self._members) >= self._settings.max_members:
@@ -1956,8 +2232,10 @@ class Entrance:
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
         name."""
-        if self._members.called(name) is not None:
-            raise ProtocolError("name-taken", f"the name {name} is taken",
+        is_hosts = self._house.is_hosts(name)
+        if is_hosts or self._members.called(name) is not None:
+            whose = "the host's" if is_hosts else "taken"
+            raise ProtocolError("name-taken", f"the name {name} is {whose}",
                                 self._members.free_name_like(name))
 
     def _admit(self, link: Connection, join: Join, session: Optional[Session]) -> None:
@@ -1997,9 +2275,16 @@ class Entrance:
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
+        self._tell_rules(session)
         self.receipts.come_back(session)
         link.welcome = (welcome, place, refused)
         self._delivery.touch(link)
+
+    def _tell_rules(self, session: Session) -> None:
+        """What holds in the room, where that is not what a client takes for granted."""
+        if self._house.is_special:
+            rules = dataclasses.replace(self._house.rules, id=self._journal.next_id())
+            self._delivery.add(rules, (session,))
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
@@ -2034,7 +2319,7 @@ class Entrance:
         if session.listed:
             self._journal.add(joined)
         self._delivery.records.append(f"* {name} joined")
-        session.here_since = self._journal.last
+        session.here_since = session.named_at = self._journal.last
 
     def _take_over(self, session: Session) -> None:
         """The owner of a session comes on another connection: the old one ends."""
@@ -2049,7 +2334,7 @@ class Entrance:
         here = len(self._members) if len(self._members) > count + len(users) else None
         journal = self._journal
         return Welcome(session.name, secret, journal.epoch, users, journal.last, resumed, got,
-                       missed, here, self.motd).encode(listed)
+                       missed, here, self._house.motd).encode(listed)
 
     def leave(self, session: Session, reason: str) -> None:
         """A member goes out of the room; its session is remembered for what it may send again."""
@@ -2125,6 +2410,276 @@ class Entrance:
                 self.leave(session, "gone away")
 
 
+class Host:
+    """What the host does: with the same words at the console, on its page and from code. Runs on
+    the sequencer's thread alone (use ChatServer.ask).
+
+    Whoever is meant is a person: a name leads to the session that has it, or had it last. Methods
+    that change something return what to tell the host. They raise LookupError for what is not
+    there, ValueError for what makes no sense, ProtocolError for a text or a name that is none,
+    HistoryError.
+    """
+
+    def __init__(self, journal: Journal, members: Members, delivery: Delivery, entrance: Entrance,
+                 house: House, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._members = members
+        self._delivery = delivery
+        self._entrance = entrance
+        self._house = house
+        self._clock = clock
+
+    def begin(self, motd: Optional[str], name: Optional[str]) -> None:
+        """Before the sequencer runs: the message of the day's file, unless the history file has one
+        that the host set, and the host's name, None for the one that it had."""
+        if not self._house.is_motd_set:
+            self._house.motd = motd
+        if name is not None:
+            self._house.rules = dataclasses.replace(self._house.rules, host=_host_name(name))
+
+    # What is known
+
+    def users(self) -> "list[tuple[str, str]]":
+        """Name and address of each member; the address is "away" in the grace time."""
+        return [(session.name, session.link.address if session.link else "away")
+                for session in self._members]
+
+    def people(self) -> "list[tuple[str, str, Optional[float]]]":
+        """Name and address of each member and the seconds it is connected: None in the grace
+        time."""
+        now = self._clock()
+        return [(session.name, session.link.address, now - session.link.since) if session.link
+                else (session.name, "", None) for session in self._members]
+
+    @property
+    def rules(self) -> Rules:
+        """What holds for all."""
+        return self._house.rules
+
+    @property
+    def motd(self) -> Optional[str]:
+        """The message of the day, which is pinned above the talk."""
+        return self._house.motd
+
+    def held(self) -> "list[tuple[Hold, float]]":
+        """Who is kept out or silent, and for how many seconds more (inf: for good)."""
+        return [(hold, self._house.holds.left(hold)) for hold in self._house.holds]
+
+    def talk(self, count: int) -> "list[bytes]":
+        """The frames of the last public messages, oldest first. What was private is never shown
+        here."""
+        return self._journal.public_chats(count)
+
+    def record(self, after: int) -> "tuple[list[bytes], int]":
+        """A piece of what is for everybody behind a place, and the place behind it: the same one
+        when there is no more."""
+        return self._journal.public(after)
+
+    # What is said, and what holds
+
+    def say(self, text: str) -> None:
+        """Say something to all, under the host's name."""
+        chatproto.check_text(text)
+        name = self._house.rules.host
+        self._delivery.add(Chat(self._journal.next_id(), name, text, self._journal.now()))
+        self._delivery.records.append(f"<{name}> {text}")
+
+    def pin(self, text: Optional[str], is_set: bool = True) -> str:
+        """Change the message of the day, None for none; without `is_set` it is its file's again."""
+        changes = text != self._house.motd
+        self._house.motd = None if text is None else chatproto.check_text(text)
+        self._house.is_motd_set = is_set
+        if changes:
+            self._delivery.add(Motd(self._journal.next_id(), text))
+        self._keep()
+        return "it is pinned" if text else "nothing is pinned"
+
+    def only_host(self) -> str:
+        """Nobody but the host may speak."""
+        if self._change(speak="host"):
+            self.say("Now only the host speaks.")
+        return "only the host speaks now; /everyone ends it"
+
+    def everyone(self) -> str:
+        """Everybody may speak again."""
+        if self._change(speak="all"):
+            self.say("Everybody may speak again.")
+        return "everybody may speak"
+
+    def private(self, is_on: bool) -> str:
+        """Allow private messages, or not."""
+        self._change(private=is_on)
+        return f"private messages are {'on' if is_on else 'off'}"
+
+    def slow(self, seconds: float) -> str:
+        """Let everybody speak once in so many seconds; 0 is as often as they like."""
+        if not 0 <= seconds <= SLOWEST:
+            raise ValueError(f"0 to {SLOWEST:g} seconds, 0 is off")
+        self._change(slow=seconds)
+        return f"one message in {seconds:g} s for each" if seconds else "nobody is slowed"
+
+    def call(self, name: str) -> str:
+        """Speak under another name from now on."""
+        name = _host_name(name)
+        taken = [member.name for member in self._members if chatproto.looks_like(member.name, name)]
+        if taken:
+            raise ValueError(f"{taken[0]} is here, and has that name or one like it")
+        self._change(host=name)
+        return f"you speak as {name}"
+
+    def _change(self, **changes: Any) -> bool:
+        """Change rules and tell everybody; return whether anything is different."""
+        rules = dataclasses.replace(self._house.rules, **changes)
+        if rules == self._house.rules:
+            return False
+        self._house.rules = rules
+        self._delivery.add(dataclasses.replace(rules, id=self._journal.next_id()))
+        self._keep()
+        return True
+
+    def _keep(self) -> None:
+        """What holds now is kept with the next commit."""
+        self._journal.house = self._house.to_json()
+
+    # Who is kept out or silent
+
+    def mute(self, name: str, seconds: float = math.inf) -> str:
+        """Let somebody hear everything and say nothing."""
+        hold, words = self._hold("mute", self._known(name), name, seconds)
+        return f"{hold.name} is muted{self._house.holds.until(hold)}{words}"
+
+    def unmute(self, name: str) -> str:
+        """Let somebody speak again."""
+        return self._lift(("mute",), name, "muted", "may speak again")
+
+    def boot(self, name: str, reason: str = "", seconds: float = BOOT_SECONDS) -> str:
+        """Put somebody out, and keep it out for a while."""
+        return self._put_out("boot", name, seconds, reason, "is out")
+
+    def ban(self, name: str, seconds: float = math.inf, reason: str = "") -> str:
+        """The same for good, or for a time; for an address, too."""
+        return self._put_out("ban", name, seconds, reason, "is banned")
+
+    def unban(self, name: str) -> str:
+        """Let somebody in again who was booted or banned, by name or address."""
+        return self._lift(("ban", "boot"), name, "banned", "may come back")
+
+    def _known(self, name: str) -> Session:
+        session = self._members.known(name) if name else None
+        if session is None:
+            raise LookupError(f"nobody is or was called {escape(name)}")
+        return session
+
+    def _put_out(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
+        reason = chatproto.clean_text(reason)[:REASON]
+        is_address = kind == "ban" and _is_address(name)
+        known = None if is_address else self._known(name)
+        hold, words = self._hold(kind, known, name, seconds, reason)
+        out = ([member for member in self._members if member.origin == name] if is_address
+               else [known] if known is not None and known.present else [])
+        for session in out:
+            self._send_off(session, reason or ("banned" if kind == "ban" else ""))
+        return f"{escape(hold.name)} {how}{self._house.holds.until(hold)}{words}"
+
+    def _send_off(self, session: Session, reason: str) -> None:
+        why = f" ({escape(reason)})" if reason else ""
+        self._delivery.notes.add("booted", session.name + why)
+        if session.link is not None:
+            booted = Booted(self._journal.next_id(), reason)
+            self._entrance.close(session, session.link, booted.encode())
+        self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
+
+    def _hold(self, kind: str, session: Optional[Session], name: str, seconds: float,
+              reason: str = "") -> "tuple[Hold, str]":
+        """Keep somebody out or silent; also return what the host should know about that. Without a
+        session it is an address."""
+        keys, words = [name], ""
+        if session is not None:
+            name = session.name
+            keys = [name_key(name), f"#{session.number}", *self._address_of(session)]
+            words = "" if len(keys) > 2 else (
+                "; others may share its address, so only this name and session are held")
+        until = None if seconds == math.inf else self._journal.now() + seconds
+        hold = Hold(kind, name, tuple(keys), until, reason)
+        self._house.holds.add(hold)
+        self._keep()
+        return hold, words
+
+    def _address_of(self, session: Session) -> "list[str]":
+        """The address that is this person's alone: not this machine's, nor anybody else's here."""
+        address = session.origin
+        is_shared = not address or _is_loopback(address) or any(
+            other.origin == address and other is not session for other in self._members)
+        return [] if is_shared else [address]
+
+    def _lift(self, kinds: "tuple[str, ...]", name: str, what: str, now: str) -> str:
+        session = self._members.known(name)
+        keys = _keys_of(name, session, session.origin if session else "")
+        if not self._house.holds.lift(kinds, filter(None, keys)):
+            raise LookupError(f"{escape(name)} is not {what}")
+        self._keep()
+        return f"{escape(name)} {now}"
+
+    # What is taken back
+
+    def remove(self, id: int) -> str:
+        """Take a message back, public or private. Its text is nowhere any more but where it was
+        shown, and in the chat log."""
+        chat = self._journal.chat(id)
+        if chat is None:
+            raise LookupError(f"there is no message {id}")
+        if _REMOVED_FIELD in chat[0]:
+            raise LookupError(f"message {id} is removed already")
+        self._remove([id])
+        return f"message {id} is removed"
+
+    def remove_last(self, name: str) -> str:
+        """Take back what somebody said last."""
+        ids = self._said_by(name, 1)
+        self._remove(ids)
+        return f"the last message of {escape(name)} is removed"
+
+    def remove_all(self, name: str) -> str:
+        """Take back all that somebody said, at most REMOVE_MOST messages at once."""
+        ids = self._said_by(name, REMOVE_MOST)
+        self._remove(ids)
+        more = "; once more for those before them" if len(ids) == REMOVE_MOST else ""
+        return f"{len(ids)} messages of {escape(name)} are removed{more}"
+
+    def _said_by(self, name: str, count: int) -> "list[int]":
+        number = (None if name_key(name) == name_key(self._house.rules.host)
+                  else self._known(name).number)
+        ids = self._journal.said_by(number, count)
+        if not ids:
+            raise LookupError(f"there is no message of {escape(name)}")
+        return ids
+
+    def _remove(self, ids: "list[int]") -> None:
+        for id in sorted(ids):
+            chat = self._journal.chat(id)
+            if chat is None:
+                # It is damaged, and nobody gets it.
+                continue
+            frame, numbers = chat
+            self._journal.erase(id, frame)
+            self._delivery.add_for(Removed(self._journal.next_id(), id), numbers)
+            if not numbers:
+                sender = json.loads(frame)["from"]
+                self._delivery.records.append(f"* the host removed a message of {sender}")
+
+
+def _host_name(name: str) -> str:
+    """Return a name if the host may speak under it; else raise ProtocolError."""
+    return name if name == Rules(0).host else chatproto.check_name(name)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
 class Room:
     """Turns events into entries of the journal, and tells connections what to do. Runs on the
     sequencer's thread alone.
@@ -2144,8 +2699,11 @@ class Room:
         self.journal = Journal(alarm.clock, wall_clock, history)
         self._members = Members()
         self._delivery = Delivery(self.journal, self._members, alarm, post, record)
+        self._house = House(wall_clock)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
-                                  settings)
+                                  settings, self._house)
+        self.host = Host(self.journal, self._members, self._delivery, self._entrance, self._house,
+                         alarm.clock)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
@@ -2229,74 +2787,13 @@ class Room:
             if manager.is_behind:
                 self._post(self.feed, link, False)
 
+    # Events from the alarm
+
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
         later = TRIM_EVERY if self.journal.delete_old() else TRIM_LATER
         self._alarm.at(self._alarm.clock() + later, lambda: self._post(self.trim))
-
-    # Events from the console, the operator's code and the alarm
-
-    def say(self, text: str) -> None:
-        """Say something as Server."""
-        chatproto.check_text(text)
-        journal = self.journal
-        self._delivery.add(Chat(journal.next_id(), "Server", text, journal.now()))
-        self._delivery.records.append(f"<Server> {text}")
-
-    def set_motd(self, text: Optional[str]) -> None:
-        """What newcomers are shown; None for nothing. Raises ProtocolError when it is too long."""
-        self._entrance.motd = None if text is None else chatproto.check_text(text)
-
-    def users(self) -> "list[tuple[str, str]]":
-        """Name and address of each member; the address is "away" in the grace time."""
-        return [(session.name, session.link.address if session.link else "away")
-                for session in self._members]
-
-    def people(self) -> "list[tuple[str, str, Optional[float]]]":
-        """Name and address of each member and the seconds it is connected: None in the grace
-        time."""
-        now = self._alarm.clock()
-        return [(session.name, session.link.address, now - session.link.since) if session.link
-                else (session.name, "", None) for session in self._members]
-
-    def boot(self, name: str, reason: str = "") -> str:
-        """Put a member out; return its name. Raises LookupError when there is none of that
-        name."""
-        session = self._members.called(name)
-        if session is None:
-            raise LookupError(f"nobody here is called {escape(name)}")
-        reason = chatproto.clean_text(reason)[:REASON]
-        why = f" ({escape(reason)})" if reason else ""
-        self._delivery.notes.add("booted", session.name + why)
-        session.booted = reason
-        if session.link is not None:
-            booted = Booted(self.journal.next_id(), reason)
-            self._entrance.close(session, session.link, booted.encode())
-        self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
-        return session.name
-
-    def ban(self, name: str, seconds: float = math.inf) -> str:
-        """Boot a member and refuse its name and its address; a name that is not here, or an
-        address, is refused from now on."""
-        session = self._members.called(name)
-        keys = [name_key(name)]
-        if session is not None:
-            # An address of this machine: everybody here would be banned.
-            if session.link is not None and not _is_loopback(session.link.address):
-                keys.append(session.link.address)
-            self.boot(name, "banned")
-        self._entrance.bans.add(keys, seconds)
-        return ", ".join(keys)
-
-    def unban(self, name: str) -> None:
-        """Lift a ban of a name or an address. Raises LookupError when there is none."""
-        if not self._entrance.bans.remove(name_key(name)):
-            raise LookupError(f"{escape(name)} is not banned")
-
-    def banned(self) -> "dict[str, float]":
-        """The banned names and addresses, with the seconds that are left (inf: for good)."""
-        return self._entrance.bans.left()
 
     def receipts(self) -> None:
         """Tell speakers how many have heard them, while there is something to tell."""
@@ -2394,14 +2891,14 @@ class Room:
         self._delivery.answer(link, Recalled.encode_frames(recall.id, frames, older, recall.find))
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
-        journal, recipient = self.journal, None
-        if say.to is not None:
-            recipient = self._members.called(say.to)
-            if recipient is None:
-                name = say.to[:chatproto.MAX_NAME]
-                self._delivery.refuse(link, ProtocolError(
-                    "no-such-user", f"nobody here is called {name}"), say.id)
-                return
+        journal, now = self.journal, self._alarm.clock()
+        try:
+            self._house.check_say(session, say, session.origin, now)
+            recipient = self._recipient(say)
+        except ProtocolError as error:
+            self._delivery.refuse(link, error, say.id)
+            return
+        session.said_at = now
         to = recipient.name if recipient else None
         chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to)
         if recipient is None:
@@ -2413,18 +2910,29 @@ class Room:
             self._delivery.add(chat, both, speaker=session)
             listeners = int(recipient is not session)
         if session.receipts and listeners:
-            now = self._alarm.clock()
             self._entrance.receipts.watch(Watch(chat.id, session, recipient, listeners,
                                                 now + RECEIPT_UNTIL))
             self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
+
+    def _recipient(self, say: Say) -> Optional[Session]:
+        """Whom a private message is for. Raises ProtocolError when there is none of that name, or
+        one who took it only after the message was typed."""
+        if say.to is None:
+            return None
+        recipient, name = self._members.called(say.to), say.to[:chatproto.MAX_NAME]
+        if recipient is None:
+            raise ProtocolError("no-such-user", f"nobody here is called {name}")
+        if say.seen is not None and recipient.named_at > say.seen:
+            raise ProtocolError("no-such-user", f"{name} may be another one than you meant: the "
+                                "name was taken only now")
+        return recipient
 
     def _rename(self, link: Connection, session: Session, rename: Rename) -> None:
         old, new = session.name, rename.name
         if new == old:
             return
         try:
-            if name_key(new) in self._entrance.bans:
-                raise ProtocolError("banned", f"the name {new} is banned")
+            self._house.check_entry(new, None, "")
             # "Ann" may become "ann".
             if name_key(new) != name_key(old):
                 self._entrance.check_free(new)
@@ -2432,7 +2940,8 @@ class Room:
             self._delivery.refuse(link, error, rename.id)
             return
         self._members.rename(session, new)
-        renamed = Renamed(self.journal.next_id(), old, new, self.journal.now())
+        session.named_at = self.journal.next_id()
+        renamed = Renamed(session.named_at, old, new, self.journal.now())
         self._delivery.add(renamed, () if session.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
@@ -2440,7 +2949,7 @@ class Room:
 
 @functools.lru_cache(maxsize=1_000)
 def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 # --- Connections ---
@@ -2844,7 +3353,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     """The listening socket, the threads and their end. `port` is the real one; with `host` "" it
     listens on every address.
 
-    Use: start(), then from code ask(room.boot, name, reason) and the like, at the end
+    Use: start(), then from code ask(room.host.boot, name) and the like, at the end
     server_close().
     """
 
@@ -2906,7 +3415,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         if self.room.is_held:
             return
         try:
-            self.ask(self.room.say, text)
+            self.ask(self.room.host.say, text)
         except TimeoutError as error:
             logger.error("%s", error)
         until = self.alarm.clock() + seconds
@@ -3191,6 +3700,8 @@ class OperatorLine:
         self._settings: "Optional[list[Any]]" = None
         # Whether the terminal is ours now: it is the shell's while we are in the background.
         self.is_open = False
+        # When Ctrl-C came last; only the main thread asks.
+        self._interrupted_at = -math.inf
 
     def open(self) -> bool:
         """Take the terminal over, also after it was away; False where that cannot be."""
@@ -3213,6 +3724,17 @@ class OperatorLine:
         was_open, self.is_open = self.is_open, False
         if was_open and settings is not None:
             _give_terminal_back(settings)
+
+    def may_stop(self, connected: int) -> bool:
+        """On Ctrl-C: whether it ends the server. Where people are connected, and an operator sits
+        at a terminal, it asks once."""
+        now = time.monotonic()
+        is_sure = now - self._interrupted_at <= CTRL_C_AGAIN
+        self._interrupted_at = now
+        if is_sure or not connected or sys.stdin is None or not sys.stdin.isatty():
+            return True
+        self.write(f"{_how_many(connected)}: Ctrl-C again ends the server\n")
+        return False
 
     def write(self, text: str) -> None:
         """Show whole lines, above the line that is typed. Any thread.
@@ -3678,7 +4200,7 @@ def firewall_advice(port: int) -> str:
 # --- The console ---
 
 class Console:
-    """What the operator can do, from stdin or from code: command() takes a line and answers.
+    """What the operator can do, from stdin, from the host's page or from code: do() takes a line.
 
     Each command is a method, and /help is written from their docstrings.
     """
@@ -3689,28 +4211,39 @@ class Console:
         self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
-        # The message of the day as it was read or set last.
-        self._motd: Optional[str] = None
         self._chat_log = chat_log
         self._stop = stop
         self._commands = {
-            "/users": self.users, "/boot": self.boot, "/ban": self.ban, "/unban": self.unban,
-            "/banned": self.banned, "/say": self.say, "/motd": self.motd, "/reload": self.reload,
+            "/users": self.users, "/say": self.say, "/mute": self.mute, "/unmute": self.unmute,
+            "/only-host": self.only_host, "/everyone": self.everyone, "/private": self.private,
+            "/slow": self.slow, "/remove": self.remove, "/boot": self.boot, "/ban": self.ban,
+            "/unban": self.unban, "/banned": self.banned, "/motd": self.motd,
+            "/host-name": self.host_name, "/record": self.record, "/reload": self.reload,
             "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
-        """Do what `line` says and return what to tell the operator."""
+        """Do what `line` says and return what to tell the operator, mistakes as well."""
+        try:
+            return self.do(line)
+        except (LookupError, ValueError, ProtocolError, OSError) as error:
+            return str(error.args[0] if isinstance(error, LookupError) else error)
+
+    def do(self, line: str) -> str:
+        """Do what `line` says and return what to tell the operator.
+
+        Raises LookupError, ValueError, ProtocolError or OSError when it cannot be.
+        """
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
         run = self._commands.get(word.lower())
         if run is None:
-            return (f"{escape(word)} is not a command here, /help lists them; "
-                    "/say TEXT speaks to everybody")
+            raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
+                             "/say TEXT speaks to everybody")
         try:
             return run(rest.strip())
-        except (LookupError, ValueError, ProtocolError, OSError) as error:
-            return str(error.args[0] if isinstance(error, LookupError) else error)
+        except HistoryError as error:
+            raise ValueError(str(error)) from error
 
     def run(self) -> None:
         """On the console's thread: read commands until stdin ends.
@@ -3727,76 +4260,151 @@ class Console:
             logger.info("no commands from the terminal any more: %s", error.strerror or error)
         self._line.close()
 
+    @property
+    def _host(self) -> Host:
+        return self._server.room.host
+
+    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        return self._server.ask(method, *arguments)
+
     def users(self, rest: str) -> str:
         """/users: who is here"""
-        users = self._server.ask(self._server.room.users)
+        users = self._ask(self._host.users)
         return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
 
-    def boot(self, rest: str) -> str:
-        """/boot NAME [REASON]: put somebody out"""
-        name, _, reason = rest.partition(" ")
-        return f"{self._server.ask(self._server.room.boot, name, reason.strip())} is out"
-
-    def ban(self, rest: str) -> str:
-        """/ban NAME [DURATION]: boot, and refuse name and address (10m, 2h, 1d; else for good)"""
-        name, _, duration = rest.partition(" ")
-        if not name:
-            raise ValueError("/ban NAME [DURATION]")
-        seconds = _seconds(duration.strip())
-        return f"{self._server.ask(self._server.room.ban, name, seconds)} is banned"
-
-    def unban(self, rest: str) -> str:
-        """/unban NAME: lift the ban of a name or an address"""
-        self._server.ask(self._server.room.unban, rest)
-        return f"{escape(rest)} may come back"
-
-    def banned(self, rest: str) -> str:
-        """/banned: who is banned, and for how long"""
-        return "\n".join(
-            f"{escape(key)}  {'for good' if left == math.inf else f'{left:.0f} s more'}"
-            for key, left in self._server.ask(self._server.room.banned).items()
-        ) or "nobody is banned"
-
     def say(self, rest: str) -> str:
-        """/say TEXT: speak to everybody, as Server"""
-        self._server.ask(self._server.room.say, rest)
+        """/say TEXT: speak to everybody, as the host"""
+        self._ask(self._host.say, rest)
         return ""
 
+    def mute(self, rest: str) -> str:
+        """/mute NAME [DURATION]: let somebody hear, and say nothing (10m, 2h, 1d; else for good)"""
+        name, seconds = _name_and_time(rest, "/mute NAME [DURATION]")
+        return str(self._ask(self._host.mute, name, seconds))
+
+    def unmute(self, rest: str) -> str:
+        """/unmute NAME: let somebody speak again"""
+        return str(self._ask(self._host.unmute, _one_word(rest, "/unmute NAME")))
+
+    def only_host(self, rest: str) -> str:
+        """/only-host: nobody but the host may speak"""
+        return str(self._ask(self._host.only_host))
+
+    def everyone(self, rest: str) -> str:
+        """/everyone: everybody may speak again"""
+        return str(self._ask(self._host.everyone))
+
+    def private(self, rest: str) -> str:
+        """/private on|off: allow private messages, or not"""
+        if rest.lower() not in ("on", "off"):
+            raise ValueError("/private on or /private off")
+        return str(self._ask(self._host.private, rest.lower() == "on"))
+
+    def slow(self, rest: str) -> str:
+        """/slow SECONDS: one message in so many seconds for each; 0 is off"""
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", rest):
+            raise ValueError("/slow SECONDS, 0 is off")
+        return str(self._ask(self._host.slow, float(rest)))
+
+    def remove(self, rest: str) -> str:
+        """/remove ID|last NAME|all NAME: take messages back; alone it lists the last ones"""
+        host, (which, _, name) = self._host, rest.partition(" ")
+        if not rest:
+            return self._last_messages()
+        if re.fullmatch(r"[0-9]{1,16}", rest):
+            return str(self._ask(host.remove, int(rest)))
+        method = {"last": host.remove_last, "all": host.remove_all}.get(which.lower())
+        if method is None or not name.strip():
+            raise ValueError("/remove ID, /remove last NAME or /remove all NAME; /remove lists the "
+                             "last messages with their ids")
+        return str(self._ask(method, name.strip()))
+
+    def _last_messages(self) -> str:
+        said = map(json.loads, self._ask(self._host.talk, HISTORY))
+        return "\n".join(f"{one['id']}  {one['from']}: {escape(one['text'][:200])}"
+                         for one in said) or "nothing was said"
+
+    def boot(self, rest: str) -> str:
+        """/boot NAME [DURATION] [REASON]: put somebody out for a while (else 10m)"""
+        name, _, rest = rest.partition(" ")
+        if not name:
+            raise ValueError("/boot NAME [DURATION] [REASON]")
+        first, _, others = rest.strip().partition(" ")
+        # Without a unit it begins the reason: "3 warnings are enough".
+        has_duration = re.fullmatch(r"\d{1,9}[smhd]", first) is not None
+        reason = others if has_duration else rest
+        seconds = _seconds(first) if has_duration else BOOT_SECONDS
+        return str(self._ask(self._host.boot, name, reason.strip(), seconds))
+
+    def ban(self, rest: str) -> str:
+        """/ban NAME [DURATION]: the same for good, or for a time; an address, too"""
+        name, seconds = _name_and_time(rest, "/ban NAME [DURATION]")
+        return str(self._ask(self._host.ban, name, seconds))
+
+    def unban(self, rest: str) -> str:
+        """/unban NAME: let in again who was booted or banned; an address, too"""
+        return str(self._ask(self._host.unban, _one_word(rest, "/unban NAME")))
+
+    def banned(self, rest: str) -> str:
+        """/banned: who is banned, booted or muted, and for how long"""
+        kinds = {"ban": "banned", "boot": "booted", "mute": "muted"}
+        return "\n".join(
+            f"{escape(hold.name)}  {kinds.get(hold.kind, hold.kind)} "
+            f"{'for good' if left == math.inf else f'{left:.0f} s more'}"
+            f"{': ' + escape(hold.reason) if hold.reason else ''}"
+            for hold, left in self._ask(self._host.held)) or "nobody is banned or muted"
+
     def motd(self, rest: str) -> str:
-        """/motd: show the message of the day; /motd @ reads its file again"""
-        if rest not in ("", "@"):
-            raise ValueError("/motd shows it, /motd @ reads its file again")
-        if rest:
-            self._server.ask(self._server.room.set_motd, self.read_motd())
-        return escape_lines(self._motd or "there is no message of the day")
+        """/motd [TEXT]: show the pinned line, or change it; /motd @ reads its file, /motd - none"""
+        if rest == "@":
+            self._ask(self._host.pin, self.read_motd(), False)
+        elif rest:
+            self._ask(self._host.pin, None if rest == "-" else rest)
+        return escape_lines(self._host.motd or "there is no message of the day")
 
-    def change_motd(self, text: Optional[str]) -> None:
-        """Set another message of the day, until its file is read again; None for none.
-
-        Raises ProtocolError when it is too long.
-        """
-        self._server.ask(self._server.room.set_motd, text)
-        self._motd = text
-
-    @property
-    def current_motd(self) -> str:
-        """The message of the day, "" when there is none."""
-        return self._motd or ""
+    def host_name(self, rest: str) -> str:
+        """/host-name NAME: speak under that name from now on"""
+        return str(self._ask(self._host.call, _one_word(rest, "/host-name NAME")))
 
     def read_motd(self) -> Optional[str]:
         """The message of the day from its file, None when there is none.
 
         Raises OSError, and ProtocolError when it is too long.
         """
-        if self._motd_path:
-            with open(self._motd_path, encoding="utf-8", errors="replace") as file:
-                text = chatproto.clean_text(file.read()).strip()
-            self._motd = chatproto.check_text(text) if text else None
-        return self._motd
+        if not self._motd_path:
+            return None
+        with open(self._motd_path, encoding="utf-8", errors="replace") as file:
+            text = chatproto.clean_text(file.read()).strip()
+        return chatproto.check_text(text) if text else None
+
+    def record(self, rest: str) -> str:
+        """/record FILE: write what was said in public to FILE, lines of text where it is a .txt"""
+        if not rest:
+            raise ValueError("/record FILE")
+        try:
+            # Never over anything: the history file could be meant by mistake.
+            with open(rest, "x", encoding="utf-8") as file:
+                count = 0
+                for line in self.recorded(rest.endswith(".txt")):
+                    file.write(line)
+                    count += 1
+        except FileExistsError:
+            raise ValueError(f"{escape(rest)} is there already: take another name") from None
+        return f"{count} lines are in {escape(rest)}"
+
+    def recorded(self, as_text: bool) -> Iterator[str]:
+        """The lines of /record, asked for piece by piece: the room goes on meanwhile."""
+        place, after = 0, -1
+        while place > after:
+            after = place
+            frames, place = self._ask(self._host.record, after)
+            for frame in frames:
+                body = frame.decode().rstrip("\n")
+                yield (_exported(body) if as_text else body) + "\n"
 
     def reload(self, rest: str) -> str:
         """/reload: read the message of the day again, and reopen the chat log after a rotation"""
-        self._server.ask(self._server.room.set_motd, self.read_motd())
+        self._ask(self._host.pin, self.read_motd(), False)
         self._chat_log.reopen()
         return "reloaded"
 
@@ -3824,9 +4432,31 @@ class Console:
         return "\n".join((run.__doc__ or "").strip() for run in self._commands.values())
 
     def quit(self, rest: str) -> str:
-        """/quit: tell everybody, and end the server"""
+        """/quit: tell everybody, and end the server; /quit now does not ask"""
+        here = self._server.room.connected
+        if here and rest.lower() != "now":
+            return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
         return ""
+
+
+def _how_many(count: int) -> str:
+    return f"{count} people are connected" if count > 1 else "somebody is connected"
+
+
+def _one_word(rest: str, usage: str) -> str:
+    """A command's name. Raises ValueError when there is none, or more."""
+    if not rest or " " in rest:
+        raise ValueError(usage)
+    return rest
+
+
+def _name_and_time(rest: str, usage: str) -> "tuple[str, float]":
+    """A name and perhaps a duration, in seconds. Raises ValueError."""
+    name, _, duration = rest.partition(" ")
+    if not name:
+        raise ValueError(usage)
+    return name, _seconds(duration.strip())
 
 
 def _can_show(text: str) -> bool:
@@ -3882,6 +4512,14 @@ def _title(text: str) -> str:
     return text.strip()
 
 
+def _host_title(text: str) -> str:
+    """An argparse type: the host's name."""
+    try:
+        return _host_name(text)
+    except ProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that answers a mistake in one line."""
 
@@ -3910,7 +4548,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dns-name", action="append", default=[], metavar="NAME",
         help="a name by which browsers may come, besides the machine's own; more than once for "
              "several")
-    add("--motd", metavar="FILE", help="message of the day, shown to whoever joins")
+    add("--host-name", type=_host_title, metavar="NAME",
+        help="the name under which the host speaks; nobody else may have it or one like it "
+             "(default: Server)")
+    add("--motd", metavar="FILE", help="message of the day, pinned above the talk of everybody")
     add("--log", metavar="FILE",
         help="append what is said to FILE (- is stdout); private messages are not")
     add("--history", metavar="FILE",
@@ -4016,15 +4657,29 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
         return None
     ask, room = server.ask, server.room
     desk = chat_web.Desk(
-        people=lambda: ask(room.people), boot=lambda name, reason: ask(room.boot, name, reason),
-        say=lambda text: ask(room.say, text), motd=lambda: console.current_motd,
-        set_motd=console.change_motd, invitation=lambda: (invitation.name, invitation.url))
+        state=lambda: _host_state(ask, room.host, invitation), do=console.do,
+        recorded=lambda: "".join(console.recorded(as_text=True)))
     try:
         return chat_web.Web(desk, names=names)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
         return None
+
+
+def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> "dict[str, Any]":
+    """What the host's page shows, as JSON. It is asked for every few seconds by each open page, so
+    the sequencer only hands over what there is."""
+    people, held, talk = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK)))
+    rules, said = host.rules, map(json.loads, talk)
+    return {
+        "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
+        "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
+                  "host": rules.host},
+        "held": [{"kind": hold.kind, "name": hold.name, "reason": hold.reason,
+                  "left": None if left == math.inf else left} for hold, left in held],
+        "talk": [{"id": one["id"], "from": one["from"], "at": one["at"],
+                  "text": one["text"][:HOST_TEXT]} for one in said]}
 
 
 def _announce(invitation: Invitation) -> None:
@@ -4043,7 +4698,7 @@ Orders = queue.SimpleQueue
 
 
 def _catch_signals(orders: "Orders[str]") -> None:
-    meanings = {"SIGINT": STOP, "SIGTERM": STOP, "SIGBREAK": STOP, "SIGHUP": RELOAD,
+    meanings = {"SIGINT": INTERRUPT, "SIGTERM": STOP, "SIGBREAK": STOP, "SIGHUP": RELOAD,
                 "SIGCONT": RESUME}
     for name, order in meanings.items():
         if hasattr(signal, name):
@@ -4091,6 +4746,8 @@ def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[st
                 order = STOP
             elif order == RELOAD:
                 console.reload_by_signal()
+            elif order == INTERRUPT:
+                order = STOP if line.may_stop(server.room.connected) else ""
             if time.monotonic() >= advise_at:
                 advise_at = math.inf
                 if not server.visited:
@@ -4184,7 +4841,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.
-        server.room.set_motd(console.read_motd())
+        server.room.host.begin(console.read_motd(), arguments.host_name)
         if not arguments.no_web:
             server.web = _load_web(console, server, invitation, arguments.dns_name)
     except BaseException:

@@ -678,18 +678,22 @@ class Request(http.server.BaseHTTPRequestHandler):
 class Desk(NamedTuple):
     """What the host's view may do at the server.
 
-    Each may be called on any thread, and raise LookupError, ProtocolError or TimeoutError.
+    Each may be called on any thread, and raise LookupError, ValueError, ProtocolError, OSError or
+    TimeoutError.
     """
 
-    # Name, address, seconds connected (None: away).
-    people: "Callable[[], list[tuple[str, str, Optional[float]]]]"
-    # Name and reason.
-    boot: Callable[[str, str], str]
-    say: Callable[[str], None]
-    motd: Callable[[], str]
-    set_motd: Callable[[Optional[str]], None]
-    # The server's name, and the page's address for others ("" when none leads here).
-    invitation: "Callable[[], tuple[str, str]]" = lambda: ("", "")
+    # What the view shows: people (name, address, seconds connected or None), motd, name, url,
+    # rules, held, talk.
+    state: "Callable[[], dict[str, Any]]"
+    # Does what a line of the console says, and returns what to tell the host.
+    do: Callable[[str], str]
+    # What was said in public, as lines of text.
+    recorded: Callable[[], str]
+
+
+# What the view may do, in the console's words.
+HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remove /boot /ban "
+                       "/unban /host-name /motd /say".split())
 
 
 # A line of the page that is a comment alone.
@@ -825,31 +829,23 @@ class PageRequest(Request):
         if self.one_header("Origin"):
             self._check_origin(self.one_header("Host"))
         try:
-            if self.command == "POST":
-                self._host_does(self._body())
-            name, url = self.web.desk.invitation()
-            state = {"people": self.web.desk.people(), "motd": self.web.desk.motd(), "name": name,
-                     "url": url, "qr": qr_rows(url)}
-            self._reply_json(http.HTTPStatus.OK, state)
-        except (LookupError, ProtocolError, TimeoutError) as error:
+            answer = self._host_does(self._body()) if self.command == "POST" else ""
+            state = self.web.desk.state()
+            self._reply_json(http.HTTPStatus.OK, {**state, "qr": qr_rows(state["url"]),
+                                                  "answer": answer})
+        except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
             text = str(error.args[0] if error.args else error)
             self._reply_json(http.HTTPStatus.CONFLICT, {"error": text})
 
-    def _host_does(self, order: "dict[str, Any]") -> None:
-        def text_of(key: str) -> str:
-            value = order.get(key, "")
-            if type(value) is not str:
-                raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{key} is a text")
-            return chatproto.clean_text(value)
-        what, desk = order.get("do"), self.web.desk
-        if what == "boot":
-            desk.boot(text_of("name"), text_of("reason"))
-        elif what == "say":
-            desk.say(text_of("text"))
-        elif what == "motd":
-            desk.set_motd(text_of("text").strip() or None)
-        else:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "boot, say or motd")
+    def _host_does(self, order: "dict[str, Any]") -> str:
+        """Do what was posted; return what to tell the host. Raises Refusal."""
+        line = order.get("do")
+        if line == "record":
+            return self.web.desk.recorded()
+        if type(line) is not str or line.partition(" ")[0] not in HOST_WORDS:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST,
+                          f"do is record, or begins with one of {' '.join(sorted(HOST_WORDS))}")
+        return self.web.desk.do(chatproto.clean_text(line))
 
     def _body(self) -> "dict[str, Any]":
         """The JSON object that was posted. Raises Refusal."""

@@ -94,6 +94,7 @@ import unicodedata
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
+from itertools import accumulate
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
                     NamedTuple, Optional, Protocol, Tuple, Union)
 
@@ -186,8 +187,11 @@ _TOGETHER = tuple(frozenset(scripts.split()) for scripts in (
     "LATIN CJK IDEOGRAPHIC HIRAGANA KATAKANA KATAKANA-HIRAGANA",
     "LATIN CJK IDEOGRAPHIC BOPOMOFO",
     "LATIN CJK IDEOGRAPHIC HANGUL"))
-# What a name that is to look like "server" may be written with.
-_LOOKS_LIKE = str.maketrans("53\u0455\u0435\u0433\u0475", "seserv")
+# What a name that is to look like "server", or like the host's, may be written with: digits, and
+# Cyrillic and Greek letters.
+_LOOKS_LIKE = str.maketrans("5301\u0455\u0435\u0433\u0475\u0430\u043e\u0440\u0441\u0443\u0445"
+                            "\u0456\u0458\u03bf\u03b1\u03c1\u03bd\u03b9",
+                            "seolserv" "aopcyx" "ij" "oapvi")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # What a coloured build log holds: CSI sequences, OSC and DCS strings with their ends, and
@@ -215,10 +219,14 @@ def check_name(name: Any) -> str:
 
 
 def looks_like(name: str, other: str) -> bool:
-    """Whether a reader may take `name` for `other`, which is plain: case, small capitals,
-    punctuation and a few letters make no difference."""
+    """Whether a reader may take one name for the other: case, small capitals, punctuation and a
+    few letters make no difference."""
+    return _look_of(name) == _look_of(other)
+
+
+def _look_of(name: str) -> str:
     letters = [_small_capital(char) for char in name_key(name) if char not in _NAME_PUNCTUATION]
-    return "".join(letters).translate(_LOOKS_LIKE) == other
+    return "".join(letters).translate(_LOOKS_LIKE)
 
 
 def _small_capital(char: str) -> str:
@@ -1262,14 +1270,23 @@ class MessageQueue:
 
     def replace(self, id: int, frame: bytes) -> None:
         """Put another frame in the place of `id`, in every piece as well."""
+        self.replace_all({id: frame})
+
+    def replace_all(self, frames: "dict[int, bytes]") -> None:
+        """The same for many ids: the sizes behind them are added up once."""
         with self._lock:
-            at = bisect_right(self._ids, id) - 1
-            if at < 0 or self._ids[at] != id:
+            begin, first = self._bytes_before(0), len(self._ids)
+            for id, frame in frames.items():
+                at = bisect_right(self._ids, id) - 1
+                if at >= 0 and self._ids[at] == id:
+                    self._frames[at] = frame
+                    first = min(first, at)
+            if first == len(self._ids):
                 return
-            more = len(frame) - len(self._frames[at])
-            self._frames[at] = frame
-            self._ends[at:] = [end + more for end in self._ends[at:]]
-            self._bytes += more
+            before = self._ends[first - 1] if first else begin
+            sizes = accumulate(map(len, self._frames[first:]), initial=before)
+            self._ends[first:] = list(sizes)[1:]
+            self._bytes = self._ends[-1]
             self._pieces.clear()
             self._pieces_bytes = 0
             self._replaced += 1

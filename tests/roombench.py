@@ -52,7 +52,7 @@ class Bench:
 
     def names(self):
         """Who is here."""
-        return [name for name, _ in self.room.users()]
+        return [name for name, _ in self.room.host.users()]
 
     def post(self, method, *arguments):
         self.inbox.append((method, arguments))
@@ -119,15 +119,22 @@ class Bench:
 
     def say(self, text):
         """The operator says something to all; it waits for settle()."""
-        self.post(self.room.say, text)
+        self.post(self.room.host.say, text)
 
     def boot(self, name, reason):
         """The operator puts somebody out."""
-        self.room.boot(name, reason)
+        self.room.host.boot(name, reason)
         self.room.flush()
 
+    def host(self, what, *arguments):
+        """The host does something; return the answer."""
+        answer = getattr(self.room.host, what)(*arguments)
+        self.room.flush()
+        self.settle()
+        return answer
+
     def set_motd(self, text):
-        self.room.set_motd(text)
+        self.room.host.begin(text, None)
 
 
 class Wire:

@@ -223,7 +223,7 @@ def impatient(monkeypatch):
     that sends `data`."""
     monkeypatch.setattr(chat_web, "HTTP_TIMEOUT", 0.1)
     monkeypatch.setattr(chat_web, "LINGER", 0.1)
-    web = chat_web.Web(chat_web.Desk(*[None] * 5))
+    web = chat_web.Web(chat_web.Desk(*[None] * 3))
 
     def greet(data, seconds=0.1):
         theirs, ours = socket.socketpair()
@@ -381,7 +381,7 @@ def test_host_view_from_elsewhere(secret, server, get):
     """The secret does nothing in a URL, from another page, or from another machine."""
     assert get(f"/host?host={secret}")[0] == 403
     assert get("/host", f"X-Roger-Host: {secret}", "Origin: http://evil.example")[0] == 403
-    web = chat_web.Web(chat_web.Desk(*[None] * 5))
+    web = chat_web.Web(chat_web.Desk(*[None] * 3))
     for address, status in (("192.168.1.7", 403), ("fe80::1%eth0", 403), ("10.0.0.1", 403)):
         theirs, ours = socket.socketpair()
         with theirs:
@@ -402,18 +402,20 @@ def test_host_view_acts(server, secret, get):
     with RawClient(server.port) as victim, RawClient(server.port) as other:
         victim.join("victim")
         other.join("witness")
-        assert do(do="boot", name="VICTIM", reason="spam\x1b[31mming")[0] == 200
+        assert do(do="/boot VICTIM spam\x1b[31mming")[0] == 200
         assert victim.recv_until("booted")["reason"] == "spamming"
         assert other.recv_until("left", name="victim")["reason"] == "booted: spamming"
-        assert do(do="boot", name="victim") == (409, {"error": "nobody here is called victim"})
-        assert do(do="say", text="lunch")[0] == 200
+        assert do(do="/boot nobody") == (409, {"error": "nobody is or was called nobody"})
+        assert do(do="/say lunch")[0] == 200
         assert other.recv_until("chat", text="lunch")["from"] == "Server"
-        assert do(do="say", text="")[0] == do(do="say", text="x" * 9000)[0] == 409
-        assert do(do="motd", text="be kind")[1]["motd"] == "be kind"
+        assert do(do="/say")[0] == do(do="/say " + "x" * 9000)[0] == 409
+        assert do(do="/motd be kind")[1]["motd"] == "be kind"
+        assert "<Server> lunch" in do(do="record")[1]["answer"]
     with RawClient(server.port) as newcomer:
         assert newcomer.join("newcomer2")["motd"] == "be kind"
-    assert do(do="motd", text="  ")[1]["motd"] == ""
-    assert [do(do="dance")[0], do(do="say", text=7)[0], do()[0]] == [400, 400, 400]
+    assert do(do="/motd -")[1]["motd"] == ""
+    assert [do(do=what)[0] for what in ("dance", "/quit now", "/record x", 7)] == [400] * 4
+    assert do()[0] == 400
 
 
 @pytest.mark.parametrize("headers, body, status", [
