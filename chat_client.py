@@ -253,11 +253,16 @@ class Sayings:
                 del self._places[next(iter(self._places))]
 
     def forget_places(self) -> None:
-        """The ids of the server begin anew."""
+        """The ids of the server begin anew: they say no more who had a name when a private message
+        was typed, so those that wait are to be refused where they could reach another person."""
         with self._changed:
             self._places.clear()
+            waiting = {}
             for said in self._said.values():
                 said.place = 0
+                if said.to is not None and said.state == SENDING:
+                    waiting[said.id] = Say(said.id, said.text, said.to, 0).encode()
+            self.log.replace_all(waiting)
 
     def without_place(self, forget: bool) -> "list[Said]":
         """What is there and has not come back; with `forget` it may come back as anybody's."""
@@ -376,8 +381,8 @@ class ClientSession:
         UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
         chatproto.check_text(text)
         said = Said(0, text, to)
-        # Up to here we know who has that name.
-        seen = self.manager.seen if to else None
+        # Up to here we know who has that name: from the list of users, or from what came since.
+        seen = max(self.manager.seen, self.list_as_of) if to else None
         self._send(lambda id: Say(id, text, to, seen), said)
         return said
 

@@ -184,7 +184,7 @@ def test_booted_pipe_says_why(peer, popen, console):
     process = popen(port)
     bob.recv_until("joined", name="pipe")
     window.type("/boot pipe no bots here")
-    window.expect("pipe is out")
+    window.expect("pipe is out.*")
     assert bob.recv_until("left", name="pipe")["reason"] == "booted: no bots here"
     # Its stdin is still open.
     assert process.wait(TIMEOUT) == 1

@@ -237,6 +237,8 @@ def test_receipts_reach_all(serve, talk):
     recipient."""
     server = serve()
     ann, *_ = [talk(server.port, name) for name in ("ann", "bob", "eve", "joe")]
+    # Else bob would be one who took that name after ann had written to him.
+    wait_until(lambda: "bob" in ann.client.users)
     public, private, alone = ann.say("ann 1"), ann.say("ann 2", "bob"), ann.say("ann 3", "ann")
     wait_until(lambda: (public.heard, public.of) == (3, 3)
                and (private.heard, private.of) == (1, 1))

@@ -38,7 +38,7 @@ def test_what_was_done_stays_said(host):
     assert tab.js(note) == "Said."
     tab.js("document.getElementById('host-motd-form').requestSubmit()")
     tab.wait(f"/Saved/.test({note})")
-    assert [order["do"] for order in tab.js("orders")] == ["say", "motd"]
+    assert [order["do"] for order in tab.js("orders")] == ["/say Lunch", "/motd -"]
 
 
 def test_what_destroys_is_red(host):

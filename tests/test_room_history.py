@@ -394,3 +394,23 @@ def test_older_messages_of_an_old_server(got):
     session.received(welcome % (b"true", got))
     session.received(b'{"type":"ack","id":2}\n')
     assert json.loads(written[-1]) == {"type": "history", "id": 3, "count": 6} and answers == [None]
+
+
+def test_whisper_that_waits_over_another_run_of_ids():
+    """What was typed to bob before a server without a history was started anew may not reach who
+    is called bob there; what was said to all is sent again."""
+    bench, written = Bench(), []
+    session = ClientSession("ann", bench.alarm)
+    welcome = (b'{"type":"welcome","name":"ann","session":"s","epoch":"%s","users":["ann","bob"],'
+               b'"last":7,"resumed":false}\n')
+    session.opened(written.append)
+    session.received(welcome % b"one")
+    session.closed()
+    session.say("psst", "bob")
+    session.say("to all")
+    session.opened(written.append)
+    del written[:]
+    session.received(welcome % b"two")
+    sent = [json.loads(line) for data in written for line in data.splitlines()]
+    assert sent == [{"type": "chat", "id": 1, "text": "psst", "to": "bob", "seen": 0},
+                    {"type": "chat", "id": 2, "text": "to all"}]

@@ -89,8 +89,7 @@ FAULTS = {
          "            journal.log.end = journal.last\n            return None\n")],
     "11: who is booted is not told": [
         ("chatproto", "            if last_words:\n", "            if False:\n"),
-        ("chat_server", "        if booted is not None and booted.booted is not None:\n",
-         "        if False:\n")],
+        ("chat_server", "        self._house.check_entry(join.name, owned, link.origin)\n", "")],
     "11: a ping is not in flight": [
         ("chatproto", "                self.sent = id\n                self._since",
          "                self._since")],
@@ -133,8 +132,8 @@ FAULTS = {
     "an ACK counts as sent for all that was said": [
         ("chat_client", "settle(message.upto))", "settle(self._sayings.last_id))")],
     "a commit that failed is forgotten": [
-        ("chat_server", "            self._hold(str(error))\n            return False\n",
-         "            self._rows.clear()\n            return True\n")],
+        ("chat_server", "                self._hold(str(error))\n                return False\n",
+         "                self._rows.clear()\n                return True\n")],
     "the newest id of a session is not in the file": [
         ("chat_server", "self.begin, self.history_from, self.got,\n",
          "self.begin, self.history_from, 0,\n")],
@@ -143,9 +142,9 @@ FAULTS = {
          "        state = 0, forgotten, int(_pragma(")],
     "an entry and its session in two commits": [
         ("chat_server",
-         "            took = history.save(self.last, self._rows, rows, self.removed)\n",
-         "            history.save(self.last, self._rows, [], [])\n"
-         "            took = history.save(self.last, [], rows, self.removed)\n")],
+         "                took = history.save(self.last, self._rows, rows, self.removed,",
+         "                history.save(self.last, self._rows, [], [])\n"
+         "                took = history.save(self.last, [], rows, self.removed,")],
     "a new epoch after a restart with history": [
         ("chat_server", "if history is None else history.epoch\n", "\n")],
     "live before the file is read to its end": [
@@ -157,12 +156,6 @@ FAULTS = {
     "older private messages are everybody's": [
         ("chat_server", "        for number in (None, session.number):\n            said",
          "        for number in list(self._chats):\n            said")],
-    "a restart gives no grace time": [
-        ("chat_server", "                session.here_since = self._journal.last\n"
-         "                self._await(session)\n",
-         "                session.here_since = self._journal.last\n"
-         "                self._alarm.at(0, lambda session=session: self._post("
-         "self.leave, session, 'gone away'))\n")],
 }
 
 
