@@ -57,8 +57,8 @@ def test_console_commands(console, peer):
                 "/say", "/motd", "")
     for answer in ("/wrong is not a command here.*", "hello is not a command here.*",
                    r"/boot NAME \[DURATION\] \[REASON\]",
-                   "nobody is or was called nobody", r"/ban NAME \[DURATION\]", "5y is no duration.*",
-                   "nobody is not banned",
+                   "nobody is or was called nobody", r"/ban NAME \[DURATION\]",
+                   "5y is no duration.*", "nobody is not banned",
                    "a text has 1 to 8192 characters",
                    "there is no message of the day"):
         window.expect(answer)
