@@ -1063,9 +1063,43 @@ def _left_line(left: Left) -> str:
 
 # --- The journal ---
 
+class Disk:
+    """Whether the history file can be written, and what the log says of it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # Why the last commit failed ("disk full"), and when the first one did; when one worked
+        # again. Any thread may read the first.
+        self.failure: Optional[str] = None
+        self._failed_at = -math.inf
+        self.recovered_at = -math.inf
+        # When a slow commit was logged.
+        self._slow_at = -math.inf
+
+    def failed(self, why: str) -> None:
+        """A commit could not be made."""
+        if self.failure is None:
+            self._failed_at = self._clock()
+        if self.failure != why:
+            logger.error("nothing is acknowledged until this is mended: %s", why)
+        self.failure = why
+
+    def worked(self, path: str, took: float) -> None:
+        """A commit was made, in so many seconds."""
+        now = self._clock()
+        if self.failure is not None:
+            logger.info("%s can be written again, after %.1f s; nothing was lost", path,
+                        now - self._failed_at)
+            self.failure, self.recovered_at = None, now
+        if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
+            self._slow_at = now
+            logger.warning("the disk is slow: a commit to %s took %.0f ms, which everybody waits "
+                           "for", path, 1000 * took)
+
+
 class Journal:
     """The order: ids, the log in memory, and with --history the file. On the sequencer's thread
-    alone (`held` may be read by any).
+    alone.
 
     add() gives a message its place in the log; commit() puts what was added into the file;
     publish() lets the readers have it. A commit that fails holds the room ("disk full"): nothing of
@@ -1106,12 +1140,7 @@ class Journal:
         # The file could not be read up to this id; how many damaged entries the log was told of.
         self._unreadable = 0
         self._damaged = 0
-        # Why the last commit failed, and when the first one did; when one worked again.
-        self.held: Optional[str] = None
-        self._held_since = -math.inf
-        self.recovered_at = -math.inf
-        # When a slow commit was logged.
-        self._slow_at = -math.inf
+        self.disk = Disk(clock)
         if history is not None:
             self._load(history)
 
@@ -1170,9 +1199,9 @@ class Journal:
                 took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
                                     self.house)
             except HistoryError as error:
-                self._hold(str(error))
+                self.disk.failed(str(error))
                 return False
-            self._let_go(history.path, took)
+            self.disk.worked(history.path, took)
         self._rows.clear()
         self.changed.clear()
         self.removed.clear()
@@ -1187,24 +1216,6 @@ class Journal:
             self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
                                  HISTORY)
             self._erased.clear()
-
-    def _hold(self, why: str) -> None:
-        if self.held is None:
-            self._held_since = self._clock()
-        if self.held != why:
-            logger.error("nothing is acknowledged until this is mended: %s", why)
-        self.held = why
-
-    def _let_go(self, path: str, took: float) -> None:
-        now = self._clock()
-        if self.held is not None:
-            logger.info("%s can be written again, after %.1f s; nothing was lost", path,
-                        now - self._held_since)
-            self.held, self.recovered_at = None, now
-        if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
-            self._slow_at = now
-            logger.warning("the disk is slow: a commit to %s took %.0f ms, which everybody waits "
-                           "for", path, 1000 * took)
 
     def publish(self, upto: int) -> Optional[News]:
         """Let the readers have what was committed, up to an id."""
@@ -2403,7 +2414,7 @@ class Entrance:
         self._awaited.discard(session)
         if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
-            lost_at = max(session.lost_at, self._journal.recovered_at)
+            lost_at = max(session.lost_at, self._journal.disk.recovered_at)
             if self._alarm.clock() < lost_at + self._settings.grace:
                 self._end_grace_at(session, lost_at + self._settings.grace)
             else:
@@ -2823,7 +2834,7 @@ class Room:
     @property
     def is_held(self) -> bool:
         """Whether everything waits for the history file. Any thread may ask."""
-        return self.journal.held is not None
+        return self.journal.disk.failure is not None
 
     @property
     def announces(self) -> bool:
@@ -4660,7 +4671,9 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
         state=lambda: _host_state(ask, room.host, invitation), do=console.do,
         recorded=lambda: "".join(console.recorded(as_text=True)))
     try:
-        return chat_web.Web(desk, names=names)
+        # A name that nobody chose says less than the address.
+        title = invitation.name if invitation.name != _machine_name() else ""
+        return chat_web.Web(desk, names=names, title=title)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)

@@ -53,6 +53,7 @@ import functools
 import gzip
 import hashlib
 import hmac
+import html
 import http
 import http.server
 import ipaddress
@@ -711,14 +712,16 @@ class Page(NamedTuple):
     style: str
 
     @classmethod
-    def load(cls, path: str) -> Page:
-        """Read the page.
+    def load(cls, path: str, title: str = "") -> Page:
+        """Read the page, and give it a title, which its door shows as well.
 
         Raises OSError; ValueError when it has not exactly one script and one style.
         """
         with open(path, "rb") as file:
             # The hashes are of what a browser sees: comments are for who reads the file.
             body = _COMMENT.sub(b"", file.read().replace(b"\r\n", b"\n"))
+        if title:
+            body = body.replace(b"<title>Roger<", b"<title>%b<" % html.escape(title).encode(), 1)
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
         return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
                    _hash_of(body, b"style"))
@@ -877,15 +880,17 @@ class Web:
 
     socket = HttpSocket
 
-    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = ()) -> None:
-        """Read the files; `names` are those by which browsers may come, besides the machine's own.
+    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
+                 title: str = "") -> None:
+        """Read the files; `names` are those by which browsers may come, besides the machine's own,
+        and `title` is what the server is called.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
         self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
-        self.page = Page.load(os.path.join(folder, "chat_web.html"))
+        self.page = Page.load(os.path.join(folder, "chat_web.html"), title)
         self.files: "dict[str, bytes]" = {}
         for path in FILES:
             try:

@@ -1,5 +1,6 @@
 """What goes wrong around the page: no storage, a view that throws, two tabs, something unsent."""
 
+import harness
 import page
 import pytest
 from page import errors_of, join, row, say, texts
@@ -212,3 +213,16 @@ def test_long_text_is_told(alone):
     assert "3 messages" in tab.js("document.getElementById('strip').textContent")
     tab.key("Enter")
     tab.wait("fake.of('chat').length === 3 && document.getElementById('strip').hidden")
+
+
+def test_door_says_which_room(browser):
+    """What the server is called is in the title and on the door, whatever it is called."""
+    name = "Lab <3> & \"co\""
+    with harness.serving("--rate", "0", "--name", name) as named:
+        tab = browser.tab()
+        tab.open(f"http://127.0.0.1:{named.port}/")
+        tab.wait("!document.getElementById('door').hidden")
+        assert tab.js("document.title") == name
+        assert f"{name} (127.0.0.1:{named.port})" in tab.js(
+            "document.getElementById('where').textContent")
+        tab.close()

@@ -132,7 +132,8 @@ FAULTS = {
     "an ACK counts as sent for all that was said": [
         ("chat_client", "settle(message.upto))", "settle(self._sayings.last_id))")],
     "a commit that failed is forgotten": [
-        ("chat_server", "                self._hold(str(error))\n                return False\n",
+        ("chat_server",
+         "                self.disk.failed(str(error))\n                return False\n",
          "                self._rows.clear()\n                return True\n")],
     "the newest id of a session is not in the file": [
         ("chat_server", "self.begin, self.history_from, self.got,\n",
