@@ -2833,8 +2833,7 @@ class Interface:
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         """A message has come. Where it `rings` the user wants to be called to it."""
-        for entry in entries:
-            self._add(entry)
+        # First: whoever sees a message may answer it at once.
         if isinstance(message, Chat):
             # What is history may be of somebody who had that name then.
             if (message.to is not None and not own and entries
@@ -2844,7 +2843,9 @@ class Interface:
             if name_key(message.name) == name_key(self.last_private):
                 self.last_private = message.to if isinstance(message, Renamed) else ""
                 self.no_reply = f"{message.name} has left: not sent"
-        elif isinstance(message, Motd):
+        for entry in entries:
+            self._add(entry)
+        if isinstance(message, Motd):
             self.motd = message.text
             self.commands.motd("")
 

@@ -167,7 +167,7 @@ def test_post_of_frames(server):
             assert status in (403, 404, 405) and b"welcome" not in body
         other.say("the end")
         other.recv_until("chat", text="the end")
-        assert "web" not in json.dumps(other.frames)
+        assert '"web"' not in json.dumps(other.frames)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
