@@ -1453,15 +1453,15 @@ class Confirmations:
 
     def passed(self, sent: int) -> bool:
         """Our frames up to `sent` are written; return whether an ACK waited for an error there."""
-        last = 0
-        while self.refused and self.refused[0][1] <= sent:
-            last = self.refused.pop(0)[0]
-        return 0 < last <= self.seen
+        said = [id for id, error in self.refused if error <= sent]
+        self.refused = [pair for pair in self.refused if pair[1] > sent]
+        return bool(said) and min(said) <= self.seen
 
     def confirm(self) -> int:
-        """An ACK is written now: of everything before the first refusal that waits."""
+        """An ACK is written now: of everything before the first refusal that waits. An error that
+        was said again has a newer id than those after it, so the errors' order tells nothing."""
         self.late, self.due = 0, math.inf
-        return min(self.seen, self.refused[0][0] - 1) if self.refused else self.seen
+        return min(self.seen, min(self.refused)[0] - 1) if self.refused else self.seen
 
 
 class MessageManager:

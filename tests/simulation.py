@@ -283,6 +283,7 @@ class Server:
         self.world = world
         world.crash = self.crash
         self.epochs = []
+        self.addresses = 0
         # How often it may still be killed.
         self.kills = 0
         # The disk is full.
@@ -336,9 +337,12 @@ class Server:
             raise Killed
 
     def accept(self, link):
+        """Nobody shares an address: a boot keeps its address out, and would hit a bystander."""
         self.links.append(link)
-        return self.world.modules.chat_server.Connection(ServerWire(link, self), "192.0.2.7",
-                                                         self.room, self.post, self.alarm, 0)
+        self.addresses += 1
+        return self.world.modules.chat_server.Connection(
+            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, self.post, self.alarm,
+            0)
 
     def post(self, method, *arguments):
         if not self.inbox:
@@ -485,8 +489,10 @@ class Client:
         if welcome.missed:
             if not self.world.may_miss:
                 self.history.wrong(f"{self.name} is told that it missed {welcome.missed}")
-            after = max(self.session.manager.seen,
-                        self.begin[welcome.epoch]) if welcome.resumed else 0
+            # What it was told before that it missed is not counted again.
+            told = [upto for of, _, upto in self.gaps if of == welcome.epoch]
+            after = max(self.session.manager.seen, self.begin[welcome.epoch],
+                        *told) if welcome.resumed else 0
             self.gaps.append((welcome.epoch, after, after + welcome.missed))
         if not welcome.resumed:
             if self.epoch == welcome.epoch:

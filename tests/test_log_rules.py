@@ -198,6 +198,20 @@ def test_ack_of_a_new_connection_waits_for_an_error_that_was_not_seen():
     assert again.sent() == [("ack", 6)]
 
 
+def test_ack_waits_for_an_error_that_was_said_again_behind_later_ones():
+    """Its id is newer than those of the errors about later frames, which let no ACK past it."""
+    line = Line(opened=False, reader=7)
+    line.add(1, 2, audience=frozenset([7]))
+    line.manager.open(0, reader=7, seen=14, refused=[(13, 1), (12, 3)])
+    line.manager.confirm(14)
+    assert line.sent() == [("ack", 11)]
+    line.publish()
+    assert line.sent() == [("ping", 1), ("ping", 2), ("ack", 11)]
+    line.add(3, audience=frozenset([7]))
+    line.publish()
+    assert line.sent() == [("ping", 3), ("ack", 14)]
+
+
 def test_refusal_comes_before_open():
     """What is refused between a join and its welcome is held as well, and in order."""
     line = Line(opened=False, reader=7)
