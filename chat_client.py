@@ -58,7 +58,6 @@ import contextlib
 import errno
 import functools
 import getpass
-import io
 import itertools
 import json
 import math
@@ -262,7 +261,7 @@ class Sayings:
                 said.place = 0
                 if said.to is not None and said.state == SENDING:
                     waiting[said.id] = Say(said.id, said.text, said.to, 0).encode()
-            self.log.replace_all(waiting)
+            self.log.replace(waiting)
 
     def without_place(self, forget: bool) -> "list[Said]":
         """What is there and has not come back; with `forget` it may come back as anybody's."""
@@ -4259,20 +4258,9 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     return arguments
 
 
-def _use_utf8() -> None:
-    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
-
-    A terminal keeps its encoding, and shows a letter that it does not have as its code.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            encoding = None if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="backslashreplace")
-
-
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the client; return the exit code."""
-    _use_utf8()
+    chatproto.print_utf8()
     arguments = _arguments(argv)
     interface = None
     try:

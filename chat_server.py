@@ -1212,7 +1212,7 @@ class Journal:
     def _erase(self) -> None:
         """What the host took back is committed: nobody hears its text any more."""
         if self._erased:
-            self.log.replace_all(self._erased)
+            self.log.replace(self._erased)
             self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
                                  HISTORY)
             self._erased.clear()
@@ -4916,7 +4916,7 @@ def _free_port(arguments: argparse.Namespace) -> int:
 
 def main(argv: "Optional[list[str]]" = None) -> int:
     """Run the server until it is told to stop; return the exit code."""
-    _use_utf8()
+    chatproto.print_utf8()
     arguments = _arguments(argv)
     if arguments.export is not None:
         return _export(*arguments.export)
@@ -4949,17 +4949,6 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     # So long the system may have called it.
     del handler
     return 0
-
-
-def _use_utf8() -> None:
-    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
-
-    A terminal keeps its encoding, and shows a letter that it does not have as its code.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            encoding = None if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import ipaddress
 import json
 import math
@@ -358,6 +359,17 @@ def stdin_lines() -> Iterator[str]:
                 break
     if rest:
         yield rest.decode("utf-8", "replace")
+
+
+def print_utf8() -> None:
+    """What we print is UTF-8: also into a pipe on Windows, where Python would take cp1252.
+
+    A terminal keeps its encoding, and shows a letter that it does not have as its code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 # --- Checks of single fields: each returns the value or raises ProtocolError ---
@@ -1268,12 +1280,8 @@ class MessageQueue:
             del self._private[:bisect_right(self._private, upto)]
             self.start = max(self.start, upto)
 
-    def replace(self, id: int, frame: bytes) -> None:
-        """Put another frame in the place of `id`, in every piece as well."""
-        self.replace_all({id: frame})
-
-    def replace_all(self, frames: "dict[int, bytes]") -> None:
-        """The same for many ids: the sizes behind them are added up once."""
+    def replace(self, frames: "dict[int, bytes]") -> None:
+        """Put other frames in the places of their ids, in every piece as well."""
         with self._lock:
             begin, first = self._bytes_before(0), len(self._ids)
             for id, frame in frames.items():
@@ -1518,7 +1526,7 @@ class MessageManager:
             self._reader, self._begin = reader, begin
             self.sent = self.acked = place
             self._incoming.seen = seen
-            self._incoming.refused[:0] = [pair for pair in refused if pair[1] > place]
+            self._incoming.refused += [pair for pair in refused if pair[1] > place]
             self._since = self._alarm.clock()
             is_behind = self._send()
             ring_at = self._next_ring()
@@ -1726,7 +1734,7 @@ class MessageManager:
                 self._since = self._alarm.clock()
             wrap = None if is_wrapped else self._wrap
             self._write(b"".join(frames if wrap is None else map(wrap, frames)))
-        if self._incoming.passed(self.sent):
+        if self._incoming.refused and self._incoming.passed(self.sent):
             self._put_ack()
 
     def _end(self) -> None:
@@ -2214,7 +2222,7 @@ def is_own_name(name: str, others: Collection[str] = ()) -> bool:
     only about names that begin as ours.
     """
     name, own = name.lower().rstrip("."), socket.gethostname().lower()
-    short, _, domain = own.partition(".")
+    short = own.partition(".")[0]
     # .local is how a LAN without a name server calls a machine (mDNS).
     if name in ("localhost", own, short, f"{short}.local") or name in map(str.lower, others):
         return True

@@ -1,13 +1,12 @@
 """The page in a real Chromium: what a person with a browser sees and does. One browser for all of
 it."""
 
-import json
-
 import pytest
 
-import browser as driver
+import page
 from chat_client import ChatClient
 from harness import wait_until
+from page import join, row, say
 from proxy import CuttingProxy
 
 HOSTILE = ['<img src=x onerror="window.bitten=1">', "</script><script>window.bitten=1</script>",
@@ -19,16 +18,7 @@ HOSTILE = ['<img src=x onerror="window.bitten=1">', "</script><script>window.bit
            "\ufdfd" * 200, "א" * 50 + " ] [ " + "b" * 50]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    browser = driver.Browser()
-    # Tabs that another test may use.
-    browser.spare = []
-    yield browser
-    errors = browser.errors()
-    browser.close()
-    # Nothing was thrown, and no policy was violated.
-    assert not errors, errors
+browser = page.browser
 
 
 @pytest.fixture
@@ -81,28 +71,8 @@ def new_name(stem="p"):
     return f"{stem}{next(_names)}"
 
 
-def join(tab, name):
-    tab.js("document.getElementById('name').value = ''")
-    tab.type(name, "name")
-    tab.key("Enter")
-    tab.wait("session.joined")
-
-
-def say(tab, text):
-    tab.type(text, "input")
-    tab.key("Enter")
-
-
-def message(text, more=""):
-    """An expression: the row of the message with that text, at its place, of those that the
-    selector `more` fits."""
-    return (
-        f"[...document.querySelectorAll('#log .msg{more}')].find("
-        f"row => row.querySelector('.text').textContent === {json.dumps(text)})")
-
-
 def state(text):
-    return f"{message(text)}?.querySelector('.state')?.textContent"
+    return f"{row(text)}?.querySelector('.state')?.textContent"
 
 
 def leaves(tab):
@@ -136,9 +106,9 @@ def test_join_speak_and_hear(server, enter, friend):
     tab.wait(f"{state('hello from the page')}?.startsWith('heard by')")
     wait_until(lambda: texts_of(bob) == ["hello from the page"])
     bob.say("and back")
-    tab.wait(message("and back"))
+    tab.wait(row("and back"))
     assert tab.js("document.querySelectorAll('#pending .msg').length") == 0
-    assert tab.js(f"{message('and back')}.querySelector('.name').textContent") == other
+    assert tab.js(f"{row('and back')}.querySelector('.name').textContent") == other
     assert set(tab.js("[...session.users.values()]")) >= {me, other}
 
 
@@ -177,18 +147,18 @@ def test_private_message_rename_and_completion(server, enter, friend):
     tab.wait(f"document.getElementById('input').value.startsWith('{bob.name[:-1]}')")
     tab.js("document.getElementById('input').value = ''")
     say(tab, f"/msg {bob.name} only you")
-    tab.wait(f"{message('only you', '.private')} && {state('only you')} === 'heard'")
+    tab.wait(f"{row('only you', '.private')} && {state('only you')} === 'heard'")
     bob.whisper(tab.js("session.name"), "only you, too")
-    tab.wait(message("only you, too", ".private"))
+    tab.wait(row("only you, too", ".private"))
     say(tab, "/reply good")
-    tab.wait(message("good", ".private"))
+    tab.wait(row("good", ".private"))
     new = new_name("new")
     say(tab, f"/nick {new}")
     tab.wait(f"session.name === '{new}'")
     say(tab, "/nonsense x")
     tab.wait("/is not a command/.test(document.querySelector('#log').lastChild.textContent)")
     say(tab, "//slash")
-    tab.wait(message("/slash"))
+    tab.wait(row("/slash"))
     wait_until(lambda: "/slash" in texts_of(bob) and "/slash" in texts_of(eve))
     assert "only you" in texts_of(bob) and texts_of(eve) == ["/slash"]
 
@@ -201,7 +171,7 @@ def test_message_that_is_refused(server, enter):
     say(tab, "/msg nobody.here hello?")
     say(tab, "after")
     tab.wait(
-        f"{message('before')} && {message('after')} && /failed: nobody here/.test("
+        f"{row('before')} && {row('after')} && /failed: nobody here/.test("
         "document.querySelector('#pending .state')?.textContent)")
     tab.click("#pending .state button")
     assert tab.js("document.getElementById('input').value") == "/msg nobody.here hello?"
@@ -219,9 +189,9 @@ def test_long_text_and_lines_as_written(server, enter, friend):
     tab.type("if x:", "input")
     tab.key("Enter", shift=True)
     say(tab, "    y()\t# tab")
-    tab.wait(message("if x:\n    y()\t# tab"))
-    row = message("if x:\n    y()\t# tab")
-    assert tab.js(f"getComputedStyle({row}.querySelector('.text')).whiteSpace") in (
+    tab.wait(row("if x:\n    y()\t# tab"))
+    code = row("if x:\n    y()\t# tab")
+    assert tab.js(f"getComputedStyle({code}.querySelector('.text')).whiteSpace") in (
         "pre", "preserve nowrap")
 
 
@@ -235,9 +205,9 @@ def test_hostile_names_and_texts(server, enter, friend):
     for text in HOSTILE:
         mallory.say(text)
     mallory.say("the end")
-    tab.wait(message("the end"))
+    tab.wait(row("the end"))
     for text in HOSTILE[:4] + HOSTILE[6:9]:
-        assert tab.js(f"Boolean({message(text)})"), text[:50]
+        assert tab.js(f"Boolean({row(text)})"), text[:50]
     assert tab.js("document.querySelectorAll('#log img, #log script, #log b').length") == 0
     assert tab.js("window.bitten") is None
     assert "\\u202egnp.exe \u2066x\u2069 \\u200bhidden\\ufeff" in tab.js(
@@ -286,7 +256,7 @@ def test_connection_that_is_cut_in_the_middle(server, enter, friend, proxy):
             tab.js("session.wake()")
     expected = [f"mine {number}" for number in range(24)], [f"his {number}" for number in range(24)]
     tab.wait(
-        f"{message('mine 23', '.own')} && {message('his 23')}"
+        f"{row('mine 23', '.own')} && {row('his 23')}"
         " && !document.querySelector('#pending .msg') && session.queue.length === 0")
     shown = tab.js("[...document.querySelectorAll('#log .text')].map(text => text.textContent)")
     assert [text for text in shown if text[:4] == "mine"] == expected[0]
@@ -314,7 +284,7 @@ def test_typing_offline(server, enter, friend, proxy):
     proxy.allow()
     tab.click("#banner button")
     tab.wait(
-        f"{message('offline 2', '.own')} && {message('meanwhile')}"
+        f"{row('offline 2', '.own')} && {row('meanwhile')}"
         " && document.getElementById('banner').hidden")
     wait_until(lambda: len(texts_of(bob)) == 4)
     assert texts_of(bob) == ["meanwhile", "offline 0", "offline 1", "offline 2"]
@@ -330,7 +300,7 @@ def test_page_that_is_reloaded(server, enter, friend):
     say(tab, "before the reload")
     wait_until(lambda: texts_of(bob) == ["before the reload"])
     bob.say("answer")
-    tab.wait(f"{message('answer')} && {state('before the reload')} === 'heard by all'")
+    tab.wait(f"{row('answer')} && {state('before the reload')} === 'heard by all'")
     tab.type("a draft", "input")
     session = tab.js("session.secret")
     tab.reload()
@@ -339,7 +309,7 @@ def test_page_that_is_reloaded(server, enter, friend):
     assert tab.js("document.getElementById('input').value") == "a draft"
     assert tab.js(state("before the reload")) == "heard by all"
     bob.say("still here?")
-    tab.wait(message("still here?"))
+    tab.wait(row("still here?"))
     assert tab.js("[...document.querySelectorAll('#log .text')].map(text => text.textContent)") == [
         "before the reload", "answer", "still here?"]
     assert not [message for message in bob.heard if message.type == "left"]
@@ -350,7 +320,7 @@ def test_reload_with_messages_that_were_not_sent(server, enter, friend, proxy):
     bob = friend(server.port, new_name())
     tab = enter(proxy.port, new_name())
     say(tab, "first")
-    tab.wait(f"{message('first', '.own')} && session.queue.length === 0")
+    tab.wait(f"{row('first', '.own')} && session.queue.length === 0")
     tab.js("session.number({type: 'ping'})")
     # From here on it waits for a connection.
     tab.js("WebSocket = class { close() {} }; session.connect()")
@@ -360,7 +330,7 @@ def test_reload_with_messages_that_were_not_sent(server, enter, friend, proxy):
     tab.call("Page.reload")
     wait_until(lambda: leaves(tab))
     tab.wait("!window.beforeReload && document.readyState === 'complete'")
-    tab.wait(message("kept", ".own"))
+    tab.wait(row("kept", ".own"))
     wait_until(lambda: "kept" in texts_of(bob))
     assert texts_of(bob) == ["first", "kept"]
     assert tab.js("document.querySelectorAll('#pending .msg').length") == 0
@@ -378,7 +348,7 @@ def test_server_that_is_restarted_under_the_page(serve, enter):
     say(tab, "said in between")
     server.start()
     tab.js("session.wake()")
-    tab.wait(f"{message('said in between', '.own')} && {state('said in between')} === 'there'")
+    tab.wait(f"{row('said in between', '.own')} && {state('said in between')} === 'there'")
     assert tab.js("[...document.querySelectorAll('#log .text')].map(text => text.textContent)") == [
         "to the first", "said in between"]
 
@@ -393,7 +363,7 @@ def test_tab_in_the_background(server, enter, friend):
     for number in range(40):
         bob.say(f"while away {number}")
     bob.say(f"{name}: look")
-    tab.wait(f"document.title === '(41) Roger' && {message(name + ': look', '.mention')}")
+    tab.wait(f"document.title === '(41) Roger' && {row(name + ': look', '.mention')}")
     assert tab.js("session.late") == 0
     assert tab.js("document.querySelector('.line.new').nextSibling.textContent").endswith(
         "while away 0")
@@ -410,26 +380,26 @@ def test_older_messages(serve, enter, friend, tmp_path):
         bob.say(f"said {number}")
     wait_until(lambda: len(texts_of(bob)) == 150)
     tab = enter(server.port, "ann", height=400)
-    tab.wait(f"{message('said 149')} && lastTop > 100")
+    tab.wait(f"{row('said 149')} && lastTop > 100")
     texts = "[...document.querySelectorAll('#log .text')].map(text => text.textContent)"
     first = int(tab.js(texts)[0][5:])
     assert 0 < first < 150
-    place = f"{message(f'said {first}')}.querySelector('.text').getBoundingClientRect().top"
+    place = f"{row(f'said {first}')}.querySelector('.text').getBoundingClientRect().top"
     tab.js("scroller.scrollTop = 30")
     before = tab.js(place)
-    tab.wait(message(f"said {first - 50}"))
+    tab.wait(row(f"said {first - 50}"))
     after = tab.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
                    f"() => done({place}))))")
     assert abs(after - before) < 2
     assert not tab.js("view.atEnd") and tab.js("document.getElementById('log').ariaLive") == "off"
     bob.say("said 150")
-    tab.wait(message("said 150"))
+    tab.wait(row("said 150"))
     tab.js("document.getElementById('older').focus()")
     tab.key("Enter")
-    tab.wait(message(f"said {first - 100}"))
+    tab.wait(row(f"said {first - 100}"))
     say(tab, "/history 100")
     tab.wait(
-        f"{message('said 0')}"
+        f"{row('said 0')}"
         " && document.getElementById('older').textContent === 'Nothing older is kept'")
     assert tab.js(texts) == [f"said {number}" for number in range(151)]
     assert tab.js("[...document.querySelectorAll('#log .line')].map(line => line.textContent)") == [
@@ -461,7 +431,7 @@ def test_keys_and_labels(server, enter, friend):
     one line."""
     tab = enter(server.port, new_name())
     say(tab, "said once")
-    tab.wait(f"{message('said once', '.own')}")
+    tab.wait(f"{row('said once', '.own')}")
     tab.js("document.activeElement.blur()")
     tab.key("/")
     assert tab.js("document.activeElement.id") == "input"
@@ -550,7 +520,7 @@ def test_host_view(serve, enter, friend):
     web.wait("/mallory was booted: spamming/.test(document.getElementById('log').textContent)")
     host.type("Lunch at noon", "host-say")
     host.key("Enter")
-    web.wait(message("Lunch at noon", ".server"))
+    web.wait(row("Lunch at noon", ".server"))
     host.type("Be kind.", "host-motd")
     host.js("document.getElementById('host-motd-form').requestSubmit()")
     host.wait("/Saved/.test(document.getElementById('host-note').textContent)")

@@ -120,7 +120,7 @@ def check_against_a_list(chance):
             chosen = chance.choice(plain)
             if chosen[0] > start:
                 chosen[1] = b"%d:removed\n" % chosen[0]
-                log.replace(chosen[0], chosen[1])
+                log.replace({chosen[0]: chosen[1]})
     log.publish(id, 0.0)
     plain = [entry for entry in plain if entry[0] > start]
     assert log.size == sum(len(frame) for _, frame, _ in plain) and len(log) == len(plain)
@@ -483,13 +483,13 @@ def test_replaced_frame_is_in_no_piece():
     log.publish(3, 0.0)
     for after in range(3):
         log.piece(after, 3, None, WINDOW, WINDOW_BYTES)
-    log.replace(2, b"(gone)\n")
+    log.replace({2: b"(gone)\n"})
     assert log.size == len(b"one\n(gone)\nthree\n")
     for after in range(3):
         piece = log.piece(after, 3, None, WINDOW, WINDOW_BYTES)
         assert b"secret" not in piece.data and piece.size == len(piece.data)
     assert b"secret" not in b"".join([*log._frames, *log._pieces.values()])
-    log.replace(7, b"nothing\n")
+    log.replace({7: b"nothing\n"})
     assert len(log) == 3
 
 
@@ -498,7 +498,7 @@ def test_piece_that_was_joined_while_a_frame_was_replaced_is_not_kept():
     log = log_of(1, 2)
 
     def wrap(frame):
-        log.replace(1, b"(gone)\n")
+        log.replace({1: b"(gone)\n"})
         return frame
     log.piece(0, 2, None, WINDOW, WINDOW_BYTES, wrap)
     assert not log._pieces
