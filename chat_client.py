@@ -3926,6 +3926,7 @@ class Commands:
         """/timestamp: hide the times, or show them again"""
         self._ui.settings.timestamps = not self._ui.settings.timestamps
         self._ui.chosen()
+        self._ui.show(f"* times are {'shown' if self._ui.settings.timestamps else 'hidden'}")
 
     def bell(self, rest: str) -> None:
         """/bell off, mentions or all: ring for nothing, for your name, for everything"""
