@@ -22,13 +22,13 @@ for folder in (HERE, HERE.parent):
         sys.path.insert(0, str(folder))
 
 # In a folder of this run: nothing is left in the clone, and it is also done where the user keeps
-# Python from writing it.
-compiled = tempfile.mkdtemp(prefix="roger-compiled-")
-atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-os.environ["PYTHONPYCACHEPREFIX"] = compiled
+# Python from writing it. (Where tests/run.py has made one, all its files share that.)
+folder_of_run = tempfile.mkdtemp(prefix="roger-tests-")
+atexit.register(shutil.rmtree, folder_of_run, ignore_errors=True)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(folder_of_run, "compiled"))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The clients of the tests keep their settings here, and not where the user keeps theirs.
-SETTINGS = os.path.join(compiled, "settings")
+SETTINGS = os.path.join(folder_of_run, "settings")
 os.environ["XDG_CONFIG_HOME"] = SETTINGS
 
 # Only now: the modules take the environment as it is, and are looked for where it says.
