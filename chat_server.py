@@ -3116,7 +3116,10 @@ class Connection:
         why = "a bug"
         try:
             while True:
-                self.received(self._next_bytes())
+                data = self._next_bytes()
+                while self._took_ack(data):
+                    data = self._wire.read()
+                self.received(data)
         except ConnectionClosed as end:
             why = str(end)
         finally:
@@ -3179,16 +3182,22 @@ class Connection:
         return bool(held) and (len(held) >= HELD or self.session is None
                                or sum(map(len, held)) >= HELD_BYTES)
 
+    def _took_ack(self, data: bytes) -> bool:
+        """Take what is one ACK and nothing else, which is most of what comes, and news. Whatever
+        is less simple is left to received(), with all its limits."""
+        if (not data.endswith(b"\n") or self._held or self._waiting or self._wire.overhead
+                or self._wire.begun or self.session is None or self._decoder is None
+                or not self._decoder.is_empty):
+            return False
+        ack = LONE_ACK.fullmatch(data[:-1])
+        return (ack is not None and int(ack[1]) <= self.manager.sent
+                and self.manager.take_ack(int(ack[1])))
+
     def received(self, data: bytes) -> None:
         """Take bytes of the member: ACKs at once, the other lines wait for the flood limit."""
         if self._decoder is None:
             return
         try:
-            if self.session is not None and self._decoder.is_empty and data.endswith(b"\n"):
-                # One ACK and nothing else: most of what comes.
-                ack = LONE_ACK.fullmatch(data[:-1])
-                if ack is not None and self.manager.take_ack(int(ack[1])):
-                    return
             for line in self._decoder.lines(data, HELD):
                 ack = LONE_ACK.fullmatch(line)
                 # An ACK that is no news waits like any other line: the flood limit is for it, too.

@@ -1633,7 +1633,8 @@ class MessageManager:
             self.acked = self.sent if rest == (0, 0) else id
             self._since = self._alarm.clock()
             self._retries = 0
-            is_behind = self._send()
+            # Mostly there is nothing more to send.
+            is_behind = self.sent < self._log.end and self._send()
         if is_behind:
             self._owner.behind(False)
         return True
