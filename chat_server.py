@@ -1694,6 +1694,9 @@ class Holds:
         self._holds: "list[Hold]" = []
         self._by_key: "dict[tuple[str, str], Hold]" = {}
 
+    def __len__(self) -> int:
+        return len(self._holds)
+
     def __iter__(self) -> Iterator[Hold]:
         """Those that hold now."""
         now = self._clock()
@@ -1707,8 +1710,6 @@ class Holds:
 
     def find(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> Optional[Hold]:
         """What holds of these kinds for one of the keys."""
-        if not self._by_key:
-            return None
         now = self._clock()
         for kind, key in itertools.product(kinds, keys):
             hold = self._by_key.get((kind, key))
@@ -1798,7 +1799,9 @@ class House:
     def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
         """Raise ProtocolError if that may not be said; `now` is the room's clock."""
         rules = self.rules
-        mute = self.holds.find(("mute",), _keys_of(session.name, session, address))
+        # Mostly nobody is held, and then no name is looked up.
+        mute = (self.holds.find(("mute",), _keys_of(session.name, session, address))
+                if self.holds else None)
         if mute is not None:
             raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
         if rules.speak == "host":
@@ -1980,9 +1983,11 @@ class Delivery:
         """Add what is not only a join or a leave: for everybody, or for a few. It is published at
         once."""
         self._is_urgent = True
-        numbers = frozenset(session.number for session in audience) or None
+        numbers = None
+        if audience:
+            numbers = frozenset(session.number for session in audience)
+            self._concerned.update(dict.fromkeys(audience))
         self._journal.add(message, numbers, speaker.number if speaker else None)
-        self._concerned.update(dict.fromkeys(audience))
 
     def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
         """The same by the numbers of sessions, of which some may have left; none is everybody."""
@@ -2915,13 +2920,17 @@ class Room:
         if recipient is None:
             self._delivery.add(chat, speaker=session)
             self._delivery.records.append(f"<{session.name}> {say.text}")
-            listeners = len(self._members) - 1
         else:
             both = (session,) if recipient is session else (session, recipient)
             self._delivery.add(chat, both, speaker=session)
-            listeners = int(recipient is not session)
-        if session.receipts and listeners:
-            self._entrance.receipts.watch(Watch(chat.id, session, recipient, listeners,
+        if session.receipts:
+            self._watch(chat.id, session, recipient, now)
+
+    def _watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
+        """Its speaker wants to know who hears the chat `id`."""
+        listeners = int(recipient is not speaker) if recipient else len(self._members) - 1
+        if listeners:
+            self._entrance.receipts.watch(Watch(id, speaker, recipient, listeners,
                                                 now + RECEIPT_UNTIL))
             self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
 
