@@ -72,6 +72,8 @@ REAL = {name: getattr(socket.socket, name)
         for name in ("shutdown", "recv", "recv_into", "send", "sendall")}
 if SYSTEM:
     sys.platform = os.environ.get("ROGER_PLATFORM", "other")
+    # Linux alone has it; subprocess would poll() what it gives.
+    without(os, "pidfd_open")
     without(select, "epoll", "POLLRDHUP", *(name for name in dir(select) if name[:5] == "EPOLL"))
     socket.socket.shutdown = shutdown
     if "selectors" in sys.modules:
