@@ -248,7 +248,7 @@ def test_decoder_longest_line(end, piece):
 
 
 @pytest.mark.parametrize("data", [padded(MAX_LINE + 1) + b"\n", padded(MAX_LINE + 1) + b"\r\n",
-                                  b"{" + b" " * (1 << 20)])
+                                  b"{" + b" " * (1 << 20)], ids=["lf", "crlf", "endless"])
 @pytest.mark.parametrize("piece", [1_000, 4 << 20])
 def test_decoder_line_too_long(data, piece):
     """One byte more is too long, and a peer that never ends its line is refused before it has
@@ -299,7 +299,7 @@ def test_decoder_lines_that_are_exactly_so_many():
 
 @pytest.mark.parametrize("rest, code", [
     (b"x", "bad-frame"), (b'{"type"', None), (b"", None), (b"{" + b" " * MAX_LINE, None),
-    (b"{" + b" " * (MAX_LINE + 1), "too-long")])
+    (b"{" + b" " * (MAX_LINE + 1), "too-long")], ids=["x", "begun", "empty", "longest", "longer"])
 def test_decoder_check(rest, code):
     """What waits for its line end is looked at; but not while whole lines wait before it."""
     decoder = FrameDecoder(FROM_CLIENT)

@@ -68,7 +68,7 @@ def test_name_key_different(one, other):
 
 
 @pytest.mark.parametrize("text", ["x", "x" * MAX_TEXT, "\U0001f600" * MAX_TEXT, "a\n\tb", " ",
-                                  "\u202e", "\u2028", "\ufffd"])
+                                  "\u202e", "\u2028", "\ufffd"], ids=lambda text: ascii(text)[:20])
 def test_text_good(text):
     """One to 8,192 characters, tabs and newlines among them; an astral one counts once, and the
     frame fits its line."""
@@ -76,7 +76,8 @@ def test_text_good(text):
     assert list(FrameDecoder(FROM_CLIENT).feed(Say(1, text).encode())) == [Say(1, text)]
 
 
-@pytest.mark.parametrize("text", [text for _, text in BAD_TEXTS] + [None, 7, ["x"]], ids=ascii)
+@pytest.mark.parametrize("text", [text for _, text in BAD_TEXTS] + [None, 7, ["x"]],
+                         ids=lambda text: ascii(text)[:40])
 def test_text_bad(text):
     """Whatever else is refused as bad-text."""
     with pytest.raises(ProtocolError) as caught:
