@@ -2739,7 +2739,8 @@ class Room:
                 self._frame(link, message)
             except Exception as error:
                 # A bug may cost this frame, not the others, and no ACK may hide it.
-                _log_bug(f"in {message}", error)
+                # Of what it says nothing is logged: it may be private, or a credential.
+                _log_bug(f"in a {message.type or 'frame'} from {link.address}", error)
                 self._delivery.refuse(link, ProtocolError(
                     "bad-frame", "the server cannot take this"), message.id or None)
 
@@ -2974,10 +2975,11 @@ def _is_loopback(address: str) -> bool:
 
 # --- Connections ---
 
-# Picked, so that several servers do not share it. None without a global interpreter lock: there all
-# cores are of use.
+# Picked, so that several servers do not share it. None without a global interpreter lock, where all
+# cores are of use, and where Python cannot choose (PyPy).
 _CORE: Optional[int] = None
-if sys.platform == "linux" and getattr(sys, "_is_gil_enabled", lambda: True)():
+if (sys.platform == "linux" and hasattr(os, "sched_setaffinity")
+        and getattr(sys, "_is_gil_enabled", lambda: True)()):
     _CORE = secrets.choice(sorted(os.sched_getaffinity(0)))
 
 
@@ -4837,8 +4839,9 @@ def _set_up_logging(verbose: bool) -> "logging.StreamHandler[Any]":
 def _tune_interpreter() -> None:
     """Settings of Python's and of its C library's, and what they bought."""
     # With 700, the default, a third of the time of a thousand who join is spent on looking for
-    # garbage.
-    gc.set_threshold(50_000, 20)
+    # garbage. (PyPy collects in another way.)
+    if hasattr(gc, "set_threshold"):
+        gc.set_threshold(50_000, 20)
     # A thread that waits for the interpreter asks for it once in each interval, and while 10,000
     # ACKs come at once all these threads search among all that wait (futex_wake): with the default
     # of 5 ms that took both cores for seconds each time, with 1 s it still did sometimes. Instead

@@ -1030,11 +1030,12 @@ class MessageSocket:
             try:
                 if self._closed:
                     return True
-                if sys.platform == "linux" and DONT_WAIT:
+                if sys.platform == "linux" and hasattr(select, "POLLRDHUP"):
                     poller = select.poll()
                     poller.register(self._sock, select.POLLRDHUP)
                     return bool(poller.poll(0))
-                return not self._sock.recv(1, socket.MSG_PEEK)
+                # (PyPy on Linux, whose sockets block, comes here as well.)
+                return not self._sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
             except BlockingIOError:
                 return False
             except OSError:

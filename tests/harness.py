@@ -195,8 +195,9 @@ class ServerProcess:
 
 
 def sockets_of(system):
-    """The environment in which a Python process on Linux has sockets like those of "windows" or
-    "macos": othersystems/sitecustomize.py says which differences that makes. None: as they are."""
+    """The environment in which a Python process on Linux has sockets like those of "windows",
+    "macos" or "pypy": othersystems/sitecustomize.py says which differences that makes. None: as
+    they are."""
     if system is None:
         return ENVIRONMENT
     return {**ENVIRONMENT, "ROGER_SOCKETS": system,
@@ -208,7 +209,7 @@ def start_server(*args, env=None, port=0, files=None, program=None, sockets=None
 
     `env` is added to the environment, `files` limits the descriptors, `program` is what Python is
     to run in place of the server's module: arguments such as ("-c", SOURCE). `sockets` is the
-    system whose sockets it is to have: "windows" or "macos". Tests leave the LAN alone, so it does
+    system whose sockets it is to have, as in sockets_of(). Tests leave the LAN alone, so it does
     not answer those who look for servers unless it is to be `found`.
     """
     if not found:

@@ -153,10 +153,12 @@ def test_server_killed_and_restarted_clients_go_on(serve, talk, impatient):
 
 # --- Sessions ---
 
-def test_takeover_boots_the_older_connection(serve, peer):
+@pytest.mark.parametrize("system", [None, pytest.param("pypy", marks=pytest.mark.skipif(
+    sys.platform != "linux", reason="turns Linux into other systems"))])
+def test_takeover_boots_the_older_connection(serve, peer, system):
     """A session that joins on three more connections at once has one owner at the end: the others
     are booted and closed."""
-    server = serve()
+    server = serve(sockets=system)
     watcher, first = peer(server.port), peer(server.port)
     watcher.join("watcher")
     mine = first.join("ann")
@@ -266,7 +268,7 @@ def test_leave_rename_and_whisper(serve, talk):
     assert list(ann.client.users.values()) == list(eve.client.users.values()) == ["ann", "eve"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only, and not PyPy")
 def test_threads_share_a_core():
     """Who reads a member and who sends run on one core, and the first gives way; where that is
     forbidden nothing breaks."""

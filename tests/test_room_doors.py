@@ -296,3 +296,23 @@ def test_room_with_more_members_than_are_listed(monkeypatch):
             for got in ann.take()] == [("left", "bob"), ("joined", "jim")]
     assert bench.member("kim").welcome["users"] == ["ann", "jim", "kim"]
     assert sorted(bench.names()) == ["ann", "jim", "kim"]
+
+
+def test_bug_tells_its_place_and_no_secret(monkeypatch, caplog):
+    """A frame that meets a bug of ours is refused, the others go on, and the log has one line with
+    nothing of what the frame said."""
+    bench = Bench()
+    ann, bob = bench.member("ann"), bench.member("bob")
+
+    def broken(*arguments):
+        raise RuntimeError("broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.room, "_recipient", broken)
+        ann.say("between us", to="bob")
+    ann.say("to all")
+    assert bob.texts() == ["to all"]
+    errors = [one for one in ann.take() if one["type"] == "error"]
+    assert [(error["code"], error["about"]) for error in errors] == [("bad-frame", 1)]
+    (line,) = [record.getMessage() for record in caplog.records if "bug" in record.getMessage()]
+    assert line.startswith("bug in a chat from 192.0.2.1: RuntimeError('broken') at ")
+    assert "between us" not in caplog.text

@@ -10,12 +10,15 @@ ROGER_SOCKETS names the system:
     macos     MSG_DONTWAIT means nothing to send(), which waits for room. poll() does not know
               POLLRDHUP, and there is no epoll(). A listening socket cannot be shut down.
 
-With both, sys.platform is "other" (or what ROGER_PLATFORM says), so that a program takes the way
-that it takes wherever it is not on Linux, and none that needs more of Windows than its sockets. All
-else stays as it is on Linux: os.name, errno, files, signals.
+    pypy      Linux as it is, but for what PyPy's standard library lacks of it.
+
+With the first two, sys.platform is "other" (or what ROGER_PLATFORM says), so that a program takes
+the way that it takes wherever it is not on Linux, and none that needs more of Windows than its
+sockets. All else stays as it is on Linux: os.name, errno, files, signals.
 """
 
 import errno
+import gc
 import os
 import select
 import socket
@@ -70,7 +73,11 @@ def sender(name):
 
 REAL = {name: getattr(socket.socket, name)
         for name in ("shutdown", "recv", "recv_into", "send", "sendall")}
-if SYSTEM:
+if SYSTEM == "pypy":
+    without(os, "sched_getaffinity", "sched_setaffinity")
+    without(gc, "set_threshold")
+    without(select, "POLLRDHUP")
+elif SYSTEM:
     sys.platform = os.environ.get("ROGER_PLATFORM", "other")
     # Linux alone has it; subprocess would poll() what it gives.
     without(os, "pidfd_open")
