@@ -13,6 +13,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
     Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
+    Settings, KeptSession           what outlives a run: choices, and the session of a terminal
     Formatter       what is heard -> Entries, lines of spans that are safe to show
     Columns         how wide a text is on this terminal
     Keys, Editor    bytes from a terminal -> keys -> the line that is typed
@@ -58,6 +59,7 @@ import contextlib
 import errno
 import functools
 import getpass
+import hashlib
 import itertools
 import json
 import math
@@ -83,7 +85,7 @@ except ModuleNotFoundError as error:
     if error.name != "chatproto":
         raise
     sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
-from chatproto import (FROM_SERVER, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
+from chatproto import (FROM_SERVER, MAX_ID, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
                        ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
                        Left, Message, MessageManager, MessageQueue, MessageSocket, Motd, News,
                        Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say,
@@ -109,6 +111,18 @@ UNSENT_BYTES = 8 * 1024 * 1024
 UNSENT_PIPE = 1_000
 # Own messages whose `heard` is still looked at; then the oldest is forgotten.
 PLACES = 1_000
+# So many ids after the newest that the server confirms may be taken in a session that another
+# process of ours had: more than the frames that it can have had under way.
+UNKNOWN_IDS = 1_000
+
+
+class Ticket(NamedTuple):
+    """What the next process needs to go on with a session: its secret, which run of ids it is of,
+    and the newest id that was seen."""
+
+    session: str
+    epoch: str
+    seen: int
 
 
 class JoinRefused(Exception):
@@ -211,6 +225,12 @@ class Sayings:
     def at(self, place: int) -> Optional[Said]:
         """What has that place in the order; None where it is another's, or long ago."""
         return self._places.get(place)
+
+    def skip_ids(self, upto: int) -> None:
+        """Another process of ours may have said something under any id up to this."""
+        with self._changed:
+            self.last_id = upto
+            self.log.forget(upto)
 
     def settle(self, upto: int) -> "list[Said]":
         """The server acknowledges up to an id: return what is there now."""
@@ -405,6 +425,24 @@ class ClientSession:
         """Say that we go on purpose."""
         self._send(Leave, exempt=True)
 
+    # From one process to the next
+
+    @property
+    def ticket(self) -> Optional[Ticket]:
+        """What it takes to go on with this session; None before it begins, and when we were
+        booted."""
+        if self._session is None or self._epoch is None:
+            return None
+        return Ticket(self._session, self._epoch, self.manager.seen)
+
+    def go_on(self, ticket: Ticket) -> None:
+        """Before the first connection: be the session that another process of ours had."""
+        self._session, self._epoch, seen = ticket
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
+                                      seen=seen)
+        # It keeps the name that it has.
+        self.wanted = ""
+
     def _recall(self, count: int, before: Optional[int], find: Optional[str],
                 again: bool = False) -> None:
         def request(id: int) -> Recall:
@@ -442,8 +480,8 @@ class ClientSession:
         seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
         self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
-        write(Join(name or self.wanted, session=self._session, seen=seen, epoch=self._epoch,
-                   receipts=self._receipts).encode())
+        write(Join(name or self.wanted or self.name, session=self._session, seen=seen,
+                   epoch=self._epoch, receipts=self._receipts).encode())
 
     def received(self, data: bytes) -> None:
         """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused,
@@ -541,7 +579,10 @@ class ClientSession:
                 seen = 0
                 self.oldest = None
                 self._sayings.forget_places()
+        elif not self._sayings.last_id:
+            self._sayings.skip_ids(welcome.got + UNKNOWN_IDS)
         self._session, self._epoch = welcome.session, welcome.epoch
+        self.wanted = self.wanted or (welcome.name if welcome.resumed else self.name)
         self.name = welcome.name
         self._names.add(welcome.name)
         self._people.welcome(welcome)
@@ -563,6 +604,7 @@ class ClientSession:
         else:
             self.manager.processed(message.id)
         if isinstance(message, Booted):
+            self._session = None
             raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason
                                    else "you were booted")
 
@@ -818,6 +860,17 @@ def settings_path() -> str:
     return os.path.join(folder, "roger", "client.json")
 
 
+def _write_whole(path: str, kept: "dict[str, Any]") -> None:
+    """Write a small file that only its owner may read. Raises OSError and ValueError."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # A file of its own, as another client may write at the same time.
+    part = f"{path}.{os.getpid()}"
+    owners = functools.partial(os.open, mode=0o600)
+    with open(part, "w", encoding="utf-8", opener=owners) as file:
+        json.dump(kept, file)
+    os.replace(part, path)
+
+
 class Settings:
     """What the user has chosen, kept from one run to the next in a small file.
 
@@ -879,16 +932,96 @@ class Settings:
         kept = {"version": self.VERSION, "quiet": self.quiet, "timestamps": self.timestamps,
                 "bell": self.bell, "ignored": sorted(self.ignored)}
         try:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            # A file of its own, as another client may write at the same time.
-            part = f"{self._path}.{os.getpid()}"
-            with open(part, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-            os.replace(part, self._path)
+            _write_whole(self._path, kept)
         except (OSError, ValueError) as error:
             # Told once: a choice holds for this run at least.
             self._path = None
             self.trouble = f"the settings are not kept: {getattr(error, 'strerror', error)}"
+
+
+# --- The kept session ---
+
+class KeptSession:
+    """The session that a terminal of this user had, kept until it is left, so that one who reopens
+    the terminal goes on with it: a file for each server and name, beside the settings.
+
+    Who has the secret has the session: only its owner may read the file. The terminal that uses it
+    holds a lock as long as its process lives, and another one beside it has a session of its own,
+    which is not kept. A file that is damaged counts as none. Not for two threads at once.
+    """
+
+    # Seconds between two writes: who was killed hears again what came since the last.
+    EVERY = 30.0
+    # Seconds after which a file that nobody came back to is deleted.
+    LONGEST = 30 * 86_400
+
+    def __init__(self, settings: Optional[str], where: str, name: str) -> None:
+        digest = hashlib.sha256(f"{where} {name_key(name)}".encode()).hexdigest()
+        # The byte of the lock's file that stands for this session.
+        self._byte = int(digest[:7], 16)
+        self._folder = os.path.dirname(settings) if settings is not None else ""
+        self._path = os.path.join(self._folder, f"session-{digest[:16]}.json")
+        # The open file of the lock, which is never closed; None: nothing is kept.
+        self._lock: Optional[int] = None
+        self._written_at = -math.inf
+
+    def take(self) -> Optional[Ticket]:
+        """The session to go on with, if there is one that no other terminal uses."""
+        if not self._folder:
+            return None
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            lock = os.open(os.path.join(self._folder, "session.lock"),
+                           os.O_RDWR | os.O_CREAT, 0o600)
+            _lock_byte(lock, self._byte)
+        except OSError:
+            # Another terminal has it, or nothing can be kept here.
+            return None
+        self._lock = lock
+        self._delete_old()
+        try:
+            with open(self._path, "rb") as file:
+                kept = json.loads(file.read(4096))
+            ticket = Ticket(kept["session"], kept["epoch"], kept["seen"])
+        except (OSError, ValueError, RecursionError, TypeError, KeyError):
+            return None
+        is_ours = list(map(type, ticket)) == [str, str, int] and 0 <= ticket.seen <= MAX_ID
+        return ticket if is_ours else None
+
+    def _delete_old(self) -> None:
+        for file in os.scandir(self._folder):
+            with contextlib.suppress(OSError):
+                if (re.fullmatch(r"session-[0-9a-f]{16}\.json.*", file.name)
+                        and file.stat().st_mtime < time.time() - self.LONGEST):
+                    os.unlink(file.path)
+
+    def keep(self, ticket: Optional[Ticket]) -> None:
+        """Write it; None deletes it."""
+        if self._lock is None:
+            return
+        self._written_at = time.monotonic()
+        # Where that fails the next terminal has a session of its own.
+        with contextlib.suppress(OSError, ValueError):
+            if ticket is not None:
+                _write_whole(self._path, ticket._asdict())
+            else:
+                os.unlink(self._path)
+
+    def follow(self, client: ClientSession) -> None:
+        """Write it now and then."""
+        if time.monotonic() >= self._written_at + self.EVERY:
+            self.keep(client.ticket)
+
+
+def _lock_byte(file: int, at: int) -> None:
+    """Lock a byte of an open file for this process. Raises OSError when another one has it."""
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(file, at, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
 
 
 # --- What is shown ---
@@ -2667,8 +2800,11 @@ class Interface:
     it.
     """
 
+    # Messages from before that are shown to one who reopens the terminal.
+    CONTEXT = 20
+
     def __init__(self, arguments: argparse.Namespace, theme: Theme, receipts: bool,
-                 settings: Settings) -> None:
+                 config: Optional[str]) -> None:
         self._arguments = arguments
         self._not_delivered: "list[Said]" = []
         # Why the client ended by itself.
@@ -2689,16 +2825,25 @@ class Interface:
             arguments.host, arguments.port, arguments.name, receipts=receipts,
             on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
             on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled)
-        self.settings = settings
-        self.formatter = Formatter(self.client, theme, settings)
+        self.settings = Settings(config)
+        # With --json the one who reads is a program, with a session for each run.
+        self._kept = KeptSession(None if getattr(arguments, "json", False) else config,
+                                 self.client.where, arguments.name)
+        # Of the session that we go on with.
+        self._ticket: Optional[Ticket] = None
+        self.formatter = Formatter(self.client, theme, self.settings)
         self.commands = Commands(self)
 
     def run(self) -> int:
         """Chat until the user or the server ends it; return the exit code."""
         threading.excepthook = self._on_crash
+        self._ticket = self._kept.take()
+        if self._ticket is not None:
+            self.client.go_on(self._ticket)
         try:
             self.client.connect(self._arguments.timeout)
         except ConnectionError as error:
+            self._kept.keep(self.client.ticket)
             complain(str(error))
             return 1
         try:
@@ -2708,6 +2853,7 @@ class Interface:
         except Exception as error:
             code, self._ended = 1, bug(error)
         code = self._close(code)
+        self._kept.keep(None if self._was_left else self.client.ticket)
         for said in self._not_delivered:
             what = said.state if said.state == UNKNOWN else "not delivered"
             complain(f"{what}: {_short(said)}" + (f" ({said.reason})" if said.reason else ""))
@@ -2718,6 +2864,11 @@ class Interface:
     def _chat(self) -> int:
         """Until it ends; return the exit code."""
         raise NotImplementedError
+
+    @property
+    def _was_left(self) -> bool:
+        """The user has ended it on purpose: who comes again is a new session."""
+        return not self.killed_by and not self._ended
 
     def _close(self, code: int) -> int:
         """Leave; where one was not interrupted already, wait for what was said before that."""
@@ -2824,8 +2975,11 @@ class Interface:
             self._welcomed = True
             if welcome.motd:
                 self.commands.motd("")
-            self.show(f"* you are {escape(welcome.name)}, {self.client.here} here; "
+            again = " again" * welcome.resumed
+            self.show(f"* you are {escape(welcome.name)}{again}, {self.client.here} here; "
                       "/help lists the commands")
+            if self._ticket is not None and self._ticket.epoch == welcome.epoch:
+                self.ask(self._show_older, self.CONTEXT, self._ticket.seen + 1)
         if name_key(welcome.name) != name_key(self.client.wanted):
             self.show(f"* your name is {escape(welcome.name)} for now: "
                       f"{escape(self.client.wanted)} is taken")
@@ -2856,9 +3010,15 @@ class Interface:
     def _on_welcome(self, welcome: Welcome) -> None:
         if welcome.missed or not welcome.resumed:
             self.formatter.forget_people()
+        ticket = self.client.ticket
+        if ticket is not None and not welcome.resumed:
+            # What was seen was in another session, perhaps of another run of ids.
+            ticket = ticket._replace(seen=0)
+        self._kept.keep(ticket)
         self._post(self._connect, welcome, self.client.forgotten(welcome))
 
     def _on_message(self, message: Message) -> None:
+        self._kept.follow(self.client)
         own = self.client.is_own(message)
         if not self._is_wanted(message, own):
             return
@@ -2929,8 +3089,8 @@ class Plain(Interface):
         if self._listens:
             # A service is ended so.
             _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
-        path = None if self._is_pipe else getattr(arguments, "config", None)
-        super().__init__(arguments, Theme(0), receipts=False, settings=Settings(path))
+        config = None if self._is_pipe else getattr(arguments, "config", None)
+        super().__init__(arguments, Theme(0), receipts=False, config=config)
 
     def _chat(self) -> int:
         if not self._listens:
@@ -3499,8 +3659,8 @@ class Window(Interface):
         self.news = ""
         # People are shown beside the talk.
         self._shows_people = False
-        settings = Settings(getattr(arguments, "config", None))
-        super().__init__(arguments, theme, receipts=True, settings=settings)
+        super().__init__(arguments, theme, receipts=True,
+                         config=getattr(arguments, "config", None))
 
     def _chat(self) -> int:
         actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
@@ -3526,6 +3686,10 @@ class Window(Interface):
             if sys.platform != "win32":
                 signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         return self._over
+
+    @property
+    def _was_left(self) -> bool:
+        return self._left
 
     def _close(self, code: int) -> int:
         """Where the user left, with Ctrl-C as well, what was said a moment ago is waited for."""
@@ -4235,7 +4399,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--mouse", action="store_true",
         help="the mouse wheel scrolls (and the mouse no longer selects)")
     add("--no-config", dest="config", action="store_const", const=None, default=settings_path(),
-        help="neither read nor keep the settings (quiet, times, ignored names, bell)")
+        help="neither read nor keep the settings (quiet, times, ignored names, bell) and the "
+             "session, with which one who reopens the terminal goes on")
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
