@@ -31,13 +31,14 @@ that is printed on the server's terminal, and a connection from this machine. Th
 header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
 preflight request).
 
-The page is one file without a build. When it is loaded, the lines that are comments are left out,
-so that they cost nobody anything, and it is compressed once; a browser asks each time whether it is
-still the same (ETag). It stays readable by its comments and its order: one section a part, bottom
-up, each headed by a line of dashes: the words (one table, one column a language), text, storage,
-Session (no page in it), View (no protocol in it), and around these what a person touches. A row is
-a piece of the talk as data; its elements are made when it is drawn, together with all others that
-came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its session.
+The page is one file without a build. When it is loaded, comments, empty lines and indentation are
+left out, so that they cost nobody anything, and it is compressed once; a browser asks each time
+whether it is still the same (ETag). It stays readable by its comments and its order: one section a
+part, bottom up, each headed by a line of dashes: the words (one table, one column a language),
+text, storage, Session (no page in it), View (no protocol in it), and around these what a person
+touches. A row is a piece of the talk as data; its elements are made when it is drawn, together with
+all others that came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its
+session.
 
 Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what
 others may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, other
@@ -697,8 +698,8 @@ HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remov
                        "/unban /host-name /motd /say".split())
 
 
-# A line of the page that is a comment alone.
-_COMMENT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n", re.MULTILINE)
+# What only a reader of the file needs: a line that is a comment alone or empty, and indentation.
+_LAYOUT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n|^\n|^\t+", re.MULTILINE)
 
 
 class Page(NamedTuple):
@@ -718,8 +719,8 @@ class Page(NamedTuple):
         Raises OSError; ValueError when it has not exactly one script and one style.
         """
         with open(path, "rb") as file:
-            # The hashes are of what a browser sees: comments are for who reads the file.
-            body = _COMMENT.sub(b"", file.read().replace(b"\r\n", b"\n"))
+            # The hashes are of what a browser sees.
+            body = _LAYOUT.sub(b"", file.read().replace(b"\r\n", b"\n"))
         if title:
             body = body.replace(b"<title>Roger<", b"<title>%b<" % html.escape(title).encode(), 1)
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'

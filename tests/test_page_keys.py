@@ -142,6 +142,31 @@ def test_drawer(alone):
         assert tab.js(FOCUS + ".id") == "people-button"
 
 
+def test_drawer_closes_behind_the_focus(alone):
+    """The focus never lies behind the drawer: where Tab leads out of it, it closes."""
+    tab = alone("ann", width=360, height=740)
+    tab.click("#people-button")
+    tab.wait("document.querySelector('#people [tabindex=\"0\"]')?.offsetWidth > 0")
+    press(tab, "Tab", "Tab")
+    assert tab.js("$('side').contains(document.activeElement) && $('side').className") == "open"
+    # Between the last stop and the first a browser may have one of its own.
+    tab.key("Tab")
+    if tab.js(FOCUS + " === document.body"):
+        tab.key("Tab")
+    assert tab.js("[$('side').className, $('people-button').ariaExpanded, "
+                  f"{FOCUS}.id]") == ["", "false", "skip"]
+
+
+def test_help_begins_at_its_top(alone):
+    """On a small phone the help is longer than the window: one reads it from its beginning."""
+    tab = alone("ann", width=320, height=568)
+    tab.js("help()")
+    assert tab.js("[$('help').scrollTop, $('help').scrollHeight > innerHeight]") == [0, True]
+    assert tab.js(FOCUS + ".id") == "help-title"
+    tab.key("Tab")
+    assert tab.js(FOCUS + ".form.method") == "dialog"
+
+
 def test_dialogs_close_by_escape_and_outside(alone):
     """Settings and help are dialogs: Escape and a click beside them end them, and the talk is not
     touched."""
@@ -288,6 +313,37 @@ def test_languages(alone):
     assert tab.js("document.documentElement.scrollWidth <= 320")
     tab.reload()
     assert tab.js("document.documentElement.lang") == "ar"
+
+
+RTL = 'localStorage.setItem("roger.settings", JSON.stringify({lang: "ar"}));'
+
+
+@pytest.mark.parametrize("script, side, text", [
+    (RTL, "right", "waves, and goes on"), (RTL, "right", "مرحبًا"), ("", "left", "مرحبًا")])
+def test_text_stands_below_its_name(alone, script, side, text):
+    """Whatever way a text runs it stands where its speaker's name does, not across the page."""
+    tab = alone("ann", script=script)
+    tab.js(f"fake.say('bob', {json.dumps(text)})")
+    tab.wait(row(text))
+    assert tab.js(f"""(row => {{ const letters = document.createRange();
+        letters.selectNodeContents(row.querySelector('.text'));
+        return Math.abs(letters.getBoundingClientRect().{side}
+            - row.querySelector('.head').getBoundingClientRect().{side}); }})({row(text)})""") < 2
+
+
+def test_field_follows_what_is_written(alone):
+    """In a page from right to left, too, a question in English ends with its mark: the field takes
+    the direction of its text, and what search found has one of its own."""
+    tab = alone("ann", script=RTL)
+    tab.type("where?", "input")
+    assert tab.js("getComputedStyle(input).unicodeBidi") == "plaintext"
+    tab.js("fake.say('bob', '> carol: where?')")
+    tab.wait(row("> carol: where?"))
+    tab.js("fake.answer = frame => frame.type === 'history' && "
+           "(fake.push({type: 'ack', id: frame.id}), true); openSearch('where')")
+    tab.wait("$('found').lastChild?.textContent === '> carol: where?'")
+    assert tab.js("[$('found').lastChild.tagName, "
+                  "getComputedStyle($('found').lastChild).direction]") == ["BDI", "ltr"]
 
 
 def test_every_word_has_every_language(alone):

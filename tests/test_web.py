@@ -50,12 +50,12 @@ def get(server):
 # --- What is served ---
 
 def test_page(get):
-    """The page comes as it is but for lines that are comments, with a policy that lets only its own
-    script and style run."""
+    """The page comes as it is but for comments, empty lines and indentation, with a policy that
+    lets only its own script and style run."""
     status, headers, body = get("/")
     assert status == 200 and headers["content-type"] == "text/html; charset=utf-8"
     page = (harness.ROOT / "chat_web.html").read_bytes()
-    assert body == re.sub(rb"(?m)^\t*// .*\n|^<!-- [^>]*-->\n", b"", page)
+    assert body == re.sub(rb"(?m)^\t*// .*\n|^<!-- [^>]*-->\n|^\n|^\t+", b"", page)
     policy = headers["content-security-policy"]
     for tag in (b"script", b"style"):
         content, = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), body, re.DOTALL)
