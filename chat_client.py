@@ -1049,6 +1049,10 @@ _ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]{0,20}://|\bwww\.|(?<!\S)~?/)[!-~]*
 # Letters of scripts that put no spaces between words: of Southeast Asia, China and Japan.
 _SPACELESS = re.compile("[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u31bf"
                         "\u31f0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
+# Of these, those with which a row may begin: no marks, no small or prolonged kana.
+_MAY_BEGIN = re.compile("[\u2e80-\u2fdf\u3006\u3007\u3042-\u3062\u3064-\u3082\u3084-\u308d"
+                        "\u308f-\u3093\u30a2-\u30c2\u30c4-\u30e2\u30e4-\u30ed\u30ef-\u30f3"
+                        "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class Theme:
@@ -2001,7 +2005,7 @@ def _width(cells: "Iterable[Cell]") -> int:
 
 def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0) -> "list[Row]":
     """The rows of a line: the first one after `first` blanks, the others after `rest`; broken
-    at spaces where there are any.
+    at spaces where there are any, and before the letters of Chinese and Japanese.
 
     The address of a page that is longer than a row goes on without blanks, so that it can be
     copied whole; what comes after it begins another row, as it could pass for a message.
@@ -2015,11 +2019,12 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
         is_page = LINK in style
         for cluster in clusters(text):
             cell = (style, cluster, columns.of(cluster))
+            may_begin = cell[2] == 2 and _MAY_BEGIN.match(cluster)
             if used + cell[2] > width or goes_on and not is_page:
                 # A space at the edge is the break itself.
                 if cluster == " ":
                     cell = ("", "", 0)
-                word = row[space:] if space else []
+                word = row[space:] if space and not may_begin else []
                 # A word that is longer than a row is broken at the edge.
                 if _width(word) + rest + cell[2] > width or _is_longer(is_page, text, width, rest):
                     word = []
@@ -2027,6 +2032,8 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
                 goes_on = is_page and not word
                 row = [BLANK] * (0 if goes_on else rest) + (word if cell[2] else [])
                 used, space = _width(row), 0
+            if may_begin and used > rest:
+                space = len(row)
             if cell[1]:
                 row.append(cell)
                 used += cell[2]
@@ -2471,7 +2478,9 @@ class Screen(Scrollback):
         parts = [self.question] if self.question else list(self.status)
         if self._bottom is not None and not self.question:
             below = self.new_below
-            parts.insert(0, f"{below} new below, PgDn" if below else "scrolled back")
+            # In a search what was found comes first.
+            parts.insert(int(self.found is not None),
+                         f"{below} new below, PgDn" if below else "scrolled back")
         while len(parts) > 1 and sum(map(len, parts)) + 3 * len(parts) - 1 > self._width:
             parts.pop()
         row = self._fitting(" " + " | ".join(parts), self._theme.status, self._width)
@@ -3385,7 +3394,8 @@ class Search:
         if not self._found:
             return f"searching {escape(self._words)}"
         more = "" if self._before is None else "+"
-        number = f"{len(self._found) - self._at} of {len(self._found)}{more}"
+        # As on the page: the newest is the first, so that what is fetched renumbers nothing.
+        number = f"{self._at + 1} of {len(self._found)}{more}"
         waits = ", asking for older ones" if self._is_asked else self._limit
         return f"found {number}{waits}: Up, Down, Esc back"
 

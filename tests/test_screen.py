@@ -89,6 +89,9 @@ def row_text(row):
     ("ab cdefghijkl", 6, 0, 2, ["ab ", "  cdef", "  ghij", "  kl"]),
     ("one two", 6, 2, 2, ["  one ", "  two"]),
     (CJK * 3, 5, 0, 1, ["\u4e2d\u6587", " \u4e2d\u6587", " \u4e2d\u6587"]),
+    ("ann: " + CJK * 3, 11, 0, 1, ["ann: \u4e2d\u6587\u4e2d", " \u6587\u4e2d\u6587"]),
+    ("a" + CJK + "\u3002", 5, 0, 1, ["a\u4e2d", " \u6587\u3002"]),
+    (CJK + "abc", 6, 0, 1, ["\u4e2d", " \u6587abc"]),
     (f"a {COOK * 2}b", 5, 0, 1, ["a ", f" {COOK * 2}", " b"]),
     (ACUTE * 5, 4, 0, 1, [ACUTE * 4, " " + ACUTE]),
 ])

@@ -225,7 +225,7 @@ def test_search_in_what_is_here(desk):
     before = ann.rows()
     ann.type("/search milch KAFFEE")
     ann.type("\r")
-    assert [row.split()[2] for row in reversed_rows(ann)] == ["50"] and "found 5 of 5" in ann.status
+    assert [row.split()[2] for row in reversed_rows(ann)] == ["50"] and "found 1 of 5" in ann.status
     assert "bob: 51 tea" in ann.rows() and "bob: 49 tea" in ann.rows()
     ann.type(UP, UP)
     assert [row.split()[2] for row in reversed_rows(ann)] == ["30"] and "found 3 of 5" in ann.status
@@ -244,21 +244,29 @@ def test_search_on_the_server(desk):
     ann.type("/search tea\r")
     assert '"before":500' in ann.asked() and '"find":"tea"' in ann.asked()
     ann.answer([chat("tea?", id=100), chat("tea!", id=200)], older=90, find="tea")
-    assert "found 2 of 2+" in ann.status and [row[11:] for row in reversed_rows(ann)] == ["tea!"]
+    assert "found 1 of 2+" in ann.status and [row[11:] for row in reversed_rows(ann)] == ["tea!"]
     assert '"before":221' in ann.asked() and "find" not in ann.asked()
     ann.answer([*chats(190, 200), chat("tea!", id=200), *chats(201, 210)], older=190)
     assert "bob: 199" in ann.rows() and "bob: 201" in ann.rows()
     assert [row[11:] for row in reversed_rows(ann)] == ["tea!"]
     ann.type(UP)
     ann.answer([*chats(95, 100), chat("tea?", id=100)], older=95)
-    assert "bob: 99" in ann.rows() and "found 1 of 2+" in ann.status
+    assert "bob: 99" in ann.rows() and "found 2 of 2+" in ann.status
     ann.type(UP)
     assert '"before":90' in ann.asked()
     ann.answer([], find="tea")
-    assert "found 1 of 2:" in ann.status
+    assert "found 2 of 2:" in ann.status
     ann.hear(*chats(510, 512))
     ann.escape()
     assert numbers(ann)[-3:] == ["509", "510", "511"] and "bob: 199" not in ann.rows()
+
+
+def test_search_in_a_narrow_window(desk):
+    """In 40 columns, too, one sees that one is in a search, and how to leave it."""
+    ann = desk(10, 40)
+    ann.connect(WELCOME, *chats(500, 530))
+    ann.type("/search 505\r")
+    assert ann.status.strip() == "found 1 of 1+: Up, Down, Esc back"
 
 
 @pytest.mark.parametrize("answer", ["without find", "no answer"])
@@ -308,7 +316,7 @@ def test_search_while_disconnected(desk):
     assert "asking for older" in ann.status
     ann.connect(Welcome("ann", "s", "e", ("ann", "bob"), 509, resumed=True))
     ann.answer([chat("505 too", id=100)], find="505")
-    assert "found 1 of 2:" in ann.status
+    assert "found 2 of 2:" in ann.status
 
 
 def test_search_with_ten_thousand_results(desk):
