@@ -1347,7 +1347,8 @@ class Formatter:
         """What is shown of a message that nobody said; None for one that is hidden."""
         style, text = self._theme.dim, ""
         if isinstance(message, (Joined, Left)):
-            if self.settings.quiet:
+            # One's own are of a session that had left, and goes on.
+            if self.settings.quiet or name_key(message.name) == name_key(self._client.name):
                 return None
             if isinstance(message, Joined) or not message.reason.startswith("booted"):
                 # A join that is replayed is older than the list of users: the count is of now.

@@ -88,6 +88,7 @@ def test_reopened_after_a_signal(sit, room, number):
     bob.say("meanwhile")
     ann = sit("ann again")
     ann.wait_for("bob: meanwhile")
+    assert "ann joined" not in ann.terminal.text()
 
 
 @pytest.mark.parametrize("keys", [CTRL_D, "/quit\r", CTRL_C * 2])
