@@ -202,6 +202,27 @@ def test_enter_on_a_phone(alone):
     assert small == []
 
 
+SMALL = """[...document.querySelectorAll("button, input, select, summary, .check, a")].filter(at =>
+    at.checkVisibility() && !at.matches(".skip, [type=checkbox]")).filter(at => {
+    const {width, height} = at.getBoundingClientRect(), least = at.closest("#log") ? 23.5 : 43.5;
+    return Math.min(width, height) < least; }).map(at => at.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("width", [320, 360])
+def test_what_a_finger_meets(alone, width):
+    """On a touch screen what is pressed is 44 pixels wide and high, and 24 inside a text."""
+    tab = alone("ann", width=width, height=740)
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=1)
+    tab.js("fake.say('bob', 'see http://192.0.2.1/ and https://192.0.2.2/long/' + 'x'.repeat(60))")
+    tab.wait("document.querySelector('#log a')")
+    for opened in ("", "speakTo(view.person('bob'))", "openSearch('x')", "side(true)",
+                   "side(false); card('bob')", "$('card').close(''); opened('settings')",
+                   "$('settings').close(''); help()"):
+        tab.js(opened)
+        assert tab.js(SMALL) == [], opened
+    assert tab.js("document.documentElement.scrollWidth") == width
+
+
 def test_font_size_of_the_browser(alone):
     """Whoever has set a larger size in the browser has it on the page: nothing is in pixels."""
     tab = alone("ann")
