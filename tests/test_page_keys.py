@@ -356,8 +356,12 @@ def test_field_follows_what_is_written(alone):
     """In a page from right to left, too, a question in English ends with its mark: the field takes
     the direction of its text, and what search found has one of its own."""
     tab = alone("ann", script=RTL)
+    direction = "getComputedStyle(input).direction"
+    assert tab.js(direction) == "rtl"
     tab.type("where?", "input")
-    assert tab.js("getComputedStyle(input).unicodeBidi") == "plaintext"
+    assert tab.js(direction) == "ltr"
+    tab.js("setDraft('\u0623\u064a\u0646\u061f')")
+    assert tab.js(direction) == "rtl"
     tab.js("fake.say('bob', '> carol: where?')")
     tab.wait(row("> carol: where?"))
     tab.js("fake.answer = frame => frame.type === 'history' && "

@@ -123,6 +123,20 @@ def test_chip_over_a_reload(alone, browser):
     tab.wait(f"!{CHIP}.hidden && input.value === 'half'")
 
 
+def test_field_after_a_reload(alone):
+    """The field is as high as before: what stands in it, hint or draft, can be read."""
+    tab = alone("ann")
+    height = tab.js("input.offsetHeight")
+    tab.reload()
+    tab.wait("session.joined")
+    assert tab.js("input.offsetHeight") == height > 20
+    tab.type("one\ntwo", "input")
+    two = tab.js("input.offsetHeight")
+    tab.reload()
+    tab.wait("session.joined")
+    assert tab.js("[input.value, input.offsetHeight]") == ["one\ntwo", two] and two > height
+
+
 # --- By command ---
 
 @pytest.mark.parametrize("line", ["  /msg bob secret", "/MSG bob secret", "\n/w bob secret",
