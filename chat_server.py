@@ -1799,9 +1799,7 @@ class House:
     def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
         """Raise ProtocolError if that may not be said; `now` is the room's clock."""
         rules = self.rules
-        # Mostly nobody is held, and then no name is looked up.
-        mute = (self.holds.find(("mute",), _keys_of(session.name, session, address))
-                if self.holds else None)
+        mute = self.mute_of(session, address)
         if mute is not None:
             raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
         if rules.speak == "host":
@@ -1812,6 +1810,12 @@ class House:
         if wait > 0:
             raise ProtocolError(
                 "muted", f"one message in {rules.slow:g} s: {math.ceil(wait)} s are left")
+
+    def mute_of(self, session: Session, address: str) -> Optional[Hold]:
+        """What keeps somebody at an address silent."""
+        # Mostly nobody is held, and then no name is looked up.
+        return (self.holds.find(("mute",), _keys_of(session.name, session, address))
+                if self.holds else None)
 
     def is_hosts(self, name: str) -> bool:
         """Whether a name is the host's own, or looks like it."""
@@ -2460,12 +2464,16 @@ class Host:
         return [(session.name, session.link.address if session.link else "away")
                 for session in self._members]
 
-    def people(self) -> "list[tuple[str, str, Optional[float]]]":
-        """Name and address of each member and the seconds it is connected: None in the grace
-        time."""
-        now = self._clock()
-        return [(session.name, session.link.address, now - session.link.since) if session.link
-                else (session.name, "", None) for session in self._members]
+    def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
+        """Name and address of each member, the seconds it is connected (None in the grace time),
+        and whether it is muted."""
+        return [self._person(session, self._clock()) for session in self._members]
+
+    def _person(self, session: Session, now: float) -> "tuple[str, str, Optional[float], bool]":
+        is_muted = self._house.mute_of(session, session.origin) is not None
+        link = session.link
+        return (session.name, link.address if link else "", now - link.since if link else None,
+                is_muted)
 
     @property
     def rules(self) -> Rules:

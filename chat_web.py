@@ -33,12 +33,13 @@ preflight request).
 
 The page is one file without a build. When it is loaded, comments, empty lines and indentation are
 left out, so that they cost nobody anything, and it is compressed once; a browser asks each time
-whether it is still the same (ETag). It stays readable by its comments and its order: one section a
-part, bottom up, each headed by a line of dashes: the words (one table, one column a language),
-text, storage, Session (no page in it), View (no protocol in it), and around these what a person
-touches. A row is a piece of the talk as data; its elements are made when it is drawn, together with
-all others that came (View.drawNow). A person is {name, gone}: it follows a rename and ends with its
-session.
+whether it is still the same (ETag). What stands between the marks of the host's view goes to
+browsers on this machine alone: nobody else could use it. It stays readable by its comments and its
+order: one section a part, bottom up, each headed by a line of dashes: the words (one table, one
+column a language), text, storage, Session (no page in it), View (no protocol in it), and around
+these what a person touches. A row is a piece of the talk as data; its elements are made when it is
+drawn, together with all others that came (View.drawNow). A person is {name, gone}: it follows a
+rename and ends with its session.
 
 Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what
 others may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, other
@@ -684,8 +685,8 @@ class Desk(NamedTuple):
     TimeoutError.
     """
 
-    # What the view shows: people (name, address, seconds connected or None), motd, name, url,
-    # rules, held, talk.
+    # What the view shows: people (name, address, seconds connected or None, whether muted), motd,
+    # name, url, rules, held, talk.
     state: "Callable[[], dict[str, Any]]"
     # Does what a line of the console says, and returns what to tell the host.
     do: Callable[[str], str]
@@ -699,7 +700,10 @@ HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remov
 
 
 # What only a reader of the file needs: a line that is a comment alone or empty, and indentation.
-_LAYOUT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n|^\n|^\t+", re.MULTILINE)
+_LAYOUT = re.compile(rb"^\t*// .*\n|^<!-- [^>]*-->\n|^/\* .* \*/\n|^\n|^\t+", re.MULTILINE)
+# What only the host's view needs, with the comments that mark it.
+_HOSTS = re.compile(rb"^\S* \[the host's view\b.*?\bthe host's view\][^\n]*\n",
+                    re.MULTILINE | re.DOTALL)
 
 
 class Page(NamedTuple):
@@ -713,14 +717,16 @@ class Page(NamedTuple):
     style: str
 
     @classmethod
-    def load(cls, path: str, title: str = "") -> Page:
-        """Read the page, and give it a title, which its door shows as well.
+    def load(cls, path: str, title: str = "", is_hosts: bool = True) -> Page:
+        """Read the page, and give it a title, which its door shows as well; the host's view is in
+        it where it `is_hosts`.
 
         Raises OSError; ValueError when it has not exactly one script and one style.
         """
         with open(path, "rb") as file:
-            # The hashes are of what a browser sees.
-            body = _LAYOUT.sub(b"", file.read().replace(b"\r\n", b"\n"))
+            body = file.read().replace(b"\r\n", b"\n")
+        # The hashes are of what a browser sees.
+        body = _LAYOUT.sub(b"", body if is_hosts else _HOSTS.sub(b"", body))
         if title:
             body = body.replace(b"<title>Roger<", b"<title>%b<" % html.escape(title).encode(), 1)
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -801,7 +807,8 @@ class PageRequest(Request):
 
     def _page(self, host: str) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
-        page, kind, ok = self.web.page, "text/html; charset=utf-8", http.HTTPStatus.OK
+        page = self.web.pages[self._is_here]
+        kind, ok = "text/html; charset=utf-8", http.HTTPStatus.OK
         headers = {"Content_Security_Policy": page.policy(host), "ETag": page.etag,
                    "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
         known = {tag[-len(page.etag) + 2:] for tag in self._tokens("If-None-Match")}
@@ -824,10 +831,14 @@ class PageRequest(Request):
 
     # The host's view
 
+    @property
+    def _is_here(self) -> bool:
+        """Whether the browser is on this machine: elsewhere there is no host's view."""
+        return ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
+
     def _host(self) -> None:
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
-        here = ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
-        if not hmac.compare_digest(given, self.web.secret.encode()) or not here:
+        if not hmac.compare_digest(given, self.web.secret.encode()) or not self._is_here:
             raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
         if self.one_header("Origin"):
@@ -891,7 +902,9 @@ class Web:
         self.desk = desk
         self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
-        self.page = Page.load(os.path.join(folder, "chat_web.html"), title)
+        path = os.path.join(folder, "chat_web.html")
+        # Without the host's view, and with it.
+        self.pages = [Page.load(path, title, is_hosts) for is_hosts in (False, True)]
         self.files: "dict[str, bytes]" = {}
         for path in FILES:
             try:

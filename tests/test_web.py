@@ -55,7 +55,7 @@ def test_page(get):
     status, headers, body = get("/")
     assert status == 200 and headers["content-type"] == "text/html; charset=utf-8"
     page = (harness.ROOT / "chat_web.html").read_bytes()
-    assert body == re.sub(rb"(?m)^\t*// .*\n|^<!-- [^>]*-->\n|^\n|^\t+", b"", page)
+    assert body == re.sub(rb"(?m)^\t*// .*\n|^<!-- [^>]*-->\n|^/\* .* \*/\n|^\n|^\t+", b"", page)
     policy = headers["content-security-policy"]
     for tag in (b"script", b"style"):
         content, = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), body, re.DOTALL)
@@ -361,7 +361,7 @@ def test_host_view_shows_people(server, secret, get):
         state = json.loads(body)
         assert status == 200 and headers["content-type"] == "application/json"
         assert headers["cache-control"] == "no-store"
-        people = {name: (address, seconds) for name, address, seconds in state["people"]}
+        people = {name: (address, seconds) for name, address, seconds, _ in state["people"]}
         assert people["webby"][0] == people["rawley"][0] == "127.0.0.1"
         assert 0 <= people["webby"][1] < 60
         assert state["motd"] == ""
@@ -382,14 +382,29 @@ def test_host_view_from_elsewhere(secret, server, get):
     assert get(f"/host?host={secret}")[0] == 403
     assert get("/host", f"X-Roger-Host: {secret}", "Origin: http://evil.example")[0] == 403
     web = chat_web.Web(chat_web.Desk(*[None] * 3))
-    for address, status in (("192.168.1.7", 403), ("fe80::1%eth0", 403), ("10.0.0.1", 403)):
-        theirs, ours = socket.socketpair()
-        with theirs:
-            theirs.sendall(b"GET /host HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                           + f"X-Roger-Host: {web.secret}\r\n\r\n".encode())
-            theirs.shutdown(socket.SHUT_WR)
-            assert web.greet(web.socket(ours), address, 1) is None
-            assert read_answer(theirs)[0] == status
+    for address in ("192.168.1.7", "fe80::1%eth0", "10.0.0.1"):
+        assert asked_from(web, address, "/host", f"X-Roger-Host: {web.secret}")[0] == 403
+
+
+def asked_from(web, address, path, *headers):
+    """What a browser at that address is answered."""
+    theirs, ours = socket.socketpair()
+    with theirs:
+        theirs.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *headers, "",
+                                    ""]).encode())
+        theirs.shutdown(socket.SHUT_WR)
+        assert web.greet(web.socket(ours), address, 1) is None
+        return read_answer(theirs)
+
+
+def test_host_view_is_for_the_own_machine():
+    """Elsewhere the page has nothing of it, and weighs less."""
+    web = chat_web.Web(chat_web.Desk(*[None] * 3))
+    (_, _, here), (_, _, there) = (asked_from(web, address, "/") for address in
+                                   ("127.0.0.1", "192.168.1.7"))
+    assert b"X-Roger-Host" in here and b"host-people" in here
+    assert b"X-Roger-Host" not in there and b"host-people" not in there
+    assert b"</html>" in there and b"host's view" not in here + there
 
 
 def test_host_view_acts(server, secret, get):
