@@ -2668,7 +2668,8 @@ class Host:
         ids = self._said_by(name, REMOVE_MOST)
         self._remove(ids)
         more = "; once more for those before them" if len(ids) == REMOVE_MOST else ""
-        return f"{len(ids)} messages of {escape(name)} are removed{more}"
+        what = f"{len(ids)} messages" if len(ids) > 1 else "1 message"
+        return f"{what} of {escape(name)} {'are' if len(ids) > 1 else 'is'} removed{more}"
 
     def _said_by(self, name: str, count: int) -> "list[int]":
         number = (None if name_key(name) == name_key(self._house.rules.host)
@@ -4749,6 +4750,11 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
+def _heeds_hang_up() -> bool:
+    """Whether HUP was not ignored when we were started, as nohup has it."""
+    return sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
 def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
 
@@ -4771,8 +4777,9 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
 
 
 def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
-          had_terminal: bool) -> None:
-    """Until the order to stop; tell meanwhile when nobody comes."""
+          hangs_up: bool) -> None:
+    """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
+    when nobody comes."""
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(str(server.server_address[0])):
         advise_at = math.inf
@@ -4782,7 +4789,7 @@ def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[st
             order = _next_order(orders)
             if order == RESUME:
                 line.reopen()
-            elif order == RELOAD and had_terminal and not sys.stdin.isatty():
+            elif order == RELOAD and hangs_up and not sys.stdin.isatty():
                 # The terminal was closed, and nobody could end this server any more.
                 order = STOP
             elif order == RELOAD:
@@ -4959,6 +4966,9 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     except (OSError, UnicodeError, ProtocolError, HistoryError) as error:
         complain(_why_not(error, arguments))
         return 1
+    has_terminal = sys.stdin is not None and sys.stdin.isatty()
+    # Under nohup it shall go on unseen.
+    hangs_up = has_terminal and _heeds_hang_up()
     _catch_signals(orders)
     ended = threading.Event()
     handler = _heed_closed_window(orders, ended)
@@ -4969,12 +4979,11 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         if not arguments.no_discovery:
             at_the_end.callback(Responder(server, arguments.name).close)
         _announce(invitation)
-        has_terminal = sys.stdin is not None and sys.stdin.isatty()
         if has_terminal:
             if line.open() and sys.stderr.isatty():
                 log.setStream(line)
             threading.Thread(target=console.run, name="console", daemon=True).start()
-        _obey(server, console, line, orders, has_terminal)
+        _obey(server, console, line, orders, hangs_up)
     # So long the system may have called it.
     del handler
     return 0

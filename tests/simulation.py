@@ -9,30 +9,27 @@ The real Room, Connection, ClientSession, MessageManager and FrameDecoder run he
 network, the clock and the threads are replaced. From its number a seed makes the people, what they
 say, and the faults: bytes in pieces and late, connections cut at any byte or gone silent, ACKs
 dropped, frames doubled, readers that stall, small windows and queues, clients and servers that
-restart, people who are booted, who come late, or with a made-up session. Half of the servers have a
-history file (in memory: what is committed survives): they are killed at any write and any commit,
-and go on; commits fail for a while. Then the faults end, everybody says a last word, and
-History.check() looks at what was promised. `load(faults)` puts deliberate faults into the code, to
-prove the checker. """
+restart, people who are booted, banned or muted, messages that the host takes back, people who come
+late, or with a made-up session. Half of the servers have a history file (in memory: what is
+committed survives): they are killed at any write and any commit, and go on; commits fail for a
+while. Then the faults end, everybody says a last word, and History.check() looks at what was
+promised. `load(faults)` puts deliberate faults into the code, to prove the checker. (simworld.py:
+the world, with the network, the server and the people in it.) """
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
-import heapq
 import logging
 import os
 import pathlib
-import queue
-import random
-import re
-import sqlite3
 import sys
 import time
 import types
 
+from simworld import GRACE, REMOVED, Client, Link, Server, World
+
 HERE = pathlib.Path(__file__).resolve().parent.parent
-# Seconds, of the simulated server.
-GRACE = 10.0
 # Seconds in which there are faults.
 TROUBLE = 40.0
 # Seconds after them: more than a silent connection takes to be found, and the grace time.
@@ -72,496 +69,6 @@ def load(faults=()):
     return types.SimpleNamespace(**modules)
 
 
-class Killed(BaseException):
-    """The server is killed here and now: no handler for errors sees it."""
-
-
-class World:
-    """The clock, and what happens when; it is the alarm of everything in it."""
-
-    def __init__(self, seed, modules, verbose=False):
-        self.random = random.Random(seed)
-        self.now = 1000.0
-        self.modules = modules
-        self.verbose = verbose
-        self.troubled = True
-        # What to do when the server is killed.
-        self.crash = None
-        # The log is short, and there is no file.
-        self.may_miss = False
-        self._todo = []
-        self._count = 0
-
-    def clock(self):
-        return self.now
-
-    def at(self, when, action):
-        self._count += 1
-        heapq.heappush(self._todo, (max(when, self.now), self._count, action))
-
-    def after(self, seconds, action):
-        self.at(self.now + seconds, action)
-
-    def run(self, until):
-        while self._todo and self._todo[0][0] <= until:
-            self.now, _, action = heapq.heappop(self._todo)
-            try:
-                action()
-            except Killed:
-                self.crash()
-        self.now = until
-
-    def chance(self, probability):
-        """True with that probability, while there is trouble."""
-        return self.troubled and self.random.random() < probability
-
-    def tell(self, *what):
-        if self.verbose:
-            print(f"{self.now - 1000:8.3f}", *what)
-
-
-class Pipe:
-    """One direction of a connection: bytes arrive in order, in pieces, late; and not all of them
-    when it is cut."""
-
-    def __init__(self, world, link, deliver, end):
-        self.world = world
-        self.link = link
-        self.deliver = deliver              # gets the bytes
-        # Is told the end.
-        self.end = end
-        # Nothing overtakes what is on its way.
-        self.busy_until = 0.0
-        # The reader does not read before.
-        self.stalled_until = 0.0
-        # Arrived, while the reader stalls.
-        self.unread = b""
-        self.shut = False
-
-    def send(self, data):
-        if self.shut or self.link.cut or self.link.dying:
-            return
-        if self.world.troubled:
-            data = self.meddle(data)
-        if not self.link.spend(len(data)):
-            data = data[:self.world.random.randrange(len(data) + 1)]
-            # Nothing follows what was cut off.
-            self.link.dying = True
-            self.world.after(self.world.random.uniform(0, 0.3), self.link.break_off)
-        cuts = 0 if self.world.random.random() < 0.7 else self.world.random.randint(1, 3)
-        places = sorted(self.world.random.randrange(len(data) + 1) for _ in range(cuts))
-        for start, stop in zip([0, *places], [*places, len(data)]):
-            if start < stop:
-                self.pass_on(data[start:stop])
-
-    def meddle(self, data):
-        """Drop ACKs, double frames: what lost ACKs and retries come to."""
-        lines = []
-        for line in data.splitlines(keepends=True):
-            if line.startswith(b'{"type":"ack"') and self.world.random.random() < 0.1:
-                continue
-            lines.append(line)
-            if b'"id":' in line[:40] and self.world.random.random() < 0.05:
-                lines.append(line)
-        return b"".join(lines)
-
-    def pass_on(self, data):
-        delay = self.world.random.expovariate(50) if not self.world.chance(
-            0.02) else self.world.random.uniform(0, 3)
-        self.busy_until = max(self.world.now + delay, self.busy_until)
-        self.world.at(self.busy_until, lambda: self.arrive(data))
-
-    def arrive(self, data=b""):
-        self.unread += data
-        if self.stalled_until > self.world.now:
-            self.world.at(self.stalled_until, self.arrive)
-        elif not self.link.cut and not self.link.silent and self.unread:
-            data, self.unread = self.unread, b""
-            self.deliver(data)
-
-    def finish(self):
-        """The sender's half is over, after what it sent."""
-        if not self.shut and not self.link.silent:
-            self.shut = True
-            self.busy_until = max(self.world.now, self.busy_until, self.stalled_until)
-            self.world.at(self.busy_until, self.end)
-
-
-class Link:
-    """A connection between a client and the server, with its fate."""
-
-    def __init__(self, world, client, server):
-        self.world = world
-        self.client = client
-        self.cut = self.silent = self.dying = False
-        # Bytes that it lives for, in both directions together; half of them in trouble live for
-        # good.
-        self.left = world.random.randrange(4000) if world.chance(0.5) else None
-        self.connection = server.accept(self)
-        self.to_client = Pipe(world, self, lambda data: client.hear(self, data),
-                              lambda: client.lost(self, "end"))
-        self.to_server = Pipe(world, self, self.server_hears, self.server_lost)
-        if world.chance(0.1):
-            world.after(world.random.uniform(0, 20), self.fall_silent)
-        if world.chance(0.2):
-            stall = world.random.choice([0.5, 3.0, 12.0])
-            world.after(world.random.uniform(0, 20), lambda: self.stall(stall))
-
-    def stall(self, seconds):
-        self.to_client.stalled_until = self.world.now + seconds
-
-    def fall_silent(self):
-        """Nothing arrives any more, and nobody is told."""
-        if not self.cut and self.world.troubled:
-            self.world.tell(self.client.name, "silent connection")
-            self.silent = True
-            self.client.silent_since = self.world.now
-
-    def spend(self, count):
-        if self.left is None or not self.world.troubled:
-            return True
-        self.left -= count
-        return self.left >= 0
-
-    def break_off(self):
-        """The cable is out; both sides are told."""
-        if not self.cut:
-            self.cut = True
-            self.world.tell(self.client.name, "connection cut")
-            self.client.lost(self, "cut")
-            self.server_lost()
-
-    def server_hears(self, data):
-        self.connection.received(data)
-        self.release()
-
-    def release(self):
-        """Hand over what was received; later, where the room is held."""
-        if self.connection is not None:
-            wait = self.connection.release()
-            if wait:
-                self.world.after(wait, self.release)
-            elif self.connection is not None and self.connection.has_more:
-                self.server_hears(b"")
-
-    def server_lost(self):
-        if self.connection is not None:
-            connection, self.connection = self.connection, None
-            self.cut = True
-            connection.manager.close()
-            connection._post(connection._room.lost, connection, "lost")
-            self.world.after(0, lambda: self.client.lost(self, "end"))
-
-
-class ServerWire:
-    """What the server's Connection writes to, in the place of a MessageSocket."""
-
-    def __init__(self, link, server):
-        self.link = link
-        self.server = server
-
-    def write(self, data):
-        self.server.risk(0.001)
-        self.link.to_client.send(data)
-
-    def finish(self):
-        self.link.to_client.finish()
-
-    def hung_up(self):
-        return False
-
-    def cut(self):
-        if not self.link.silent:
-            self.link.to_client.finish()
-        self.link.server_lost()
-
-
-class Server:
-    """The sequencer's loop over the real Room, and its restarts."""
-
-    def __init__(self, world):
-        self.world = world
-        world.crash = self.crash
-        self.epochs = []
-        self.addresses = 0
-        # How often it may still be killed.
-        self.kills = 0
-        # The disk is full.
-        self.full_until = 0.0
-        # What is committed to it stays when the server is killed: it stands for the disk.
-        self.disk = None
-        if world.random.random() < 0.5:
-            self.disk = sqlite3.connect(":memory:", isolation_level=None)
-            self.kills = world.random.choice([0, 1, 1, 4])
-        self.start()
-
-    def start(self):
-        server = self.world.modules.chat_server
-        self.inbox = []
-        self.links = []
-        self.alarm = _AlarmOf(self)
-        history = None if self.disk is None else self.file_class()(":memory:")
-        self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0),
-                                lambda: self.world.now,
-                                history=history)
-        epoch = self.room.journal.epoch
-        if epoch not in self.epochs:
-            self.epochs.append(epoch)
-
-    def file_class(self):
-        """The history file on our disk, and what can happen to it."""
-        server, HistoryError = self, self.world.modules.chat_server.HistoryError
-
-        class File(self.world.modules.chat_server.HistoryFile):
-            def _connect(self, path):
-                return server.disk
-
-            def save(self, *arguments):
-                server.risk(0.02)
-                if server.world.chance(0.01):
-                    server.full_until = server.world.now + server.world.random.choice([0.3, 3, 15])
-                if server.world.now < server.full_until and server.world.troubled:
-                    if server.world.random.random() < 0.1:
-                        # On disk, and nobody knows.
-                        super().save(*arguments)
-                    raise HistoryError("the disk is full")
-                took = super().save(*arguments)
-                server.risk(0.02)
-                return took
-        return File
-
-    def risk(self, probability):
-        """kill -9 with that probability, when there is a history."""
-        if self.kills and self.world.chance(probability):
-            self.kills -= 1
-            raise Killed
-
-    def accept(self, link):
-        """Nobody shares an address: a boot keeps its address out, and would hit a bystander."""
-        self.links.append(link)
-        self.addresses += 1
-        return self.world.modules.chat_server.Connection(
-            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, self.post, self.alarm,
-            0)
-
-    def post(self, method, *arguments):
-        if not self.inbox:
-            self.world.after(self.world.random.expovariate(200), self.sequence)
-        # A crashed server's events are gone with it.
-        owner = getattr(method, "__self__", None)
-        if owner is self.room or not isinstance(owner, type(self.room)):
-            self.inbox.append((method, arguments))
-
-    def sequence(self):
-        self.room.flush()
-        if self.room.is_held:
-            return self.world.after(0.5, self.sequence)
-        events, self.inbox = self.inbox, []
-        for method, arguments in events:
-            method(*arguments)
-        self.room.flush()
-        if self.room.is_held:
-            self.world.after(0.5, self.sequence)
-
-    def crash(self):
-        """kill -9: without a history all is forgotten; whoever was connected is told."""
-        self.world.tell("the server restarts")
-        self.inbox = []
-        old = self.links
-        self.start()
-        for link in old:
-            link.connection = None
-            link.break_off()
-
-
-class _AlarmOf:
-    """The alarm of one run of the server: it rings no more after a crash."""
-
-    def __init__(self, server):
-        self.server = server
-        self.clock = server.world.clock
-
-    def at(self, when, action):
-        self.server.world.at(when, lambda: action() if self.server.alarm is self else None)
-
-
-# Speaker and recipient of a whisper, in a frame as it is sent.
-_WHISPER = re.compile(rb'"from":"([^"]*)","text":"[^"]*","at":[^"]*"cid":\d+,"to":"([^"]*)"')
-
-
-class Client:
-    """A person: the real ClientSession, with connections that come and go."""
-
-    def __init__(self, world, server, name, history):
-        self.world = world
-        self.server = server
-        self.name = name
-        self.history = history
-        self.link = None
-        # Restarted: this incarnation says and hears no more.
-        self.gone = False
-        self.epoch = None
-        # Epoch -> from which id on it hears everything.
-        self.begin = {}
-        self.heard = []                 # (epoch, message)
-        # (Said, states it went through).
-        self.said = []
-        self.states = {}
-        self.closed_at = None
-        # (connection lost, welcomed again).
-        self.absences = []
-        # (epoch, name) of every welcome.
-        self.names = set()
-        # (epoch, after, upto): what it was told that it missed.
-        self.gaps = []
-        # The operator booted it.
-        self.put_out = False
-        self.silent_since = None
-        self.session = world.modules.chat_client.ClientSession(
-            name, world, on_dead=lambda: self.drop("dead"), on_welcome=self.welcomed,
-            on_message=self.on_message,
-            on_state=self.on_state, on_recalled=self.recalled)
-        # (epoch, message) of the answers to requests for older ones.
-        self.recalls = []
-        self.asked = self.answered = 0
-        self.connect()
-
-    def connect(self):
-        if not self.gone and self.link is None:
-            self.link = link = Link(self.world, self, self.server)
-            self.session.opened(link.to_server.send)
-            self.world.after(10, lambda: None if self.session.joined
-                             else self.lost(link, "no welcome"))
-
-    def hear(self, link, data):
-        if link is not self.link or self.gone:
-            return
-        client = self.world.modules.chat_client
-        try:
-            self.session.received(data)
-        except client.JoinRefused as refused:
-            if refused.error.suggestion:
-                self.session.opened(link.to_server.send, refused.error.suggestion)
-            elif self.put_out and refused.error.code == "banned":
-                self.restart()
-            else:
-                self.drop(str(refused))
-        except client.ConnectionClosed as closed:
-            if not self.put_out:
-                self.history.wrong(f"{self.name} was put out: {closed}")
-            self.restart()
-        except self.world.modules.chatproto.ProtocolError as error:
-            self.history.wrong(f"{self.name} got what is no frame: {error}")
-        for speaker, to in _WHISPER.findall(data):
-            if not {speaker.decode(), to.decode()} & {name for _, name in self.names}:
-                self.history.wrong(f"{self.name} was sent a whisper of {speaker} to {to}")
-
-    def drop(self, why):
-        """Our side ends the connection."""
-        link = self.link
-        if link is not None:
-            if self.silent_since is not None and self.world.now - self.silent_since > 40:
-                self.history.wrong(f"{self.name} noticed a silent connection after "
-                                   f"{self.world.now - self.silent_since:.1f} s")
-            silent, link.silent = link.silent, False
-            self.lost(link, why)
-            if silent:
-                # The server is not told either.
-                link.silent = True
-            else:
-                link.break_off()
-
-    def lost(self, link, why):
-        if link is not self.link:
-            return
-        self.world.tell(self.name, "lost its connection:", why)
-        self.link = self.silent_since = None
-        # Else it has been away for longer.
-        if self.session.joined:
-            self.closed_at = self.world.now
-        self.session.closed()
-        if not self.world.troubled and self.world.now > self.history.quiet_from + 45:
-            self.history.wrong(f"{self.name} lost its connection while all was quiet: {why}")
-        self.world.after(self.world.random.uniform(0.1, 2), self.connect)
-
-    def welcomed(self, welcome):
-        self.world.tell(self.name, "welcome", welcome)
-        if welcome.missed:
-            if not self.world.may_miss:
-                self.history.wrong(f"{self.name} is told that it missed {welcome.missed}")
-            # What it was told before that it missed is not counted again.
-            told = [upto for of, _, upto in self.gaps if of == welcome.epoch]
-            after = max(self.session.manager.seen, self.begin[welcome.epoch],
-                        *told) if welcome.resumed else 0
-            self.gaps.append((welcome.epoch, after, after + welcome.missed))
-        if not welcome.resumed:
-            if self.epoch == welcome.epoch:
-                self.history.wrong(f"{self.name} was not resumed")
-            # After a restart: all since then.
-            self.begin[welcome.epoch] = welcome.last if self.epoch is None else 0
-        if self.closed_at is not None:
-            self.absences.append((self.closed_at, self.world.now))
-        self.names.add((welcome.epoch, welcome.name))
-        self.epoch = welcome.epoch
-
-    def on_message(self, message):
-        self.heard.append((self.epoch, message))
-        self.world.tell(self.name, "hears", message)
-
-    def on_state(self, said):
-        self.states.setdefault(said.id, []).append(said.state)
-
-    def say(self, text, to=None):
-        if not self.gone:
-            try:
-                said = self.session.say(text, to)
-            except queue.Full:
-                return
-            self.said.append((said, self.epoch))
-            self.world.tell(self.name, "says", said.id, text, to)
-
-    def recall(self):
-        if not self.gone and self.asked == self.answered:
-            try:
-                self.session.recall(self.world.random.randint(1, 30))
-            except queue.Full:
-                return
-            self.asked += 1
-
-    def recalled(self, answer):
-        self.answered += 1
-        if answer is None:
-            return self.history.wrong(f"{self.name} asked for older messages and got an ACK alone")
-        ids = [chat.id for chat in answer.entries]
-        if ids != sorted(set(ids)) or ids and answer.older is not None and answer.older > ids[0]:
-            self.history.wrong(f"{self.name} recalled {ids}, older {answer.older}")
-        self.recalls += [(self.epoch, chat) for chat in answer.entries]
-
-    def missed(self, epoch, id):
-        """Whether it was told that it missed this."""
-        return any(of == epoch and after < id <= upto for of, after, upto in self.gaps)
-
-    def boot(self):
-        """The operator puts it out."""
-        def event():
-            try:
-                self.server.room.host.boot(self.session.name, "spam")
-            except LookupError:
-                return
-            self.put_out = True
-            self.world.tell(self.name, "is booted")
-        if not self.gone and self.session.joined:
-            self.server.post(event)
-
-    def restart(self):
-        """kill -9 of the client: somebody else comes in its place."""
-        self.gone = True
-        link, self.link = self.link, None
-        self.session.closed()
-        if link is not None:
-            link.break_off()
-
-
 class History:
     """What everybody said and heard, and whether it is what was promised."""
 
@@ -594,6 +101,7 @@ class History:
                 if isinstance(message, chat):
                     places.setdefault(message.text, {}).setdefault(epoch, message.id)
         self.check_recalls(by_place)
+        self.check_host(by_place)
         if self.server.disk is not None:
             self.check_file(by_place)
         for client in self.clients:
@@ -674,6 +182,25 @@ class History:
                                                 (epoch, chat.sender)} & client.names:
                     self.wrong(f"{client.name} recalled {chat}, which is private")
 
+    def check_host(self, by_place):
+        """Whoever was muted said nothing meanwhile; whoever heard what was taken back is told."""
+        deeds, proto = self.server.deeds, self.world.modules.chatproto
+        self.faults += deeds.faults
+        # `at` is rounded.
+        for name, since, until in deeds.silences:
+            for message in by_place.values():
+                if (isinstance(message, proto.Chat) and message.text.split("/")[0] == name
+                        and since + 0.001 < message.at < (until or self.world.now)):
+                    self.wrong(f"{message} was said by who was muted")
+        for epoch, id in deeds.removed:
+            for client in self.clients:
+                heard = [message.id for of, message in client.heard if of == epoch]
+                told = any(isinstance(message, proto.Removed) and message.about == id
+                           for of, message in client.heard if of == epoch)
+                if (id in heard and (epoch, id) not in client.blanks and not told
+                        and client.epoch == epoch and not client.gone and not client.gaps):
+                    self.wrong(f"{client.name} was not told that {id} is taken back")
+
     def check_file(self, by_place):
         """What was acknowledged is in the file, once, and so is what was heard, as it was heard."""
         proto = self.world.modules.chatproto
@@ -681,6 +208,13 @@ class History:
             "SELECT id, body FROM entries WHERE kind = 'chat'").fetchall()
         kept = {id: proto.decode(body if isinstance(body, bytes) else body.encode(),
                                  proto.INSTRUCTIONS[proto.FROM_SERVER]) for id, body in rows}
+        removed = {id for epoch, id in self.server.deeds.removed}
+        for id, chat in kept.items():
+            if id in removed and chat.text != REMOVED:
+                self.wrong(f"{chat} was taken back, and is in the file")
+            if chat.text == REMOVED:
+                text = self.server.deeds.texts.get((self.server.epochs[-1], id), REMOVED)
+                kept[id] = dataclasses.replace(chat, text=text)
         texts = [chat.text for chat in kept.values()]
         if len(set(texts)) < len(texts):
             self.wrong(
@@ -699,7 +233,7 @@ class History:
         if client.gone:
             return
         owned = client.session._session and self.server.room._members.owned(client.session._session)
-        if owned and self.server.room._house.holds.find(("boot",), [f"#{owned.number}"]):
+        if owned and self.server.room._house.holds.find(("boot", "ban"), [f"#{owned.number}"]):
             self.wrong(f"{client.name} does not know that it was booted")
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")
@@ -819,16 +353,30 @@ def play(world, server, history):
         world.at(start + rng.uniform(0, TROUBLE), lambda number=number: say(number))
     for number in range(rng.choice([0, 15])):
         world.at(start + rng.uniform(0, TROUBLE), lambda: somebody().recall())
-    def boot():
+    def put_out():
         client = somebody()
-        client.boot()
+        client.post(server.deeds.put_out, rng.random() < 0.5)
         world.after(rng.uniform(1, 5), lambda: enter(f"{client.name}{len(history.clients)}"))
 
-    for probability, event in ((0.3, restart), (0.2, server.crash), (0.2, impostor), (0.2, boot)):
+    def remove():
+        """What somebody heard, or what was said just now."""
+        ids = [message.id for epoch, message in somebody().heard[-20:]
+               if epoch == server.epochs[-1] and isinstance(message, world.modules.chatproto.Chat)]
+        server.post(server.deeds.remove, rng.choice([*ids, server.room.journal.last]))
+
+    def mute():
+        somebody().post(server.deeds.mute, rng.choice([1e6, float("inf")]))
+        world.after(rng.uniform(1, 20), lambda: server.post(server.deeds.unmute))
+
+    for probability, event in ((0.3, restart), (0.2, server.crash), (0.2, impostor), (0.2, put_out),
+                               (0.2, mute), (0.1, mute)):
         if rng.random() < probability:
             world.at(start + rng.uniform(0, TROUBLE), event)
+    for _ in range(rng.choice([0, 0, 1, 10])):
+        world.at(start + rng.uniform(0, TROUBLE), remove)
     world.run(start + TROUBLE)
     world.troubled = False
+    server.post(server.deeds.unmute)
     history.quiet_from = world.now
     # Whoever comes to a quiet room hears the last messages, then what is said, over one connection.
     world.at(world.now + QUIET - 25, lambda: enter("late"))
