@@ -512,8 +512,8 @@ def test_host_view(serve, enter, friend):
     assert host.js("[...document.querySelectorAll('#host-people tr')].map("
                    "row => row.cells[0].textContent + ' ' + row.cells[1].textContent)") == [
         "mallory 127.0.0.1", "bob 127.0.0.1", "webby 127.0.0.1"]
-    host.click("#host-people tr:nth-child(1) button")
-    host.type("spamming")
+    host.click("[aria-label='Boot mallory']")
+    host.type("spamming", "boot-reason")
     host.key("Enter")
     host.wait("/mallory is out/.test(document.getElementById('host-note').textContent)")
     wait_until(lambda: mallory.ended == "you were booted: spamming")
@@ -526,8 +526,8 @@ def test_host_view(serve, enter, friend):
     host.wait("/Saved/.test(document.getElementById('host-note').textContent)")
     late = enter(server.port, "late")
     late.wait("document.querySelector('.motd')?.textContent === 'Be kind.'")
-    host.click("#host-people tr:nth-child(2) button")
-    host.key("Enter")
+    host.click("[aria-label='Boot webby']")
+    host.click("#boot-do")
     web.wait("/You were booted/.test(document.getElementById('banner').textContent)")
     host.js("hosting = 'wrong'; host()")
     host.wait("/does not take this link/.test(document.getElementById('host-note').textContent)")

@@ -194,13 +194,13 @@ def test_terminal_is_safe_from_a_hostile_server(chat, terminal):
     evil = "\x1b[2J\r\u202e\x07\x9b"
     frames = [{"type": "welcome", "name": evil[:20], "session": "s", "epoch": "e",
                "users": [evil, "ann"], "last": 0},
-              {"type": "joined", "id": 1, "name": evil, "at": 2**53 - 1},
+              {"type": "joined", "id": 1, "name": evil + "x", "at": 2**53 - 1},
               {"type": "renamed", "id": 2, "name": evil, "to": evil, "at": 1 - 2**53},
               {"type": "chat", "id": 3, "from": evil, "text": "hi \u202e", "at": 0, "to": evil},
               # This is no valid text, and is not shown.
               {"type": "chat", "id": 4, "from": evil, "text": evil, "at": 0},
               {"type": "error", "id": 5, "code": evil, "text": evil},
-              {"type": "left", "id": 6, "name": evil, "at": 0, "reason": evil},
+              {"type": "left", "id": 6, "name": evil + "x", "at": 0, "reason": evil},
               {"type": "booted", "id": 7, "reason": evil}]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         window = terminal(*client_command(listener.getsockname()[1], "--plain", name="ann"))
