@@ -13,6 +13,7 @@ acknowledges what is numbered and sends each chat back at its place, as the real
 changes what it does by `fake.welcome`, `fake.take` and the like before it lets the page join.
 """
 
+import copy
 import json
 
 import pytest
@@ -119,6 +120,18 @@ def alone(fresh):
         join(tab, name)
         return tab
     return alone
+
+
+def beside(tab):
+    """Another tab of the same window, with the same storage but for that of the tab."""
+    other = copy.copy(tab)
+    other.target = tab.browser.call("Target.createTarget", url="about:blank",
+                                    browserContextId=tab.context)["targetId"]
+    other._session = tab.browser.call("Target.attachToTarget", targetId=other.target,
+                                      flatten=True)["sessionId"]
+    for domain in ("Page", "Runtime", "Log"):
+        other.call(f"{domain}.enable")
+    return other
 
 
 def join(tab, name):

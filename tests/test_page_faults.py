@@ -116,15 +116,7 @@ def test_two_tabs(browser, server):
     first.wait(row("from the first", ".own"))
     core, log = (first.js(f"view.keep(); sessionStorage.getItem('roger.{key}')") or first.js(
         f"sessionStorage.getItem('roger.{key}')") for key in ("core", "log"))
-    second = browser.tab()
-    second.close()
-    target = browser.call("Target.createTarget", url="about:blank", browserContextId=first.context)
-    second = type(first).__new__(type(first))
-    second.browser, second.context, second.target = browser, first.context, target["targetId"]
-    second._session = browser.call("Target.attachToTarget", targetId=second.target,
-                                   flatten=True)["sessionId"]
-    for domain in ("Page", "Runtime", "Log"):
-        second.call(f"{domain}.enable")
+    second = page.beside(first)
     second.open(address)
     second.wait("!document.getElementById('elsewhere').hidden")
     assert "twin" in second.js("document.getElementById('elsewhere').textContent")
