@@ -1347,12 +1347,13 @@ class Formatter:
         """What is shown of a message that nobody said; None for one that is hidden."""
         style, text = self._theme.dim, ""
         if isinstance(message, (Joined, Left)):
-            # One's own are of a session that had left, and goes on.
-            if self.settings.quiet or name_key(message.name) == name_key(self._client.name):
+            # What is replayed is older than the list of users: the count is of now, and one's own
+            # is of a session that had left, and goes on.
+            is_known = message.id > self._client.list_as_of
+            is_own = name_key(message.name) == name_key(self._client.name)
+            if self.settings.quiet or is_own and not is_known:
                 return None
             if isinstance(message, Joined) or not message.reason.startswith("booted"):
-                # A join that is replayed is older than the list of users: the count is of now.
-                is_known = message.id > self._client.list_as_of
                 return Presence(style, message, f" ({self._client.here} here)" * is_known)
             text = f"* {escape(message.name)} was {escape(message.reason)}"
         elif isinstance(message, Renamed):
@@ -3924,6 +3925,11 @@ class Window(Interface):
     def _pin(self) -> None:
         first, _, more = (self.motd or "").partition("\n")
         self.screen.pinned = _show(first) + (" (more: /motd)" if more else "")
+
+    def _tell_trouble(self) -> None:
+        # What was said before pushes the line off the screen.
+        self.news = escape(self.settings.trouble) or self.news
+        super()._tell_trouble()
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         self._lost_until = None

@@ -80,13 +80,17 @@ def test_settings_are_kept(desk, tmp_path):
 @pytest.mark.parametrize("text", [
     "", "{", "[]", "null", "[" * 100_000, '{"version":"1"}', "{}", "\x00" * 99, '{"version":true}'])
 def test_settings_damaged(desk, tmp_path, text):
-    """A damaged file is told in one line, and replaced by the next choice."""
+    """A damaged file is told in one line, in the status as well until a key is pressed, and
+    replaced by the next choice."""
     path = tmp_path / "client.json"
     path.write_text(text, encoding="utf-8")
     ann = desk(10, 200, config=str(path))
     ann.connect()
     assert f"! the settings in {path} are damaged: not used" in ann.rows()
+    ann.hear(*[chat(f"{number}", id=number) for number in range(1, 21)])
+    assert "are damaged: not used | ann" in ann.status
     ann.type("/quiet\r")
+    assert "damaged" not in ann.status
     assert Settings(str(path)).quiet and Settings(str(path)).trouble == ""
 
 
