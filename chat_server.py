@@ -23,6 +23,7 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
+    Handouts    which files there are
     Receipts, Notes
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
@@ -42,6 +43,9 @@ receipts for what was said before it.
 
 Where chat_web.py lies beside this file, browsers are served on the same port: it looks at a
 connection's first bytes, and what a browser upgrades to a WebSocket is a Connection like any other.
+Members' files are there as well (its FileStore). What the room has of them is who may upload, which
+message hands out which file, and that a file goes with its message; with --history the file
+commits that together with the message.
 
 Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
 (chatproto.Alarm's timer), "chat log", "discovery" (answers who looks for servers), "console" (when
@@ -94,7 +98,7 @@ import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
-                    NoReturn, Optional)
+                    Mapping, NoReturn, Optional)
 
 try:
     import sqlite3
@@ -168,6 +172,8 @@ BOOT_SECONDS = 600.0
 HOLDS = 1_000
 # Messages that are removed at once: 0.1 s with a history file, in which the room waits.
 REMOVE_MOST = 1_000
+# Seconds after a restart until files are forgotten that nobody came back to hand out.
+FORGET_FILES = 60.0
 # Seconds between two messages of one member that the host may ask for, at most.
 SLOWEST = 3_600.0
 # Refused frames that a member may leave unacknowledged; then it is too slow.
@@ -220,6 +226,8 @@ M_ARENA_MAX = -8
 STOP, RELOAD, RESUME, INTERRUPT = "stop", "reload", "resume", "interrupt"
 # Seconds within which a second Ctrl-C ends the server.
 CTRL_C_AGAIN = 3.0
+# Bytes of one, on the command line.
+MEGABYTE = 1_000_000
 # Messages on the host's page, and characters of each.
 HOST_TALK = 60
 HOST_TEXT = 500
@@ -267,6 +275,9 @@ CLOCK_CONFIRMED = 3600.0
 REMOVED = "(removed)"
 
 
+NOTHING: "Mapping[str, Optional[str]]" = {}
+
+
 class HistoryError(Exception):
     """The history file cannot be used: the text says which and why."""
 
@@ -312,7 +323,8 @@ _SCHEMA = (
     "CREATE INDEX others ON entries (other) WHERE other IS NOT NULL",
     "CREATE INDEX spoken ON entries (speaker) WHERE speaker IS NOT NULL",
     """CREATE TABLE kept (
-        key TEXT PRIMARY KEY,           -- "house": what holds in the room, see House
+        key TEXT PRIMARY KEY,           -- "house": what holds in the room, see House;
+                                        -- "file:" and its key: see chat_web's Stored
         value TEXT NOT NULL,            -- JSON
         checksum INTEGER NOT NULL
     )""",
@@ -667,15 +679,16 @@ class HistoryFile(_Database):
 
     def save(self, last: int, rows: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
              removed: "list[int]", erased: "Collection[int]" = (),
-             house: Optional[str] = None) -> float:
+             house: Optional[str] = None,
+             files: "Mapping[str, Optional[str]]" = NOTHING) -> float:
         """Commit what a batch of events changed; return the seconds that it took.
 
         `last` is the newest id, `rows` are entries as entry_row() makes them, `sessions` rows of
         sessions without their checksums, `removed` numbers of sessions to forget, `erased` ids of
         chats that the host took back: removed_frame() takes their place, and their text is in no
-        part of the file any more; and `house` is what holds in the room now, None where that has
-        not changed. May be repeated with the same after it failed: nobody knows whether a commit
-        that failed is on the disk.
+        part of the file any more; `house` is what holds in the room now, None where that has not
+        changed, and `files` what to keep of some, None to forget one. May be repeated with the same
+        after it failed: nobody knows whether a commit that failed is on the disk.
         """
         started = time.perf_counter()
         with self._in_words():
@@ -689,10 +702,9 @@ class HistoryFile(_Database):
                                              [(number,) for number in removed])
                 for id in erased:
                     self._erase(id)
+                self._keep({f"file:{key}": text for key, text in files.items()})
                 if house is not None:
-                    row = "house", house
-                    self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
-                                             (*row, _checksum(row)))
+                    self._keep({"house": house})
                 self._set_state(last, self.forgotten)
             if erased:
                 self._checkpoint()
@@ -706,13 +718,11 @@ class HistoryFile(_Database):
 
     def house(self) -> Optional[str]:
         """What save() kept of the room; None where there is nothing, or it is damaged."""
-        with self._in_words():
-            for row in self._connection.execute("SELECT * FROM kept WHERE key = 'house'"):
-                if row[-1] == _checksum(row[:-1]):
-                    return str(row[1], "utf-8")
-                logger.warning("%s: damaged: what held in the room (bans, mutes, the pinned line) "
-                               "is forgotten", self.path)
-        return None
+        return self._kept().get("house")
+
+    def files(self) -> "dict[str, str]":
+        """What save() kept of each file."""
+        return {key[5:]: text for key, text in self._kept().items() if key.startswith("file:")}
 
     def sessions(self) -> "list[tuple[Any, ...]]":
         """Every row of sessions without its checksum, in the order of leaving; those who had not
@@ -902,6 +912,29 @@ class HistoryFile(_Database):
         if self.path != ":memory:":
             self._identity = self._place()
 
+    def _kept(self) -> "dict[str, str]":
+        """What save() kept besides entries and sessions."""
+        found = {}
+        with self._in_words():
+            for row in self._connection.execute("SELECT * FROM kept"):
+                key = str(row[0], "utf-8", "replace")
+                if row[-1] == _checksum(row[:-1]):
+                    found[key] = str(row[1], "utf-8")
+                else:
+                    logger.warning("%s: damaged: %s is forgotten", self.path,
+                                   "what held in the room (bans, mutes, the pinned line)"
+                                   if key == "house" else "a file")
+        return found
+
+    def _keep(self, values: "dict[str, Optional[str]]") -> None:
+        """Inside a transaction."""
+        for key, text in values.items():
+            if text is None:
+                self._connection.execute("DELETE FROM kept WHERE key = ?", (key,))
+            else:
+                self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
+                                         (key, text, _checksum((key, text))))
+
     def _first(self, query: str) -> Any:
         """The first column of the first row that a query finds; None: there is none."""
         return (self._connection.execute(query).fetchone() or (None,))[0]
@@ -1063,6 +1096,26 @@ def _left_line(left: Left) -> str:
 
 # --- The journal ---
 
+class NoFiles:
+    """What a room has in place of chat_web's FileStore while there is none."""
+
+    # Bytes of the largest file that is taken; what the next commit is to keep.
+    most: Optional[int] = None
+    changes = NOTHING
+
+    def drop(self, is_over: Callable[[Any], bool]) -> int:
+        """There is nothing to forget."""
+        return 0
+
+    def say(self, owner: bytes, url: str, message: int, sender: str) -> "dict[str, Any]":
+        """Nothing can be handed out."""
+        raise ProtocolError("bad-file", "there are no files here")
+
+    def listed(self) -> "list[Any]":
+        """What was handed out."""
+        return []
+
+
 class Disk:
     """Whether the history file can be written, and what the log says of it."""
 
@@ -1132,6 +1185,8 @@ class Journal:
         # the room, where that has changed (see House).
         self._erased: "dict[int, bytes]" = {}
         self.house: Optional[str] = None
+        # What to keep of files, see NoFiles.
+        self.files: Any = NoFiles()
         # Of the chats in memory that were said since this process started: who said each (None: the
         # host), and for whom.
         self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
@@ -1191,13 +1246,14 @@ class Journal:
         everything is held."""
         history = self._history
         self.added = 0
-        is_nothing = not (self._rows or self.changed or self.removed or self._erased)
+        is_nothing = not (self._rows or self.changed or self.removed or self._erased
+                          or self.files.changes)
         if history is not None and not (is_nothing and self.house is None
                                         and self.last == history.last):
             try:
                 rows = [session.row() for session in self.changed]
                 took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
-                                    self.house)
+                                    self.house, self.files.changes)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
@@ -1207,6 +1263,8 @@ class Journal:
         self.removed.clear()
         self.house = None
         self._erase()
+        if self.files.changes:
+            self.files.committed()
         return True
 
     def _erase(self) -> None:
@@ -1260,6 +1318,7 @@ class Journal:
             self.forget(upto)
         while self._recent and self._recent[0][0] <= upto:
             self._recent.popleft()
+        self.files.drop(lambda file: 0 < file.message <= upto)
         return more
 
     @property
@@ -1757,6 +1816,8 @@ class House:
         # The message of the day; and whether the host set it, else it is from its file.
         self.motd: Optional[str] = None
         self.is_motd_set = False
+        # Whether the host lets members upload files, where that can be.
+        self.takes_files = True
 
     @property
     def is_special(self) -> bool:
@@ -1768,7 +1829,7 @@ class House:
         rules = self.rules
         kept: "dict[str, Any]" = {
             "speak": rules.speak, "private": rules.private, "slow": rules.slow, "host": rules.host,
-            "holds": list(self.holds)}
+            "holds": list(self.holds), "takes_files": self.takes_files}
         if self.is_motd_set:
             kept["motd"] = self.motd
         return json.dumps(kept, ensure_ascii=False)
@@ -1785,6 +1846,7 @@ class House:
         except (KeyError, TypeError, ProtocolError, RecursionError) as error:
             raise ValueError(f"what held in the room cannot be read: {error}") from error
         self.rules = dataclasses.replace(rules, id=0)
+        self.takes_files = kept.get("takes_files") is not False
         self.holds.replace(holds)
         self.motd, self.is_motd_set = motd, "motd" in kept
 
@@ -1798,18 +1860,22 @@ class House:
 
     def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
         """Raise ProtocolError if that may not be said; `now` is the room's clock."""
+        self.check_voice(session, address)
         rules = self.rules
-        mute = self.mute_of(session, address)
-        if mute is not None:
-            raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
-        if rules.speak == "host":
-            raise ProtocolError("muted", "only the host speaks now, until everybody may again")
         if say.to is not None and not rules.private:
             raise ProtocolError("private-off", "private messages are off here")
         wait = session.said_at + rules.slow - now
         if wait > 0:
             raise ProtocolError(
                 "muted", f"one message in {rules.slow:g} s: {math.ceil(wait)} s are left")
+
+    def check_voice(self, session: Session, address: str) -> None:
+        """Raise ProtocolError if a member may say nothing at all."""
+        mute = self.mute_of(session, address)
+        if mute is not None:
+            raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
+        if self.rules.speak == "host":
+            raise ProtocolError("muted", "only the host speaks now, until everybody may again")
 
     def mute_of(self, session: Session, address: str) -> Optional[Hold]:
         """What keeps somebody at an address silent."""
@@ -1827,6 +1893,66 @@ def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]"
     """What somebody is known by, for a Hold."""
     return [name_key(name[:chatproto.MAX_NAME]), address,
             *([f"#{session.number}"] if session else [])]
+
+
+# --- Files ---
+
+class Handouts:
+    """Which files there are, and who may upload one. On the sequencer's thread alone.
+
+    What there is of them has chat_web's FileStore, in `journal.files`.
+    """
+
+    def __init__(self, journal: Journal, members: Members, house: House) -> None:
+        self._journal = journal
+        self._members = members
+        self._house = house
+
+    def open(self, store: Any, history: Optional[HistoryFile]) -> None:
+        """Before the sequencer runs: from now on there are files, and those that messages of the
+        history handed out are there again."""
+        if history is None:
+            store.load(None)
+        else:
+            store.load(history.files(), history.forgotten)
+        self._journal.files = store
+        self._house.rules = dataclasses.replace(self._house.rules, files=self.largest)
+
+    @property
+    def largest(self) -> Optional[int]:
+        """Bytes of the largest file that is taken; None: none are."""
+        most: Optional[int] = self._journal.files.most
+        return most if self._house.takes_files else None
+
+    def start(self, secret: str, name: str) -> Any:
+        """Begin an upload for a session. Raises ProtocolError."""
+        session = self._members.owned(secret)
+        if session is None or not session.present or session.allowance is None:
+            raise ProtocolError("not-joined", "only who is in the room hands out files")
+        self._check(session)
+        if session.allowance.take():
+            raise ProtocolError("flooding", "too many at once: a little later")
+        return self._journal.files.start(session.secret_hash, name)
+
+    def take(self, session: Session, say: Say) -> "Optional[dict[str, Any]]":
+        """The file that the next message hands out, if it does. Raises ProtocolError."""
+        if say.file is None:
+            return None
+        self._check(session)
+        file: "dict[str, Any]" = self._journal.files.say(
+            session.secret_hash, say.file["url"], self._journal.last + 1, session.name)
+        return file
+
+    def _check(self, session: Session) -> None:
+        if self.largest is None:
+            raise ProtocolError("bad-file", "the host has switched files off")
+        self._house.check_voice(session, session.origin)
+
+    def sweep(self) -> None:
+        """An event, some time after a restart: forget what those uploaded and did not hand out who
+        have not come back."""
+        present = {session.secret_hash for session in self._members}
+        self._journal.files.drop(lambda file: not file.message and file.owner not in present)
 
 
 # --- Receipts ---
@@ -2362,6 +2488,8 @@ class Entrance:
         self.receipts.leave(session)
         was_listed = session.listed
         successor, forgotten = self._members.leave(session)
+        # What it uploaded and did not hand out.
+        journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
         session.left_at = journal.now()
         journal.changed[session] = None
         for old in forgotten:
@@ -2441,13 +2569,14 @@ class Host:
     """
 
     def __init__(self, journal: Journal, members: Members, delivery: Delivery, entrance: Entrance,
-                 house: House, clock: Callable[[], float]) -> None:
+                 house: House, clock: Callable[[], float], handouts: Handouts) -> None:
         self._journal = journal
         self._members = members
         self._delivery = delivery
         self._entrance = entrance
         self._house = house
         self._clock = clock
+        self._handouts = handouts
 
     def begin(self, motd: Optional[str], name: Optional[str]) -> None:
         """Before the sequencer runs: the message of the day's file, unless the history file has one
@@ -2541,6 +2670,20 @@ class Host:
             raise ValueError(f"0 to {SLOWEST:g} seconds, 0 is off")
         self._change(slow=seconds)
         return f"one message in {seconds:g} s for each" if seconds else "nobody is slowed"
+
+    def files(self, is_on: bool) -> str:
+        """Let members upload files, or not; what was handed out stays."""
+        if self._journal.files.most is None:
+            raise ValueError("there are no files here")
+        self._house.takes_files = is_on
+        self._change(files=self._handouts.largest)
+        return f"files are {'on' if is_on else 'off'}"
+
+    def handed_out(self) -> "list[Any]":
+        """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
+        and `url`."""
+        found: "list[Any]" = self._journal.files.listed()
+        return found
 
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
@@ -2650,6 +2793,8 @@ class Host:
         """Take a message back, public or private. Its text is nowhere any more but where it was
         shown, and in the chat log."""
         chat = self._journal.chat(id)
+        if chat is None and self._journal.files.drop(lambda file: file.message == id):
+            return f"the file of message {id}, which is kept no more, is removed"
         if chat is None:
             raise LookupError(f"there is no message {id}")
         if _REMOVED_FIELD in chat[0]:
@@ -2680,6 +2825,8 @@ class Host:
         return ids
 
     def _remove(self, ids: "list[int]") -> None:
+        gone = set(ids)
+        self._journal.files.drop(lambda file: file.message in gone)
         for id in sorted(ids):
             chat = self._journal.chat(id)
             if chat is None:
@@ -2727,8 +2874,9 @@ class Room:
         self._house = House(wall_clock)
         self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
                                   settings, self._house)
+        self._handouts = Handouts(self.journal, self._members, self._house)
         self.host = Host(self.journal, self._members, self._delivery, self._entrance, self._house,
-                         alarm.clock)
+                         alarm.clock, self._handouts)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
@@ -2736,6 +2884,12 @@ class Room:
         if history is not None:
             self._entrance.restore(history)
             alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
+
+    def keep_files(self, store: Any, history: Optional[HistoryFile]) -> None:
+        """Before the sequencer runs: let members upload files to chat_web's FileStore."""
+        self._handouts.open(store, history)
+        later = self._alarm.clock() + max(self._settings.grace, FORGET_FILES)
+        self._alarm.at(later, lambda: self._post(self._handouts.sweep))
 
     # Events from connections
 
@@ -2812,6 +2966,20 @@ class Room:
             manager.feed(*piece)
             if manager.is_behind:
                 self._post(self.feed, link, False)
+
+    # Events from requests about files
+
+    def start_upload(self, secret: str, name: str) -> Any:
+        """A session begins to upload a file. Raises ProtocolError."""
+        return self._handouts.start(secret, name)
+
+    def finish_upload(self, file: Any) -> None:
+        """All of it is there."""
+        self.journal.files.finished(file)
+
+    def give_up_upload(self, file: Any) -> None:
+        """Nothing comes of it."""
+        self.journal.files.drop(lambda other: other is file and not file.message)
 
     # Events from the alarm
 
@@ -2921,12 +3089,13 @@ class Room:
         try:
             self._house.check_say(session, say, session.origin, now)
             recipient = self._recipient(say)
+            file = self._handouts.take(session, say)
         except ProtocolError as error:
             self._delivery.refuse(link, error, say.id)
             return
         session.said_at = now
         to = recipient.name if recipient else None
-        chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to)
+        chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to, file)
         if recipient is None:
             self._delivery.add(chat, speaker=session)
             self._delivery.records.append(f"<{session.name}> {say.text}")
@@ -3493,6 +3662,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         # Else it is in the middle of a commit: the file is whole all the same.
         if not self.sequencer.is_alive():
             self.room.close()
+        if self.web is not None:
+            self.web.close()
 
     # On the acceptor's thread
 
@@ -4256,10 +4427,10 @@ class Console:
         self._commands = {
             "/users": self.users, "/say": self.say, "/mute": self.mute, "/unmute": self.unmute,
             "/only-host": self.only_host, "/everyone": self.everyone, "/private": self.private,
-            "/slow": self.slow, "/remove": self.remove, "/boot": self.boot, "/ban": self.ban,
-            "/unban": self.unban, "/banned": self.banned, "/motd": self.motd,
-            "/host-name": self.host_name, "/record": self.record, "/reload": self.reload,
-            "/qr": self.qr, "/help": self.help, "/quit": self.quit}
+            "/slow": self.slow, "/files": self.files, "/remove": self.remove,
+            "/boot": self.boot, "/ban": self.ban, "/unban": self.unban, "/banned": self.banned,
+            "/motd": self.motd, "/host-name": self.host_name, "/record": self.record,
+            "/reload": self.reload, "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
@@ -4345,6 +4516,16 @@ class Console:
         if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", rest):
             raise ValueError("/slow SECONDS, 0 is off")
         return str(self._ask(self._host.slow, float(rest)))
+
+    def files(self, rest: str) -> str:
+        """/files [on|off]: what was handed out (/remove ID takes one back); allow files, or not"""
+        if rest.lower() in ("on", "off"):
+            return str(self._ask(self._host.files, rest.lower() == "on"))
+        if rest:
+            raise ValueError("/files, /files on or /files off")
+        return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
+                         f"{escape(file.name)}"
+                         for file in self._ask(self._host.handed_out)) or "there are no files"
 
     def remove(self, rest: str) -> str:
         """/remove ID|last NAME|all NAME: take messages back; alone it lists the last ones"""
@@ -4616,8 +4797,17 @@ def _parser() -> argparse.ArgumentParser:
         help="default %(default)d")
     add("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
         help="connections from one address; this machine is exempt (default %(default)d)")
+    add("--files", metavar="FOLDER",
+        help="keep the files that members hand out in FOLDER, where only what the server made "
+             "itself is touched (default: with --history the folder FILE.files, else one that is "
+             "deleted at the end)")
+    add("--max-file", type=_positive(float), default=100, metavar="MB",
+        help="the largest file (default %(default)g)")
+    add("--max-files", type=_positive(float), default=1000, metavar="MB",
+        help="all of them together (default %(default)g)")
+    add("--no-files", action="store_true", help="no files")
     add("--no-web", action="store_true",
-        help="nothing for browsers, even where chat_web.py is there")
+        help="nothing for browsers, and no files, even where chat_web.py is there")
     add("-v", "--verbose", action="store_true", help="log more")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
@@ -4709,15 +4899,41 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
         return None
 
 
+def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: Invitation,
+                history: Optional[HistoryFile]) -> None:
+    """Have members' files kept, where the command line lets them and there is chat_web. Raises
+    OSError for a folder that cannot be used."""
+    if server.web is None or arguments.no_files:
+        return
+    import chat_web
+    beside = arguments.history and os.path.abspath(arguments.history) + ".files"
+    store = chat_web.FileStore(arguments.files or beside, int(arguments.max_file * MEGABYTE),
+                               int(arguments.max_files * MEGABYTE), history is not None)
+    ask, room = server.ask, server.room
+    room.keep_files(store, history)
+
+    def finish(file: Any) -> None:
+        ask(room.finish_upload, file)
+        # What is asked now comes with the next batch: the one before is committed then.
+        ask(int)
+    server.web.store = store
+    server.web.clerk = chat_web.Clerk(
+        start=functools.partial(ask, room.start_upload), finish=finish,
+        give_up=functools.partial(ask, room.give_up_upload), address=lambda: invitation.url)
+
+
 def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> "dict[str, Any]":
     """What the host's page shows, as JSON. It is asked for every few seconds by each open page, so
     the sequencer only hands over what there is."""
-    people, held, talk = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK)))
+    people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
+                                             host.handed_out()))
     rules, said = host.rules, map(json.loads, talk)
     return {
         "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
         "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
-                  "host": rules.host},
+                  "host": rules.host, "files": rules.files},
+        "files": [{"id": file.message, "name": file.name, "size": file.size, "from": file.sender}
+                  for file in files],
         "held": [{"kind": hold.kind, "name": hold.name, "reason": hold.reason,
                   "left": None if left == math.inf else left} for hold, left in held],
         "talk": [{"id": one["id"], "from": one["from"], "at": one["at"],
@@ -4893,6 +5109,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
         server.room.host.begin(console.read_motd(), arguments.host_name)
         if not arguments.no_web:
             server.web = _load_web(console, server, invitation, arguments.dns_name)
+        _open_files(arguments, server, invitation, history)
     except BaseException:
         if history is not None:
             history.close()

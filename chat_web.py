@@ -20,8 +20,11 @@ The parts, bottom up
                        it do not know the difference. wrap() is called once a broadcast
     Request            one HTTP request within its limits, answered, and the connection closed; or
                        upgraded
-    PageRequest        what is served: / /chat /chat_client.py /chatproto.py /host, nothing else
-    Web                all of it for chat_server. Desk is what the host's view may do there
+    FileStore          what members uploaded: what there is of it, and the folder that has it
+    FileRequest        a file up, in pieces that are confirmed, or down: /files
+    PageRequest        what is served besides: / /chat /chat_client.py /chatproto.py /host
+    Web                all of it for chat_server. Desk is what the host's view may do there, Clerk
+                       what a request about a file may ask of the room
 
 Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
 a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
@@ -30,6 +33,21 @@ load nothing, and run only its own script (Content-Security-Policy). The host's 
 that is printed on the server's terminal, and a connection from this machine. The secret comes in a
 header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
 preflight request).
+
+Files (HTTP only; every answer but a file's is JSON or a line of text)
+    POST /files?name=NAME    begins an upload: 201, Location and {"upload": PATH}
+    PUT PATH                 a piece: Content-Range: bytes A-B/TOTAL, where A is what the server
+                             has; {"have": N} is what it has on disk then. "bytes */TOTAL" without a
+                             body says how large it will be, or asks again. With the last byte the
+                             answer has "url" and "text" for the chat that hands the file out
+    HEAD PATH                asks how far it has come: Upload-Offset
+    DELETE PATH              gives it up
+    GET URL                  a file that was handed out, whole or a range of it
+The first four need X-Roger-Session, the secret of a member in the room. A piece that is cut stays
+as far as it came; one that begins elsewhere is answered with 409 and what the server has. A file
+has 128 random bits in its address and the same 32 hexadecimal digits for a name on disk, with
+".part" until it is handed out: nothing else in the folder is ever touched. What was not handed out
+goes with its session, what was with its message.
 
 The page is one file without a build. When it is loaded, comments, empty lines and indentation are
 left out, so that they cost nobody anything, and it is compressed once; a browser asks each time
@@ -41,9 +59,9 @@ these what a person touches. A row is a piece of the talk as data; its elements 
 drawn, together with all others that came (View.drawNow). A person is {name, gone}: it follows a
 rename and ends with its session.
 
-Threads: none are made here. Everything of a connection runs on its own thread; WebSocket says what
-others may call. Locks: one in each WebSocket, described there. Left out on purpose: TLS, other
-files, keep-alive.
+Threads: everything of a connection runs on its own thread; WebSocket says what others may call.
+One is made here: "files", which deletes and renames, as the room must not wait for a disk. Locks:
+one in each WebSocket and one in FileStore, described there. Left out on purpose: TLS, keep-alive.
 """
 
 from __future__ import annotations
@@ -51,6 +69,8 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import contextlib
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -63,13 +83,18 @@ import itertools
 import json
 import logging
 import os
+import queue
 import re
 import secrets
+import shutil
 import socket
 import struct
+import sys
+import tempfile
 import threading
 import time
-from typing import Any, Callable, Collection, Iterator, NamedTuple, Optional, Union
+import urllib.parse
+from typing import IO, Any, Callable, Collection, Iterable, Iterator, NamedTuple, Optional, Union
 
 import chatproto
 from chatproto import (DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape,
@@ -92,10 +117,27 @@ READ_FRAMES = 64
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ",
            b"CONNECT ", b"PRI ")
 LONGEST_METHOD = max(map(len, METHODS))
-PAGE, CHAT, HOST = "/", "/chat", "/host"
+PAGE, CHAT, HOST, UPLOADS = "/", "/chat", "/host", "/files"
 # All that a newcomer with Python needs.
 FILES = ("/chat_client.py", "/chatproto.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
+
+# Bytes of a file that are read and sent at once, and seconds that they may take: who is slower is
+# cut off, and goes on where it was.
+PIECE = 256 * 1024
+PIECE_TIMEOUT = 30.0
+# Uploads that one session may have under way, and finished ones that it has not handed out.
+UNDER_WAY = 4
+UNSAID = 64
+# Files there may be at once.
+MOST_FILES = 5_000
+# Hexadecimal digits of a file's key, the end of its name until it is handed out, and both.
+KEY = 32
+PART = ".part"
+_ON_DISK = re.compile(r"[0-9a-f]{32}(\.part)?")
+# Pictures that browsers decode safely, by the ending of the name. Everything else is bytes.
+PICTURES = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif",
+            "webp": "image/webp"}
 
 # Opcodes (RFC 6455, 5.2).
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -524,6 +566,20 @@ class RequestReader:
             self._fill()
         return self._take(size)
 
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """So many bytes as they come, where PIECE_TIMEOUT is for each PIECE of them.
+
+        Raises Refusal, ConnectionClosed."""
+        taken = timed = 0
+        while taken < size:
+            if taken >= timed:
+                self._until, timed = time.monotonic() + PIECE_TIMEOUT, taken + PIECE
+            if not self._buffer:
+                self._fill()
+            piece = self._take(min(len(self._buffer), size - taken))
+            taken += len(piece)
+            yield piece
+
     def rest(self) -> bytes:
         """What was read behind the request."""
         return self._take(len(self._buffer))
@@ -538,7 +594,8 @@ class RequestReader:
         data = self._wire.read(left) if left > 0 else b""
         if not data:
             raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT,
-                          f"a request has {HTTP_TIMEOUT:g} seconds")
+                          f"a request has {HTTP_TIMEOUT:g} seconds, and so much of a file "
+                          f"{PIECE_TIMEOUT:g}")
         self._buffer += data
 
 
@@ -550,6 +607,10 @@ class _Writer:
 
     def write(self, data: bytes) -> None:
         self._wire.write_all(data, self._until)
+
+    def more_time(self, seconds: float) -> None:
+        """What is written next has so long from now on."""
+        self._until = time.monotonic() + seconds
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -612,15 +673,46 @@ class Request(http.server.BaseHTTPRequestHandler):
     def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK,
               **headers: str) -> None:
         """Answer with `body`; a 304 has none, and says nothing about one."""
+        self.begin_reply(kind, len(body), status, **headers)
+        if self.command != "HEAD" and status != http.HTTPStatus.NOT_MODIFIED:
+            self.wfile.write(body)
+
+    def begin_reply(self, kind: str, length: int, status: http.HTTPStatus, **headers: str) -> None:
+        """The head of an answer whose body has so many bytes."""
         self._extra = {key.replace("_", "-"): value for key, value in headers.items()}
         self.send_response(status)
         if status != http.HTTPStatus.NOT_MODIFIED:
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(length))
         self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD" and status != http.HTTPStatus.NOT_MODIFIED:
-            self.wfile.write(body)
+
+    def reply_json(self, status: http.HTTPStatus, content: "dict[str, Any]",
+                   **headers: str) -> None:
+        """Answer with JSON."""
+        self.reply(json.dumps(content).encode(), "application/json", status, **headers)
+
+    def handle_expect_100(self) -> bool:
+        """Who asks before it sends a body hears of it from go_on(): what is refused stays where it
+        is."""
+        return True
+
+    def go_on(self) -> None:
+        """The body may come."""
+        if self.headers.get("Expect"):
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def body_length(self, most: int) -> int:
+        """How many bytes the body has. Raises Refusal."""
+        size = self.one_header("Content-Length")
+        if self.headers.get("Transfer-Encoding") is not None or not size:
+            raise Refusal(http.HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
+        if not re.fullmatch("[0-9]{1,18}", size):
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
+        if int(size) > most:
+            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                          f"this body has at most {most} bytes")
+        return int(size)
 
     def one_header(self, name: str) -> str:
         """The value of a header that may come once at most; "" without it. Raises Refusal."""
@@ -632,13 +724,13 @@ class Request(http.server.BaseHTTPRequestHandler):
     def takes_gzip(self) -> bool:
         """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
         found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
-                 for token in self._tokens("Accept-Encoding")]
+                 for token in self.tokens("Accept-Encoding")]
         return any(match and (match[1] or "1").strip("0.") for match in found)
 
     def upgrade(self) -> None:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
-        if ("websocket" not in self._tokens("Upgrade")
-                or "upgrade" not in self._tokens("Connection")):
+        if ("websocket" not in self.tokens("Upgrade")
+                or "upgrade" not in self.tokens("Connection")):
             raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
                           Upgrade="websocket")
         if self.one_header("Sec-WebSocket-Version") != "13":
@@ -658,7 +750,8 @@ class Request(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.websocket = WebSocket(self.wire, self.rfile.rest())    # type: ignore[attr-defined]
 
-    def _tokens(self, name: str) -> "set[str]":
+    def tokens(self, name: str) -> "set[str]":
+        """What a header that is a list has, in lower case."""
         return {token.strip().lower() for value in self.headers.get_all(name, [])
                 for token in value.split(",")}
 
@@ -674,6 +767,476 @@ class Request(http.server.BaseHTTPRequestHandler):
         except Refusal as refusal:
             self._extra = refusal.headers
             self.send_error(refusal.status, explain=str(refusal))
+
+
+# --- Files ---
+
+@dataclasses.dataclass
+class Stored:
+    """A file: under way, then finished, then handed out."""
+
+    key: str
+    name: str
+    # The hash of its session's secret, and under which name it was handed out.
+    owner: bytes
+    sender: str = ""
+    # Bytes it will have (None: not told yet), and has on disk.
+    size: Optional[int] = None
+    have: int = 0
+    # The id of the message that handed it out; 0 before that.
+    message: int = 0
+    # The connection that a piece of it comes by.
+    wire: Optional[HttpSocket] = None
+
+    @property
+    def url(self) -> str:
+        """Where it goes up, and later down."""
+        return f"{UPLOADS}/{self.key}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of it is on disk."""
+        return self.have == self.size
+
+    def to_json(self) -> str:
+        """What from_json() takes."""
+        return json.dumps({"name": self.name, "owner": self.owner.hex(), "sender": self.sender,
+                           "size": self.size, "message": self.message})
+
+    @classmethod
+    def from_json(cls, key: str, text: str) -> Stored:
+        """A finished one. Raises ValueError, KeyError, TypeError for what to_json() did not
+        make."""
+        kept = json.loads(text)
+        size, message = int(kept["size"]), int(kept["message"])
+        return cls(key, chatproto.file_name(kept["name"]), bytes.fromhex(kept["owner"]),
+                   str(kept["sender"]), size, size, message)
+
+
+class FileStore:
+    """The files that members uploaded: what there is, and the folder that has them.
+
+    The sequencer decides: load() to committed(). `changes` is for its next commit, and committed()
+    is called behind that; only then is anything renamed or deleted, on the thread "files", and what
+    a crash left undone is done at the next start. The connections' threads have the rest.
+    """
+
+    def __init__(self, folder: Optional[str], most: int, most_together: int,
+                 synced: bool = False) -> None:
+        """`folder` None is a temporary one; `most` bytes has one file, `most_together` all of them;
+        `synced` means that a piece is on the disk itself before it is confirmed.
+
+        Raises OSError when the folder cannot be used.
+        """
+        self.most = most
+        self._most_together = most_together
+        self._synced = synced
+        self._is_temporary = folder is None
+        # A temporary one is made for the first file.
+        self._folder = folder and os.path.abspath(folder)
+        # Protects the files and what they are; a leaf.
+        self._lock = threading.Lock()
+        self._files: "dict[str, Stored]" = {}
+        # For the sequencer's next commit: what to keep of a file, None to forget it.
+        self.changes: "dict[str, Optional[str]]" = {}
+        # Keys for the thread, which is started for the first; None ends it.
+        self._jobs: "queue.SimpleQueue[Optional[str]]" = queue.SimpleQueue()
+        self._worker: Optional[threading.Thread] = None
+        if self._folder is not None:
+            os.makedirs(self._folder, 0o700, exist_ok=True)
+            probe = os.path.join(self._folder, secrets.token_hex(16) + PART)
+            open(probe, "xb").close()
+            os.unlink(probe)
+
+    # On the sequencer's thread: nothing here waits for a disk
+
+    def load(self, kept: "Optional[dict[str, str]]", forgotten: int = 0) -> None:
+        """Before the server runs: go on with what an earlier one kept, but for what messages up to
+        the id `forgotten` handed out; and sweep the folder. None: nothing was kept, and whole files
+        are left alone."""
+        for key, text in (kept or {}).items():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                file = Stored.from_json(key, text)
+                if not 0 < file.message <= forgotten and self._size_of(key) == file.size:
+                    self._files[key] = file
+        self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
+        for name in os.listdir(self._folder) if self._folder is not None else ():
+            key, is_part = name[:KEY], name.endswith(PART)
+            if _ON_DISK.fullmatch(name) and (is_part or kept is not None):
+                self._settle(key)
+
+    def start(self, owner: bytes, name: str) -> Stored:
+        """An upload begins. Raises ProtocolError when there are too many."""
+        with self._lock:
+            own = [file for file in self._files.values()
+                   if file.owner == owner and not file.message]
+            finished = sum(file.is_finished for file in own)
+            if len(own) - finished >= UNDER_WAY or finished >= UNSAID:
+                raise ProtocolError("flooding", f"{UNDER_WAY} uploads at once are all there are")
+            if len(self._files) >= MOST_FILES:
+                raise ProtocolError("full", f"there are {MOST_FILES} files already")
+            key = secrets.token_hex(KEY // 2)
+            self._files[key] = file = Stored(key, chatproto.file_name(name), owner)
+            return file
+
+    def finished(self, file: Stored) -> None:
+        """All of a file has come: it is kept until its session hands it out or ends."""
+        with self._lock:
+            if self._files.get(file.key) is file and not file.message:
+                self.changes[file.key] = file.to_json()
+
+    def say(self, owner: bytes, url: str, message: int, sender: str) -> "dict[str, Any]":
+        """A message hands a file out; return what it says of it. Raises ProtocolError."""
+        with self._lock:
+            file = self._files.get(url[len(UPLOADS) + 1:])
+            if (file is None or file.url != url or file.owner != owner or file.message
+                    or not file.is_finished):
+                raise ProtocolError("bad-file", "a file is handed out once, by who uploaded it, "
+                                                "when all of it is there")
+            file.message, file.sender = message, sender
+            self.changes[file.key] = file.to_json()
+            return {"name": file.name, "size": file.size, "url": url}
+
+    def drop(self, is_over: "Callable[[Stored], bool]") -> int:
+        """Forget files, and return how many: they are deleted after the commit."""
+        with self._lock:
+            over = [file for file in self._files.values() if is_over(file)]
+            for file in over:
+                del self._files[file.key]
+                self.changes[file.key] = None
+                if file.wire is not None:
+                    file.wire.cut()
+        return len(over)
+
+    def committed(self) -> None:
+        """What `changes` said is kept now: the disk may follow."""
+        with self._lock:
+            keys = [key for key, text in self.changes.items()
+                    if text is None or self._files[key].message]
+            self.changes.clear()
+            if keys and self._worker is None:
+                # A daemon: a disk that hangs must not keep the process alive. close() ends it.
+                self._worker = threading.Thread(target=self._work, name="files", daemon=True)
+                self._worker.start()
+        for key in keys:
+            self._jobs.put(key)
+
+    # Any thread
+
+    def listed(self) -> "list[Stored]":
+        """What was handed out, the oldest first."""
+        with self._lock:
+            said = [dataclasses.replace(file) for file in self._files.values() if file.message]
+        return sorted(said, key=lambda file: file.message)
+
+    def handed_out(self, key: str) -> Optional[Stored]:
+        """The file of that key, if a message has handed it out."""
+        with self._lock:
+            file = self._files.get(key)
+            return file if file is not None and file.message else None
+
+    def owned(self, key: str, secret: str) -> Optional[Stored]:
+        """The file of that key, if the session of that secret uploads it."""
+        owner = hashlib.sha256(secret.encode("utf-8", "replace")).digest()
+        with self._lock:
+            file = self._files.get(key)
+            return file if file is not None and hmac.compare_digest(file.owner, owner) else None
+
+    def reserve(self, file: Stored, size: int) -> None:
+        """Keep room for a file of so many bytes. Raises Refusal."""
+        with self._lock:
+            if file.size not in (None, size):
+                raise _conflict(file, f"the upload was to have {file.size} bytes")
+            if size > self.most:
+                raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                              f"a file has at most {chatproto.size_in_words(self.most)} here")
+            taken = sum(other.size or 0 for other in self._files.values() if other is not file)
+            if taken + size > self._most_together:
+                raise Refusal(http.HTTPStatus.INSUFFICIENT_STORAGE,
+                              "there is no room for it beside the other files: the host can "
+                              "remove some")
+            file.size = size
+
+    def write(self, file: Stored, start: int, pieces: "Iterable[bytes]", wire: HttpSocket) -> None:
+        """Add what comes by `wire` to a file, which has `start` bytes so far. What has come when
+        that ends with an error stays. Raises Refusal, OSError, and what `pieces` raises."""
+        with self._lock:
+            if file.wire is not None:
+                # Perhaps it has gone long ago, and nobody noticed: whoever comes again may go on.
+                file.wire.cut()
+                raise _conflict(file, "another connection brings it", Retry_After="1")
+            if file.have != start or self._files.get(file.key) is not file:
+                raise _conflict(file, f"the next byte is number {file.have}")
+            file.wire = wire
+        have = start
+        try:
+            with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
+                part.seek(start)
+                try:
+                    for piece in pieces:
+                        part.write(piece)
+                        have += len(piece)
+                finally:
+                    part.flush()
+                    if self._synced:
+                        os.fsync(part.fileno())
+                    file.have = have
+        finally:
+            with self._lock:
+                file.wire = None
+                is_over = self._files.get(file.key) is not file
+            if is_over:
+                self._settle(file.key)
+
+    def open(self, key: str) -> "IO[bytes]":
+        """A file that was handed out, to be read. Raises OSError."""
+        try:
+            return open(self._whole(key), "rb")
+        except FileNotFoundError:
+            pass
+        try:
+            return open(self._part(key), "rb")
+        except FileNotFoundError:
+            # It was renamed in between.
+            return open(self._whole(key), "rb")
+
+    def close(self) -> None:
+        """At the end, when all connections and the sequencer have ended; may be called twice."""
+        if self._worker is not None:
+            self._jobs.put(None)
+            self._worker.join(5)
+        if self._is_temporary and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # Inside
+
+    def _whole(self, key: str) -> str:
+        return os.path.join(self._folder or "", key)
+
+    def _part(self, key: str) -> str:
+        with self._lock:
+            if self._folder is None:
+                self._folder = tempfile.mkdtemp(prefix="roger-files-")
+        return self._whole(key) + PART
+
+    def _size_of(self, key: str) -> int:
+        """Bytes on disk; -1 for no such file."""
+        for path in (self._whole(key), self._part(key)):
+            with contextlib.suppress(OSError):
+                return os.path.getsize(path)
+        return -1
+
+    def _work(self) -> None:
+        """The thread's: until close()."""
+        for key in iter(self._jobs.get, None):
+            self._settle(key)
+
+    def _settle(self, key: str) -> None:
+        """Have the disk follow: what was handed out loses its ".part", what is over is deleted.
+
+        What a system refuses while the file is read (Windows) is done at the next start.
+        """
+        with self._lock:
+            file = self._files.get(key)
+        with contextlib.suppress(OSError):
+            if file is None:
+                for path in (self._whole(key), self._part(key)):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+            elif file.message and not os.path.exists(self._whole(key)):
+                os.rename(self._part(key), self._whole(key))
+
+
+def _privately(path: str, flags: int) -> int:
+    """open()'s, for files that only we may read."""
+    return os.open(path, flags, 0o600)
+
+
+def _conflict(file: Stored, text: str, **headers: str) -> Refusal:
+    return Refusal(http.HTTPStatus.CONFLICT, text, Upload_Offset=str(file.have), **headers)
+
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_PIECE = re.compile(r"bytes (?:\*|([0-9]{1,18})-([0-9]{1,18}))/([0-9]{1,18})")
+
+
+def range_of(header: str, size: int) -> "Optional[tuple[int, int]]":
+    """First byte and the one behind the last of a Range header (RFC 9110, 14.2): all for none, and
+    for one that is not understood or has several; None when no byte of it is there."""
+    found = _RANGE.fullmatch(header.replace(" ", ""))
+    first, last = found.groups() if found else ("", "")
+    if not first and not last or first and last and int(last) < int(first):
+        return 0, size
+    if not first:
+        return (max(0, size - int(last)), size) if int(last) and size else None
+    return (int(first), min(size, int(last) + 1 if last else size)) if int(first) < size else None
+
+
+class Clerk(NamedTuple):
+    """What a request about a file may ask of the room. Any thread; may raise ProtocolError, and
+    TimeoutError while nothing can be kept."""
+
+    # Begins an upload for a session's secret, under a name.
+    start: Callable[[str, str], Stored]
+    # A file is finished; when this returns that is kept, and its session may hand it out.
+    finish: Callable[[Stored], None]
+    # It is given up.
+    give_up: Callable[[Stored], None]
+    # The page's address, with a slash at its end; "" where there is none.
+    address: Callable[[], str]
+
+
+class FileRequest(Request):
+    """A request for /files, for a server that has a FileStore and a Clerk."""
+
+    store: FileStore
+    clerk: Clerk
+
+    def answer_file(self, path: str) -> None:
+        """Answer it. Raises Refusal."""
+        roam()
+        try:
+            if path == UPLOADS:
+                self._start()
+            elif self.command in ("PUT", "DELETE") or self.headers.get("X-Roger-Session"):
+                self._upload(path[len(UPLOADS) + 1:])
+            else:
+                self._download(path[len(UPLOADS) + 1:])
+        except ProtocolError as error:
+            status = {"flooding": http.HTTPStatus.TOO_MANY_REQUESTS,
+                      "full": http.HTTPStatus.INSUFFICIENT_STORAGE}
+            raise Refusal(status.get(error.code, http.HTTPStatus.FORBIDDEN), str(error),
+                          Retry_After="1") from error
+        except TimeoutError as error:
+            raise Refusal(http.HTTPStatus.SERVICE_UNAVAILABLE, str(error),
+                          Retry_After="5") from error
+
+    # Up
+
+    def _start(self) -> None:
+        query = urllib.parse.parse_qs(self.path.partition("?")[2], errors="replace")
+        file = self.clerk.start(self.one_header("X-Roger-Session"), query.get("name", [""])[0])
+        self.reply_json(http.HTTPStatus.CREATED, {"upload": file.url}, Location=file.url)
+
+    def _upload(self, key: str) -> None:
+        file = self.store.owned(key, self.one_header("X-Roger-Session"))
+        if file is None:
+            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is no such upload of yours")
+        if self.command == "PUT":
+            self._put(file)
+        elif self.command == "DELETE" and not file.message:
+            self.clerk.give_up(file)
+            self.reply_json(http.HTTPStatus.OK, {})
+        elif self.command == "HEAD":
+            self.reply(b"", "application/json", Upload_Offset=str(file.have))
+        else:
+            raise Refusal(http.HTTPStatus.CONFLICT, "it is handed out already")
+
+    def _put(self, file: Stored) -> None:
+        first, last, size = self._piece()
+        length = self.body_length(size)
+        if length != last - first:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "Content-Length and Content-Range differ")
+        self.store.reserve(file, size)
+        if length or not size and not file.message:
+            self._take(file, first, length)
+        answer: "dict[str, Any]" = {"have": file.have}
+        if file.is_finished:
+            self.clerk.finish(file)
+            base = self.clerk.address() or f"http://{self.one_header('Host')}/"
+            answer["url"] = file.url
+            answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
+                              f"{base.rstrip('/')}{file.url}")
+        self.reply_json(http.HTTPStatus.OK, answer)
+
+    def _piece(self) -> "tuple[int, int, int]":
+        """First byte of the piece, the one behind its last, and the size of the whole."""
+        found = _PIECE.fullmatch(self.one_header("Content-Range"))
+        if found is None:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "a piece has a Content-Range: bytes "
+                                                        "A-B/TOTAL")
+        first, last, size = (int(number or 0) for number in found.groups())
+        behind = last + 1 if found[2] else 0
+        if not first <= behind <= size:
+            raise Refusal(http.HTTPStatus.BAD_REQUEST, "no such piece can be")
+        return first, behind, size
+
+    def _take(self, file: Stored, first: int, length: int) -> None:
+        self.go_on()
+        pieces = self.rfile.pieces(length)                  # type: ignore[attr-defined]
+        try:
+            self.store.write(file, first, pieces, self.wire)
+        except OSError as error:
+            # The disk is full: a part that nobody can finish is of no use.
+            logger.error("a file cannot be written: %s", error)
+            self.clerk.give_up(file)
+            raise Refusal(http.HTTPStatus.INSUFFICIENT_STORAGE,
+                          f"the server cannot keep it: {error.strerror or error}") from error
+        finally:
+            # The body may have taken longer than a request does.
+            self.wfile.more_time(HTTP_TIMEOUT)              # type: ignore[attr-defined]
+
+    # Down
+
+    def _download(self, key: str) -> None:
+        file = self.store.handed_out(key)
+        if file is None:
+            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is no such file, or not any more")
+        etag, size = f'"{key}"', file.size or 0
+        headers = {"ETag": etag, "Accept_Ranges": "bytes", "Cache_Control": "private, no-cache",
+                   "Content_Disposition": disposition(file.name),
+                   "Content_Security_Policy": "default-src 'none'; sandbox"}
+        if etag in self.tokens("If-None-Match"):
+            self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
+            return
+        asked = self.one_header("Range") if self.one_header("If-Range") in ("", etag) else ""
+        found = range_of(asked, size)
+        if found is None:
+            raise Refusal(http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                          f"it has {size} bytes", Content_Range=f"bytes */{size}")
+        status = http.HTTPStatus.OK
+        if found != (0, size):
+            status = http.HTTPStatus.PARTIAL_CONTENT
+            headers["Content_Range"] = f"bytes {found[0]}-{found[1] - 1}/{size}"
+        try:
+            with self.store.open(key) as content:
+                kind = PICTURES.get(os.path.splitext(file.name)[1][1:].lower(),
+                                    "application/octet-stream")
+                self.begin_reply(kind, found[1] - found[0], status, **headers)
+                if self.command == "GET":
+                    self._send(content, *found)
+        except OSError as error:
+            logger.error("a file cannot be read: %s", error)
+            raise Refusal(http.HTTPStatus.NOT_FOUND, "the file cannot be read") from error
+
+    def _send(self, content: "IO[bytes]", first: int, behind: int) -> None:
+        content.seek(first)
+        while first < behind:
+            piece = content.read(min(PIECE, behind - first))
+            if not piece:
+                # The connection ends early: who asked has fewer bytes than it was told.
+                logger.error("a file has become shorter")
+                return
+            self.wfile.more_time(PIECE_TIMEOUT)             # type: ignore[attr-defined]
+            self.wfile.write(piece)
+            first += len(piece)
+
+
+def disposition(name: str) -> str:
+    """The Content-Disposition of a file that is saved under a name (RFC 6266)."""
+    plain = "".join(char if " " <= char <= "~" and char not in '"\\%' else "_" for char in name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote(name, safe='')}"
+
+
+def roam() -> None:
+    """Let this thread run on any core.
+
+    The server's threads share one, as they hand the interpreter to one another all the time; who
+    moves a file mostly waits for the system, and would keep them from theirs.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
 
 
 # --- What is served ---
@@ -696,7 +1259,7 @@ class Desk(NamedTuple):
 
 # What the view may do, in the console's words.
 HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remove /boot /ban "
-                       "/unban /host-name /motd /say".split())
+                       "/unban /host-name /motd /say /files".split())
 
 
 # What only a reader of the file needs: a line that is a comment alone or empty, and indentation.
@@ -737,7 +1300,7 @@ class Page(NamedTuple):
         """The Content-Security-Policy, for a page that was asked for under `host`."""
         # Not every browser takes 'self' to hold for ws: as well.
         return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
-                f"img-src data:; connect-src 'self' ws://{host}; base-uri 'none'; "
+                f"img-src data: 'self'; connect-src 'self' ws://{host}; base-uri 'none'; "
                 "form-action 'none'; frame-ancestors 'none'")
 
 
@@ -765,7 +1328,7 @@ def is_our_host(host: str, names: Collection[str] = ()) -> bool:
         return chatproto.is_own_name(name, names)
 
 
-class PageRequest(Request):
+class PageRequest(FileRequest):
     """A request to the chat's server. `server` is its Web."""
 
     web: Web
@@ -776,8 +1339,9 @@ class PageRequest(Request):
         if not is_our_host(host, self.web.names):
             raise Refusal(http.HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        methods = {PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
-                   **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
+        methods = self._file_methods(path) or {
+            PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
+            **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
         if methods is None:
             raise Refusal(http.HTTPStatus.NOT_FOUND, "there is nothing of that name")
         if self.command not in methods.split(", "):
@@ -790,6 +1354,10 @@ class PageRequest(Request):
             self.upgrade()
         elif path == HOST:
             self._host()
+        elif path.startswith(UPLOADS):
+            if self.one_header("Origin") and self.command != "GET":
+                self._check_origin(host)
+            self.answer_file(path)
         else:
             self.reply(self.web.files[path], "text/plain; charset=utf-8")
 
@@ -811,13 +1379,23 @@ class PageRequest(Request):
         kind, ok = "text/html; charset=utf-8", http.HTTPStatus.OK
         headers = {"Content_Security_Policy": page.policy(host), "ETag": page.etag,
                    "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
-        known = {tag[-len(page.etag) + 2:] for tag in self._tokens("If-None-Match")}
+        known = {tag[-len(page.etag) + 2:] for tag in self.tokens("If-None-Match")}
         if page.etag[2:] in known or "*" in known:
             self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
         elif self.takes_gzip():
             self.reply(page.packed, kind, ok, Content_Encoding="gzip", **headers)
         else:
             self.reply(page.body, kind, ok, **headers)
+
+    def _file_methods(self, path: str) -> Optional[str]:
+        """What may be asked of the path of a file, or of all of them; None: it is no such path."""
+        if self.web.store is None or self.web.clerk is None:
+            return None
+        self.store, self.clerk = self.web.store, self.web.clerk
+        if path == UPLOADS:
+            return "POST"
+        is_file = path.startswith(UPLOADS + "/") and _ON_DISK.fullmatch(path[len(UPLOADS) + 1:])
+        return "GET, HEAD, PUT, DELETE" if is_file and not path.endswith(PART) else None
 
     def _check_origin(self, host: str) -> None:
         """Browsers always say where a WebSocket's page came from.
@@ -846,11 +1424,11 @@ class PageRequest(Request):
         try:
             answer = self._host_does(self._body()) if self.command == "POST" else ""
             state = self.web.desk.state()
-            self._reply_json(http.HTTPStatus.OK, {**state, "qr": qr_rows(state["url"]),
+            self.reply_json(http.HTTPStatus.OK, {**state, "qr": qr_rows(state["url"]),
                                                   "answer": answer})
         except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
             text = str(error.args[0] if error.args else error)
-            self._reply_json(http.HTTPStatus.CONFLICT, {"error": text})
+            self.reply_json(http.HTTPStatus.CONFLICT, {"error": text})
 
     def _host_does(self, order: "dict[str, Any]") -> str:
         """Do what was posted; return what to tell the host. Raises Refusal."""
@@ -864,24 +1442,15 @@ class PageRequest(Request):
 
     def _body(self) -> "dict[str, Any]":
         """The JSON object that was posted. Raises Refusal."""
-        size = self.one_header("Content-Length")
-        if self.headers.get("Transfer-Encoding") is not None or not size:
-            raise Refusal(http.HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
-        if not re.fullmatch("[0-9]{1,9}", size):
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
-        if int(size) > MAX_BODY:
-            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                          f"a body has at most {MAX_BODY} bytes")
+        size = self.body_length(MAX_BODY)
+        self.go_on()
         try:
-            order = json.loads(self.rfile.read(int(size)).decode("utf-8"))
+            order = json.loads(self.rfile.read(size).decode("utf-8"))
         except (ValueError, RecursionError):
             order = None
         if type(order) is not dict:
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "the body is no JSON object")
         return order
-
-    def _reply_json(self, status: http.HTTPStatus, content: "dict[str, Any]") -> None:
-        self.reply(json.dumps(content).encode(), "application/json", status)
 
 
 class Web:
@@ -902,6 +1471,9 @@ class Web:
         self.desk = desk
         self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
+        # Where members' files are, and who is asked about them: to be set before connections come.
+        self.store: Optional[FileStore] = None
+        self.clerk: Optional[Clerk] = None
         path = os.path.join(folder, "chat_web.html")
         # Without the host's view, and with it.
         self.pages = [Page.load(path, title, is_hosts) for is_hosts in (False, True)]
@@ -912,6 +1484,11 @@ class Web:
                     self.files[path] = file.read()
             except OSError as error:
                 logger.info("%s is not served: %s", path, error.strerror)
+
+    def close(self) -> None:
+        """When the server has ended; may be called twice."""
+        if self.store is not None:
+            self.store.close()
 
     def greet(self, wire: HttpSocket, address: str,
               seconds: float) -> "Union[HttpSocket, WebSocket, None]":

@@ -14,7 +14,7 @@ The protocol (TCP, port 8087)
     from a client                               from the server
     join    name v [session seen epoch]         welcome name session epoch users last resumed got
             receipts                                    missed [here] [motd]
-    chat    text [to] [seen]                    chat    from text at [cid] [to]
+    chat    text [to] [seen] [file]             chat    from text at [cid] [to] [file]
     rename  name                                joined  name at         left    name at reason
     leave                                       renamed name to at      heard   about count of
     ping                                        ping                    booted  reason
@@ -43,6 +43,10 @@ The protocol (TCP, port 8087)
     asks for the next when the last is there.
     `motd` (no text: none any more), `rules` (who may speak, and so on) and `removed` (the host took
     the chat `about` back) tell what changed; who does not know them goes on undisturbed.
+    A chat may hand out a `file`: {"name","size","url"}, url a path on the server's own port. It
+    goes up and down there over HTTP (chat_web's docstring says how); its speaker gives the url
+    alone, and name and size are those of the upload. Who does not know the field has them in the
+    text.
 
 The promises (who keeps them)
     An ACK to a chat means that it has its place in the order, and with --history that it is on disk
@@ -116,6 +120,9 @@ MAX_TEXT = 8_192
 MAX_NAME = 24
 # Characters of all the words of a search.
 MAX_FIND = 256
+# Bytes of the name of a file before its ending, and characters of that: with both, and a number
+# between them, it is below the 255 bytes that systems allow.
+MAX_STEM, MAX_ENDING = 180, 16
 # Combining marks that are shown on one letter; more would cover the lines around it.
 MAX_MARKS = 8
 
@@ -275,6 +282,39 @@ def clean_text(text: str) -> str:
     return _CONTROL.sub(lambda found: "\ufffd" if found[0] >= "\ud800" else "", text)
 
 
+# What a system does not take in the name of a file, or takes for more than a name.
+_NOT_IN_FILES = re.compile(r'[<>:"|?*]')
+# Devices of Windows, with whatever ending.
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])"
+                      r"\s*(\.|$)", re.IGNORECASE)
+
+
+def file_name(name: str) -> str:
+    """A name like `name` under which any system may keep a file, and which shows as what it is: it
+    cannot leave a folder, is no device, hides nothing and turns no text around. Never empty."""
+    name = re.split(r"[/\\]", name)[-1]
+    # Of a long one beginning and end are enough.
+    name = name if len(name) <= 2 * MAX_STEM else name[:MAX_STEM] + name[-MAX_STEM:]
+    name = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFC", name)
+                   if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
+    name = _NOT_IN_FILES.sub("_", name).strip(" .")
+    stem, _, ending = name.rpartition(".")
+    if not stem or len(ending) > MAX_ENDING:
+        stem, ending = name, ""
+    stem = stem.encode()[:MAX_STEM].decode(errors="ignore").strip(" .")
+    name = ".".join(filter(None, (stem, ending.strip()))) or "file"
+    return f"_{name}" if _DEVICES.match(name) else name
+
+
+def size_in_words(size: float) -> str:
+    """The size of a file for people: 1.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.2g} {unit}"
+        size /= 1_000
+    return f"{size:.3g} GB"
+
+
 class _Classes(Dict[int, str]):
     """For str.translate(): what kind of character each is to a reader, as one letter.
 
@@ -419,6 +459,18 @@ def _chats(value: Any) -> "tuple[Chat, ...]":
     return tuple(Chat.from_fields(item) for item in value)  # type: ignore[misc]
 
 
+_FILE_URL = re.compile(r"/(?!/)[!-\[\]-~]{1,256}")
+
+
+def _file(value: Any) -> "dict[str, Any]":
+    """The three fields of a file; from a client name and size may be missing."""
+    url = value.get("url") if type(value) is dict else None
+    if type(url) is not str or not _FILE_URL.fullmatch(url):
+        raise ProtocolError("bad-file", "a file has the url that its upload was answered with")
+    return {"name": file_name(_string(value.get("name", ""))),
+            "size": _count(value.get("size", 0)), "url": url}
+
+
 def _version(value: Any) -> int:
     if type(value) is not int or value != VERSION:
         raise ProtocolError("bad-version", f"this side speaks version {VERSION} of the protocol")
@@ -547,12 +599,13 @@ class Join(Message):
 
 @dataclasses.dataclass(frozen=True)
 class Say(Numbered):
-    """A client says something, to all or to one. `seen` is the newest id that it had processed when
-    a private message was typed: the name may have changed hands since."""
+    """A client says something, to all or to one, perhaps with a `file`. `seen` is the newest id
+    that it had processed when a private message was typed: the name may be another's since."""
     type = "chat"
     text: str = _field(check_text)
     to: Optional[str] = _field(_string, default=None)
     seen: Optional[int] = _field(_count, default=None)
+    file: "Optional[dict[str, Any]]" = _field(_file, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -618,6 +671,7 @@ class Chat(Numbered):
     at: float = _field(_number)
     cid: Optional[int] = _field(_count, default=None)
     to: Optional[str] = _field(_string, default=None)
+    file: "Optional[dict[str, Any]]" = _field(_file, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
