@@ -13,6 +13,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
     Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
+    Courier         a file on its way up or down, over breaks, by HTTP connections of its own
     Settings, KeptSession           what outlives a run: choices, and the session of a terminal
     Formatter       what is heard -> Entries, lines of spans that are safe to show
     Columns         how wide a text is on this terminal
@@ -29,10 +30,12 @@ A bot:
     client = ChatClient("host", 8087, "bot", on_message=lambda message: ...)
     client.connect()
     client.say("hello")
+    client.send_file("plan.pdf")                        # and fetch(message.file, "folder")
     client.close()
 
 Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
-timer), "close" (a close() that a callback asked for), "stdin" or "keys" (reads for main) and the
+timer), "close" (a close() that a callback asked for), "file" (one for
+each /send and /get), "stdin" or "keys" (reads for main) and the
 main thread, which alone writes to the terminal while there is a Window.
 Locks: Sayings has one, described there.
 """
@@ -56,6 +59,7 @@ import argparse
 import codecs
 import collections
 import contextlib
+import dataclasses
 import errno
 import functools
 import getpass
@@ -71,12 +75,14 @@ import secrets
 import select
 import selectors
 import socket
+import stat
 import threading
 import time
 import traceback
 import unicodedata
+import urllib.parse
 import zlib
-from typing import (Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
                     Sequence, Tuple, Union)
 
 try:
@@ -146,14 +152,17 @@ class Said:
     """Something this client said. Its state only goes forward: from sending to there or failed;
     unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "state", "reason", "place", "heard", "of")
+    __slots__ = ("id", "text", "to", "file", "state", "reason", "place", "heard", "of")
 
-    def __init__(self, id: int, text: str, to: Optional[str]) -> None:
+    def __init__(self, id: int, text: str, to: Optional[str],
+                 file: "Optional[dict[str, Any]]" = None) -> None:
         # Ours: the `cid` of its chat.
         self.id = id
         self.text = text
         # The recipient of a private message.
         self.to = to
+        # What it hands out.
+        self.file = file
         self.state = SENDING
         # Why it failed.
         self.reason = ""
@@ -280,7 +289,7 @@ class Sayings:
             for said in self._said.values():
                 said.place = 0
                 if said.to is not None and said.state == SENDING:
-                    waiting[said.id] = Say(said.id, said.text, said.to, 0).encode()
+                    waiting[said.id] = Say(said.id, said.text, said.to, 0, said.file).encode()
             self.log.replace(waiting)
 
     def without_place(self, forget: bool) -> "list[Said]":
@@ -395,14 +404,18 @@ class ClientSession:
 
     # Speaking
 
-    def say(self, text: str, to: Optional[str] = None) -> Said:
-        """Say something, to all or to one. Raises ProtocolError for a bad text, queue.Full when
-        UNSENT or UNSENT_BYTES wait already, ConnectionError after the end."""
+    def say(self, text: str, to: Optional[str] = None,
+            file: "Optional[dict[str, Any]]" = None) -> Said:
+        """Say something, to all or to one, perhaps with a file that was uploaded (its "url").
+
+        Raises ProtocolError for a bad text, queue.Full when UNSENT or UNSENT_BYTES wait already,
+        ConnectionError after the end.
+        """
         chatproto.check_text(text)
-        said = Said(0, text, to)
+        said = Said(0, text, to, file)
         # Up to here we know who has that name: from the list of users, or from what came since.
         seen = max(self.manager.seen, self.list_as_of) if to else None
-        self._send(lambda id: Say(id, text, to, seen), said)
+        self._send(lambda id: Say(id, text, to, seen, file), said)
         return said
 
     def whisper(self, name: str, text: str) -> Said:
@@ -502,6 +515,11 @@ class ClientSession:
         self.manager.close()
 
     # What is known
+
+    @property
+    def secret(self) -> str:
+        """Our credential; "" before the first welcome."""
+        return self._session or ""
 
     @property
     def users(self) -> "dict[str, str]":
@@ -665,6 +683,283 @@ class ClientSession:
             self.wanted = renamed.to
 
 
+# --- Files ---
+
+class FileError(Exception):
+    """A file cannot be sent or fetched: the text says why."""
+
+
+class _Again(Exception):
+    """It did not work this time; the argument is the seconds to wait."""
+
+
+class _Busy(_Again):
+    """The server has no time for it now, which is no failure."""
+
+
+class _Gone(Exception):
+    """The server does not know that address, or not any more."""
+
+
+class Courier:
+    """Brings one file up, or down, for a ChatClient: over HTTP connections of its own, on the
+    thread that asks for it, and over any number of breaks.
+
+    `progress(done, size)` is called there, with bytes; what it raises ends the transfer.
+    """
+
+    # Bytes that go up before the server confirms them, and that are read or sent at once.
+    PIECE, BLOCK = 8 * 1024 * 1024, 256 * 1024
+    # Seconds for the server to take or bring a block, or to answer, and between two tries.
+    TIMEOUT, PAUSE = 60.0, 1.0
+    # Tries without a byte more until one gives up.
+    TRIES = 20
+
+    def __init__(self, client: ChatClient, progress: Callable[[int, int], None]) -> None:
+        self._client = client
+        self._progress = progress
+        # Bytes that are there, and tries since they became more.
+        self._done = self._tries = 0
+
+    def send(self, path: str) -> "dict[str, Any]":
+        """Bring a file up; return its "url", and the "text" to say with it. Raises FileError, and
+        ConnectionError after the client's end."""
+        with _ordinary_file(path) as content:
+            name, size = os.path.basename(os.path.abspath(path)), _size_of(content)
+            upload = ""
+            while True:
+                self._client.wait_joined()
+                try:
+                    upload = upload or self._begin(name)
+                    return self._send_rest(upload, content, size)
+                except _Again as again:
+                    self._pause(again)
+                except _Gone:
+                    # The server was restarted, and has begun anew.
+                    upload = ""
+                except BaseException:
+                    self._give_up(upload)
+                    raise
+
+    def fetch(self, file: "dict[str, Any]", folder: str) -> str:
+        """Bring a chat's `file` down into a folder, under a name that is free there; return its
+        path. Raises FileError, and ConnectionError after the client's end."""
+        name, size = chatproto.file_name(file["name"]), file["size"]
+        # What is there of it is told by the end of the address, which is never given again.
+        part = os.path.join(folder, f"{name}.{re.sub('[^0-9a-z]', '', file['url'])[-8:]}.part")
+        while True:
+            self._client.wait_joined()
+            try:
+                with _opened_part(part) as content:
+                    self._fetch_rest(file["url"], content, size)
+                return _keep(part, folder, name)
+            except _Again as again:
+                self._pause(again)
+            except _Gone:
+                with contextlib.suppress(OSError):
+                    os.unlink(part)
+                raise FileError(f"{name}: the server has it no more") from None
+            except OSError as error:
+                raise FileError(f"{error.filename or part}: {error.strerror or error}") from error
+
+    def _pause(self, again: _Again) -> None:
+        """Before the next try. Raises FileError when there were too many."""
+        self._tries += not isinstance(again, _Busy)
+        if self._tries > self.TRIES:
+            raise FileError("it breaks off again and again") from again
+        self._client.pause(again.args[0])
+
+    def _tell(self, done: int, size: int) -> None:
+        if done > self._done:
+            self._tries = 0
+        self._done = done
+        self._progress(done, size)
+
+    # Up
+
+    def _begin(self, name: str) -> str:
+        query = urllib.parse.urlencode({"name": name}, errors="replace")
+        try:
+            with self._ask("POST", f"/files?{query}", {}) as answer:
+                return str(_json(answer)["upload"])
+        except _Gone:
+            raise FileError("this server takes no files") from None
+
+    def _send_rest(self, upload: str, content: "IO[bytes]", size: int) -> "dict[str, Any]":
+        """From where the server has it."""
+        answer = self._put(upload, content, 0, 0, f"bytes */{size}")
+        while "url" not in answer:
+            first = int(answer["have"])
+            self._tell(first, size)
+            behind = min(size, first + self.PIECE)
+            answer = self._put(upload, content, first, behind,
+                               f"bytes {first}-{behind - 1}/{size}", size)
+        self._tell(size, size)
+        return answer
+
+    def _put(self, upload: str, content: "IO[bytes]", first: int, behind: int, content_range: str,
+             size: int = 0) -> "dict[str, Any]":
+        headers = {"Content-Range": content_range, "Content-Length": str(behind - first)}
+        blocks = self._blocks(content, first, behind, size)
+        with self._ask("PUT", upload, headers, blocks) as answer:
+            return _json(answer)
+
+    def _blocks(self, content: "IO[bytes]", first: int, behind: int, size: int) -> Iterator[bytes]:
+        content.seek(first)
+        while first < behind:
+            try:
+                block = content.read(min(self.BLOCK, behind - first))
+            except OSError as error:
+                raise FileError(f"it cannot be read: {error.strerror}") from error
+            if not block:
+                raise FileError("it has become shorter while it was sent")
+            yield block
+            first += len(block)
+            self._tell(first, size)
+
+    def _give_up(self, upload: str) -> None:
+        """So that it does not count among those under way."""
+        with contextlib.suppress(_Again, _Gone, FileError):
+            if upload:
+                self._ask("DELETE", upload, {}).close()
+
+    # Down
+
+    def _fetch_rest(self, url: str, content: "IO[bytes]", size: int) -> None:
+        have = _size_of(content)
+        if have > size:
+            have = content.truncate(0)
+        if have == size:
+            self._tell(size, size)
+            return
+        with self._ask("GET", url, {"Range": f"bytes={have}-"}) as answer:
+            if answer.status != 206:
+                have = content.truncate(0)
+            content.seek(have)
+            while have < size:
+                block = _read(answer, min(self.BLOCK, size - have))
+                content.write(block)
+                have += len(block)
+                self._tell(have, size)
+
+    # HTTP
+
+    def _ask(self, method: str, path: str, headers: "dict[str, str]",
+             body: "Iterable[bytes]" = ()) -> Any:
+        """The answer to a request, to be closed. Raises _Again, _Gone, FileError."""
+        with _breaks():
+            connection = self._client.http(self.TIMEOUT)
+        try:
+            with _breaks():
+                self._begin_request(connection, method, path, headers)
+            for block in body:
+                try:
+                    connection.send(block)
+                except OSError:
+                    # Perhaps it has said why it takes no more.
+                    break
+            with _breaks():
+                answer = connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
+        if answer.status in (200, 201, 206):
+            return answer
+        with answer:
+            raise self._refusal(answer)
+
+    def _begin_request(self, connection: Any, method: str, path: str,
+                       headers: "dict[str, str]") -> None:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        # An address, whatever name it was found by: the server takes no name but its own.
+        host, port = connection.sock.getpeername()[:2]
+        connection.putheader("Host", f"{chatproto.in_url(host.partition('%')[0])}:{port}")
+        if method != "GET":
+            connection.putheader("X-Roger-Session", self._client.secret)
+        for key, value in headers.items():
+            connection.putheader(key, value)
+        connection.endheaders()
+
+    def _refusal(self, answer: Any) -> Exception:
+        if answer.status in (401, 408, 409, 429, 503):
+            given = answer.headers.get("Retry-After", "")
+            kind = _Busy if answer.status in (429, 503) else _Again
+            return kind(min(30.0, float(given)) if given.isdecimal() else self.PAUSE)
+        if answer.status == 404:
+            return _Gone()
+        with _breaks():
+            text = answer.read(1000).decode("utf-8", "replace")
+        return FileError(escape(text.partition(": ")[2].strip() or f"refused ({answer.status})"))
+
+
+@contextlib.contextmanager
+def _breaks() -> Iterator[None]:
+    """What breaks a connection is a reason to try again."""
+    import http.client
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise _Again(Courier.PAUSE) from error
+
+
+def _read(answer: Any, most: int) -> bytes:
+    with _breaks():
+        block: bytes = answer.read(most)
+    if not block:
+        raise _Again(Courier.PAUSE)
+    return block
+
+
+def _json(answer: Any) -> "dict[str, Any]":
+    with _breaks():
+        body = answer.read()
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        content = None
+    if type(content) is not dict or not {"upload", "have", "url"} & content.keys():
+        raise FileError("the server's answer is none")
+    return content
+
+
+def _size_of(content: "IO[bytes]") -> int:
+    return os.fstat(content.fileno()).st_size
+
+
+def _ordinary_file(path: str) -> "IO[bytes]":
+    """Open what is to be sent. Raises FileError: a folder, a pipe or a device would never end."""
+    shown = escape(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            what = "a folder" if os.path.isdir(path) else "no ordinary file"
+            raise FileError(f"{shown} is {what}")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in it.
+        raise FileError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _opened_part(path: str) -> "IO[bytes]":
+    """What is there of a file that is fetched, to be read and written; never behind a link."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return open(os.open(path, flags, 0o666), "r+b")
+
+
+def _keep(part: str, folder: str, name: str) -> str:
+    """Give a file that is whole its name: plan.pdf, or plan-2.pdf where that is taken."""
+    stem, ending = os.path.splitext(name)
+    number, path = 1, os.path.join(folder, name)
+    while True:
+        try:
+            # Nobody else gets the name in between.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            os.replace(part, path)
+            return path
+        except FileExistsError:
+            number += 1
+            path = os.path.join(folder, f"{stem}-{number}{ending}")
+
+
 # --- The client ---
 
 class ChatClient(ClientSession):
@@ -711,6 +1006,45 @@ class ChatClient(ClientSession):
             self.close(0)
         if self.ended:
             raise ConnectionError(self.ended)
+
+    def upload(self, path: str,
+               progress: Callable[[int, int], None] = lambda done, size: None) -> "dict[str, Any]":
+        """Bring a file to the server and return its "url" and the "text" to say with it. Blocks,
+        over breaks; not in a callback. Raises FileError, ConnectionError, and what progress(bytes
+        done, of so many) raises."""
+        return Courier(self, progress).send(path)
+
+    def send_file(self, path: str, to: Optional[str] = None,
+                  progress: Callable[[int, int], None] = lambda done, size: None) -> Said:
+        """upload() a file, and hand it out to all or to one."""
+        answer = self.upload(path, progress)
+        return self.say(answer["text"], to, {"url": answer["url"]})
+
+    def fetch(self, file: "dict[str, Any]", folder: str = ".",
+              progress: Callable[[int, int], None] = lambda done, size: None) -> str:
+        """Bring the `file` of a chat into a folder and return its path there, which was free.
+
+        Blocks and raises as upload() does; what came of one that broke off is gone on with.
+        """
+        return Courier(self, progress).fetch(file, folder)
+
+    def http(self, seconds: float) -> Any:
+        """An http.client connection to the server, for a Courier. Raises OSError."""
+        import http.client
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
+        connection.connect()
+        return connection
+
+    def wait_joined(self) -> None:
+        """Wait until we are in. Raises ConnectionError after the end."""
+        self.pause(0)
+        while not self.joined:
+            self.pause(0.1)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long. Raises ConnectionError after the end."""
+        if self._closing.wait(seconds) or self.ended:
+            raise ConnectionError(self.ended or "the client was closed")
 
     def close(self, seconds: float = 0) -> None:
         """Wait up to `seconds` without progress for what was said, leave, and end. What is not
@@ -1185,6 +1519,50 @@ def _listed(names: "list[str]") -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
+class HandedOut:
+    """The files that were handed out, each with the number by which /get takes it."""
+
+    # Then the oldest is forgotten.
+    MOST = 1_000
+
+    def __init__(self) -> None:
+        # Of each address; and what handed it out, while that is there.
+        self._numbers: "dict[str, int]" = {}
+        self._chats: "dict[int, Chat]" = {}
+
+    def add(self, chat: Chat) -> None:
+        """A message has a file; it may come again."""
+        if chat.file is not None:
+            number = self._numbers.setdefault(chat.file["url"], len(self._numbers) + 1)
+            self._chats[number] = chat
+            if len(self._chats) > self.MOST:
+                del self._chats[next(iter(self._chats))]
+
+    def removed(self, id: int) -> None:
+        """A message was taken back, and so is its file."""
+        for number, chat in list(self._chats.items()):
+            if chat.id == id:
+                del self._chats[number]
+
+    def number(self, file: "dict[str, Any]") -> int:
+        """By which /get takes it."""
+        return self._numbers.get(file["url"], 0)
+
+    def file(self, number: int) -> "Optional[dict[str, Any]]":
+        """The file of that number."""
+        chat = self._chats.get(number)
+        return chat.file if chat is not None else None
+
+    def lines(self) -> "list[str]":
+        """What there is, for a reader."""
+        return [f"* {number}  {_in_words(chat.file)}, {escape(chat.sender)}"
+                for number, chat in self._chats.items() if chat.file is not None]
+
+
+def _in_words(file: "dict[str, Any]") -> str:
+    return f"{escape(file['name'])} ({chatproto.size_in_words(file['size'])})"
+
+
 class Formatter:
     """Turns what a client hears into entries, with everything that peers sent escaped.
 
@@ -1200,11 +1578,16 @@ class Formatter:
         self.settings = settings or Settings()
         # The last addresses of pages, each once, the newest at the end.
         self.urls: "dict[str, None]" = {}
+        # What /get takes; and whether a line says so, in place of the file's address.
+        self.files = HandedOut()
+        self.numbers_files = True
         self._client = client
         self._theme = theme
         # The day of the last entry, and whether that entry was history.
         self._day = ""
         self._in_history = False
+        # What held in the room, as we were told last; at first what one takes for granted.
+        self._rules: Optional[Rules] = None
         # Who has another name since we ignored them: name_key of now -> of then.
         self._moved: "dict[str, str]" = {}
 
@@ -1233,6 +1616,7 @@ class Formatter:
             self.urls[url] = None
             if len(self.urls) > self.URLS:
                 del self.urls[next(iter(self.urls))]
+        self.files.add(chat)
         return Entry(functools.partial(self._chat, chat, own), said, chat if is_placed else None)
 
     def is_mention(self, chat: Chat) -> bool:
@@ -1314,7 +1698,15 @@ class Formatter:
             if self.settings.timestamps:
                 clock = time.strftime("%H:%M ", _local(chat.at))
                 head.insert(0, (self._theme.dim, clock))
+        file = chat.file if self.numbers_files else None
+        if file is not None:
+            text = _without_address(text, file)
         first, *others = [self._spans(line, own) for line in text.split("\n")]
+        if file is not None:
+            what = f"/get {self.files.number(file)}"
+            if text != f"{file['name']} ({chatproto.size_in_words(file['size'])})":
+                what = f"{_in_words(file)}, {what}"
+            (others or [first])[-1].append((self._theme.dim, f" [{what}]"))
         return [head + first, *others]
 
     def _spans(self, text: str, own: bool) -> Line:
@@ -1365,8 +1757,23 @@ class Formatter:
             refused = "refused: " if message.about else ""
             style, text = self._theme.error, f"! {refused}{escape(message.text or message.code)}"
         elif isinstance(message, Rules):
-            text = "* " + _ruled(message)
+            text = "* " + _ruled(message) if _is_changed(self._rules, message) else ""
+            self._rules = message
         return Entry([[(style, text)]], message=message) if text else None
+
+
+def _without_address(text: str, file: "dict[str, Any]") -> str:
+    """What was said with a file, without the address for those who know no files."""
+    words, _, last = text.rpartition(" ")
+    is_address = last.startswith(("http://", "https://")) and last.endswith(file["url"])
+    return words if is_address and words else text
+
+
+def _is_changed(before: Optional[Rules], rules: Rules) -> bool:
+    """Whether there is anything new in that; at first files are none."""
+    if before is not None and (before.files is None) != (rules.files is None):
+        return True
+    return dataclasses.replace(before or Rules(0), id=rules.id, files=rules.files) != rules
 
 
 def _ruled(rules: Rules) -> str:
@@ -1375,6 +1782,7 @@ def _ruled(rules: Rules) -> str:
              "everybody may speak"]
     parts += ["private messages are off"] * (not rules.private)
     parts += [f"one message every {rules.slow:g} s"] * (rules.slow > 0)
+    parts += ["no files"] * (rules.files is None)
     return ", ".join(parts)
 
 
@@ -1748,6 +2156,10 @@ class Keys:
         return Key(self._CONTROLS.get(char) or "ctrl-" + chr(ord(char) + 0x60))
 
 
+# A line that ends with the path of a file, blanks and all.
+_TAKES_PATH = re.compile(r"\s*/send\s+", re.IGNORECASE)
+
+
 class Editor:
     """The line that is typed: its text, the cursor in it, what was entered before.
 
@@ -1849,7 +2261,9 @@ class Editor:
         is the first of the line); the next Tab tries the next."""
         if self._completing is None:
             before = self.text[:self.cursor]
-            start = len(before.rstrip()) if before.isspace() else self._word_start()
+            path = _TAKES_PATH.match(before)
+            start = (path.end() if path else len(before.rstrip()) if before.isspace()
+                     else self._word_start())
             word = self.text[start:self.cursor]
             found = [offer for offer in offers(word, not self.text[:start].strip())
                      if len(self.text) - len(word) + len(offer) <= MAX_TEXT]
@@ -2793,7 +3207,8 @@ def colours() -> int:
 
 def takes_screen(arguments: argparse.Namespace) -> bool:
     """True when stdin and stdout are a terminal that may be painted on."""
-    if arguments.plain or arguments.json or getattr(arguments, "listen", False):
+    unattended = getattr(arguments, "listen", False) or getattr(arguments, "send", None)
+    if arguments.plain or arguments.json or unattended:
         return False
     if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return False
@@ -2844,6 +3259,7 @@ class Interface:
         self._ticket: Optional[Ticket] = None
         self.formatter = Formatter(self.client, theme, self.settings)
         self.commands = Commands(self)
+        self.errands = Errands(self.client, self._post, self.show, self.say_file)
 
     def run(self) -> int:
         """Chat until the user or the server ends it; return the exit code."""
@@ -2917,6 +3333,10 @@ class Interface:
             if not self._say_piece(text[start:start + MAX_TEXT], to):
                 return
 
+    def say_file(self, answer: "dict[str, Any]") -> None:
+        """Hand out what was uploaded."""
+        self._say_piece(answer["text"], None, {"url": answer["url"]})
+
     def chosen(self) -> None:
         """A setting was changed: keep it."""
         self.settings.keep()
@@ -2954,7 +3374,8 @@ class Interface:
 
     # How events are shown
 
-    def _say_piece(self, text: str, to: Optional[str]) -> bool:
+    def _say_piece(self, text: str, to: Optional[str],
+                   file: "Optional[dict[str, Any]]" = None) -> bool:
         """Say one message; False when it cannot be said."""
         raise NotImplementedError
 
@@ -3012,6 +3433,8 @@ class Interface:
         if isinstance(message, Motd):
             self.motd = message.text
             self.commands.motd("")
+        elif isinstance(message, Removed):
+            self.formatter.files.removed(message.about)
 
     # On the client's thread
 
@@ -3074,6 +3497,56 @@ class Interface:
             self._on_end(bug(crash.exc_value))
 
 
+class Errands:
+    """What /send and /get have under way: a thread "file" for each, which posts what came of it."""
+
+    def __init__(self, client: ChatClient, post: Callable[..., None],
+                 show: Callable[[str], None], say_file: "Callable[[dict[str, Any]], None]") -> None:
+        self._client = client
+        self._post = post
+        self._show = show
+        self._say_file = say_file
+        # For each of them what the status line says; a dict's own methods are atomic.
+        self._running: "dict[str, str]" = {}
+
+    @property
+    def status(self) -> "list[str]":
+        """What is under way, and how far."""
+        return list(self._running.values())
+
+    def send(self, path: str) -> None:
+        """Upload a file and hand it out."""
+        self._run(f"sending {escape(os.path.basename(path))}", lambda progress: self._post(
+            self._say_file, self._client.upload(path, progress)))
+
+    def get(self, file: "dict[str, Any]", folder: str) -> None:
+        """Save a file in a folder."""
+        self._run(f"fetching {escape(file['name'])}", lambda progress: self._post(
+            self._show, f"* saved as {escape(self._client.fetch(file, folder, progress))}"))
+
+    def _run(self, what: str, work: "Callable[[Callable[[int, int], None]], None]") -> None:
+        if what in self._running:
+            self._show(f"! {what} already")
+            return
+        self._running[what] = what
+        started = time.monotonic()
+
+        def progress(done: int, size: int) -> None:
+            speed = done / max(0.1, time.monotonic() - started)
+            percent = 100 * done // size if size else 100
+            self._running[what] = f"{what}: {percent} %, {chatproto.size_in_words(speed)}/s"
+
+        def run() -> None:
+            try:
+                work(progress)
+            except (FileError, ConnectionError) as error:
+                self._post(self._show, f"! {what}: {error}")
+            finally:
+                del self._running[what]
+        # A daemon: the end of the client ends it.
+        threading.Thread(target=run, name="file", daemon=True).start()
+
+
 class Plain(Interface):
     """Lines in, lines out, nothing repainted: for pipes, dumb terminals, screen readers.
 
@@ -3089,7 +3562,10 @@ class Plain(Interface):
     def __init__(self, arguments: argparse.Namespace) -> None:
         # With --listen nothing is read, so what there is at stdin does not matter.
         self._listens = getattr(arguments, "listen", False)
-        self._is_pipe = self._listens or sys.stdin is None or not sys.stdin.isatty()
+        # And so with --send.
+        self._sends = list(getattr(arguments, "send", None) or ())
+        self._is_pipe = bool(self._listens or self._sends or sys.stdin is None
+                             or not sys.stdin.isatty())
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
         # Stdout is gone: what there is to say is said, nothing is shown.
         self._broken = False
@@ -3102,8 +3578,12 @@ class Plain(Interface):
             _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
         config = None if self._is_pipe else getattr(arguments, "config", None)
         super().__init__(arguments, Theme(0), receipts=False, config=config)
+        self.formatter.numbers_files = not self._is_pipe
 
     def _chat(self) -> int:
+        if self._sends:
+            self._send_files()
+            return 0
         if not self._listens:
             # A daemon, as nothing can end its wait for a line.
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
@@ -3120,6 +3600,15 @@ class Plain(Interface):
             else:
                 self.commands.run(line)
         return 0
+
+    def _send_files(self) -> None:
+        """What --send asks for, one after the other."""
+        for path in self._sends:
+            try:
+                self.client.send_file(path)
+            except (FileError, ConnectionError, queue.Full) as error:
+                self._ended = f"not sent: {escape(path)} ({error})"
+                return
 
     def quit(self) -> None:
         self._no_more = True
@@ -3171,12 +3660,13 @@ class Plain(Interface):
             self._unread += 1
         return f"; {self._unread} more lines were not sent" if self._unread else ""
 
-    def _say_piece(self, text: str, to: Optional[str]) -> bool:
+    def _say_piece(self, text: str, to: Optional[str],
+                   file: "Optional[dict[str, Any]]" = None) -> bool:
         """In a pipe wait while too much is unsettled."""
         at_most = UNSENT_PIPE
         while not self._is_pipe or self.client.wait_settled(at_most, self._arguments.timeout):
             try:
-                self.client.say(text, to)
+                self.client.say(text, to, file)
                 return True
             except queue.Full:
                 if not self._is_pipe:
@@ -3335,6 +3825,19 @@ class Notice:
             text += f"\x1b]9;{self._text}\x07"
         self.bell, self._text = False, ""
         return text
+
+
+def _paths(begun: str) -> "list[str]":
+    """What a path may go on to; a folder ends with a slash."""
+    folder, name = os.path.split(begun)
+    where = os.path.expanduser(folder) or "."
+    try:
+        names = sorted(each for each in os.listdir(where) if each.startswith(name)
+                       and (name or not each.startswith(".")) and clean_text(each) == each)
+    except (OSError, ValueError):
+        names = []
+    return [os.path.join(folder, each) + os.sep * os.path.isdir(os.path.join(where, each))
+            for each in names]
 
 
 class Speakers:
@@ -3764,7 +4267,8 @@ class Window(Interface):
             seconds = math.ceil(self._lost_until - time.monotonic())
             connection = "reconnecting" + (f" in {seconds} s" if seconds > 0 else "")
         found = [self.found.status] if self.found is not None else []
-        return [*filter(None, [*found, self.news]), escape(self.client.name), connection,
+        return [*filter(None, [*found, self.news]), *self.errands.status,
+                escape(self.client.name), connection,
                 *[f"{unsent} unsent"] * (unsent > 0), f"{self.client.here} here",
                 escape(self.client.where)]
 
@@ -3815,6 +4319,8 @@ class Window(Interface):
 
     def offers(self, word: str, is_first: bool) -> "list[str]":
         """What Tab offers for a word: commands and names."""
+        if _TAKES_PATH.match(self._editor.text):
+            return _paths(word)
         if is_first and word.startswith("/"):
             return [command + " " for command in self.commands.words
                     if command.startswith(word.lower())]
@@ -3843,6 +4349,8 @@ class Window(Interface):
         unsent = len(self.client.unsettled)
         if unsent:
             why = f"{unsent} message{'s are' if unsent > 1 else ' is'} not sent yet"
+        elif self.errands.status:
+            why = self.errands.status[0]
         if why and not self.screen.question:
             self.screen.question = f"{why}, again to leave"
         else:
@@ -3894,13 +4402,15 @@ class Window(Interface):
         else:
             self.news = "nothing older is kept" if answer else "the server keeps no older messages"
 
-    def _say_piece(self, text: str, to: Optional[str]) -> bool:
+    def _say_piece(self, text: str, to: Optional[str],
+                   file: "Optional[dict[str, Any]]" = None) -> bool:
         try:
-            said = self.client.say(text, to)
+            said = self.client.say(text, to, file)
         except queue.Full:
             self.show("! too much waits to be sent: not sent, Up brings it back")
             return False
-        chat = Chat(said.id, self.client.name, text, time.time(), to=to)
+        shown = text if file is None else _without_address(text, file)
+        chat = Chat(said.id, self.client.name, shown, time.time(), to=to)
         entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
         self.screen.add_unplaced(said, entry)
         return True
@@ -4001,7 +4511,8 @@ class Commands:
             "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
             "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
             "/people": self.people, "/history": self.history, "/search": self.search,
-            "/urls": self.urls, "/ignore": self.ignore, "/unignore": self.unignore,
+            "/urls": self.urls, "/send": self.send, "/files": self.files, "/get": self.get,
+            "/ignore": self.ignore, "/unignore": self.unignore,
             "/quiet": self.quiet, "/timestamp": self.timestamp, "/bell": self.bell,
             "/motd": self.motd, "/clear": self.clear, "/help": self.help,
             "/quit": self.quit, "/exit": self.quit}
@@ -4082,6 +4593,33 @@ class Commands:
             self._ui.show_page(url)
         if not self._ui.formatter.urls:
             self._ui.show("* no addresses of pages")
+
+    def send(self, rest: str) -> None:
+        """/send PATH: hand out a file to all (Tab completes the path)"""
+        quoted = len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'"
+        path = os.path.expanduser(rest[1:-1] if quoted else rest)
+        if path:
+            self._ui.errands.send(path)
+        else:
+            self._ui.show("! /send PATH")
+
+    def files(self, rest: str) -> None:
+        """/files: what was handed out, with its numbers"""
+        for line in self._ui.formatter.files.lines() or ["* no files"]:
+            self._ui.show(line)
+
+    def get(self, rest: str) -> None:
+        """/get N [FOLDER]: save a file, here or in a folder"""
+        number, _, folder = rest.partition(" ")
+        folder = os.path.expanduser(folder.strip()) or "."
+        file = (self._ui.formatter.files.file(int(number))
+                if re.fullmatch("[0-9]{1,6}", number) else None)
+        if file is None:
+            self._ui.show("! /get N [FOLDER]: /files lists the numbers")
+        elif not os.path.isdir(folder):
+            self._ui.show(f"! {escape(folder)} is no folder")
+        else:
+            self._ui.errands.get(file, folder)
 
     def ignore(self, rest: str) -> None:
         """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
@@ -4394,8 +4932,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
-              "                      [--listen] [--mouse] [--no-config] [--timeout SECONDS]\n"
-              "                      [--version] [-h]",
+              "                      [--listen] [--send FILE] [--mouse] [--no-config]\n"
+              "                      [--timeout SECONDS] [--version] [-h]",
         description="A client of Roger, a LAN chat that is copied, not installed.",
         epilog="""When stdin is a pipe each line is a message, and the exit code is 0 only when
         all were acknowledged. Exit codes: 0 all well, 1 cannot connect or deliver, 2 usage, 130
@@ -4413,6 +4951,9 @@ def _parser() -> argparse.ArgumentParser:
         help="ring for nothing, for your name and private messages (mentions, the default), or "
              "for all")
     add("--listen", action="store_true", help="only listen: nothing is read, as for a service")
+    add("--send", action="append", metavar="FILE",
+        help="hand out a file and leave; nothing is read, and the exit code is 0 only when file "
+             "and message are there; more than once for several")
     add("--mouse", action="store_true",
         help="the mouse wheel scrolls (and the mouse no longer selects)")
     add("--no-config", dest="config", action="store_const", const=None, default=settings_path(),

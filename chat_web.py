@@ -871,8 +871,15 @@ class FileStore:
             own = [file for file in self._files.values()
                    if file.owner == owner and not file.message]
             finished = sum(file.is_finished for file in own)
-            if len(own) - finished >= UNDER_WAY or finished >= UNSAID:
-                raise ProtocolError("flooding", f"{UNDER_WAY} uploads at once are all there are")
+            if len(own) - finished >= UNDER_WAY:
+                # One of which nothing has come may be one whose answer was lost.
+                idle = [file for file in own if file.size is None]
+                if not idle:
+                    raise ProtocolError("flooding", f"{UNDER_WAY} uploads at once are all there "
+                                                    "are")
+                del self._files[idle[0].key]
+            if finished >= UNSAID:
+                raise ProtocolError("flooding", f"{UNSAID} files wait to be handed out")
             if len(self._files) >= MOST_FILES:
                 raise ProtocolError("full", f"there are {MOST_FILES} files already")
             key = secrets.token_hex(KEY // 2)
@@ -964,7 +971,7 @@ class FileStore:
             if file.wire is not None:
                 # Perhaps it has gone long ago, and nobody noticed: whoever comes again may go on.
                 file.wire.cut()
-                raise _conflict(file, "another connection brings it", Retry_After="1")
+                raise _conflict(file, "another connection brings it: try again")
             if file.have != start or self._files.get(file.key) is not file:
                 raise _conflict(file, f"the next byte is number {file.have}")
             file.wire = wire
@@ -1052,8 +1059,8 @@ def _privately(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _conflict(file: Stored, text: str, **headers: str) -> Refusal:
-    return Refusal(http.HTTPStatus.CONFLICT, text, Upload_Offset=str(file.have), **headers)
+def _conflict(file: Stored, text: str) -> Refusal:
+    return Refusal(http.HTTPStatus.CONFLICT, text, Upload_Offset=str(file.have))
 
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -1104,6 +1111,7 @@ class FileRequest(Request):
                 self._download(path[len(UPLOADS) + 1:])
         except ProtocolError as error:
             status = {"flooding": http.HTTPStatus.TOO_MANY_REQUESTS,
+                      "not-joined": http.HTTPStatus.UNAUTHORIZED,
                       "full": http.HTTPStatus.INSUFFICIENT_STORAGE}
             raise Refusal(status.get(error.code, http.HTTPStatus.FORBIDDEN), str(error),
                           Retry_After="1") from error

@@ -35,6 +35,8 @@ class CuttingProxy:
     LATE, LATENESS = 3, 0.1
     # The parts of the server's ACKs that are swallowed, and of the frames that come twice.
     SWALLOW, DOUBLE = 0.3, 0.05
+    # Else what passes is bytes, and is only cut: HTTP.
+    is_of_lines = True
 
     def __init__(self, target, seed=None):
         self.target = target
@@ -159,8 +161,9 @@ class Link:
             self._partial[source] = b""
             sink.sendall(data)
             return True
-        *lines, self._partial[source] = data.split(b"\n")
-        data = b"".join(self._spoil(line + b"\n", source) for line in lines)
+        if self._proxy.is_of_lines:
+            *lines, self._partial[source] = data.split(b"\n")
+            data = b"".join(self._spoil(line + b"\n", source) for line in lines)
         if len(data) < self._left[source]:
             self._left[source] -= len(data)
             sink.sendall(data)

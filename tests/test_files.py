@@ -216,7 +216,7 @@ def test_only_who_is_in_the_room_uploads(up, server, host):
     ann, bob = up("ann"), up("bob")
     path = ann.start("x")
     for headers in ({}, {"X-Roger-Session": "wrong"}):
-        assert ask(server.port, "POST", "/files?name=x", headers=headers)[0] == 403
+        assert ask(server.port, "POST", "/files?name=x", headers=headers)[0] == 401
     assert bob.put(path, b"x", 0, 1)[0] == 404 and bob.have(path) is None
     assert bob.give_up(path) == 404
     host("/mute ann")
@@ -282,15 +282,22 @@ def test_too_large(up, server):
 
 
 def test_uploads_at_once(up):
-    """A session has four; one that is finished or given up makes room for another."""
+    """A session has four; one that is finished or given up makes room for another, and so does one
+    of which nothing has come, as the answer that named it may be lost."""
     ann = up()
-    paths = [ann.start(str(number)) for number in range(4)]
+
+    def begun():
+        path = ann.start("x")
+        ann.put(path, b"x", 0, 2)
+        return path
+    paths = [begun() for _ in range(4)]
     assert ann.begin("five")[0] == 429
     assert ann.give_up(paths[0]) == 200 and ann.give_up(paths[0]) == 404
-    ann.put(paths[1], b"x", 0, 1)
-    ann.start("five")
-    ann.start("six")
-    assert ann.begin("seven")[0] == 429
+    ann.put(paths[1], b"y", 1, 2)
+    idle = [ann.start("idle"), ann.start("idle")]
+    assert ann.have(begun()) == 1 and ann.have(idle[0]) is None and ann.have(idle[1]) == 0
+    begun()
+    assert ann.have(idle[1]) is None and ann.begin("seven")[0] == 429
 
 
 def test_starting_is_charged_and_bytes_are_not(serve):

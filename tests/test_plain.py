@@ -95,9 +95,11 @@ def test_terminal_commands(serve, peer, chat):
     ann.expect("! a name is made of letters, digits and _ - .")
     ann.expect(r"\* there is no message of the day")
     ann.type("/help")
-    listed = [ann.line().split()[0].rstrip(":") for _ in range(19)]
+    listed = [ann.line().split()[0].rstrip(":") for _ in range(22)]
     assert listed == ["/nick", "/me", "/msg", "/reply", "/names", "/people", "/history", "/search",
-                      "/urls", "/ignore", "/unignore", "/quiet", "/timestamp", "/bell", "/motd",
+                      "/urls", "/send", "/files", "/get", "/ignore", "/unignore", "/quiet",
+                      "/timestamp",
+                      "/bell", "/motd",
                       "/clear", "/help", "/quit", "//TEXT"]
     ann.type("  /not a command", "the end")
     bob.recv_until("chat", text="the end")
