@@ -152,7 +152,7 @@ class Said:
     """Something this client said. Its state only goes forward: from sending to there or failed;
     unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "file", "state", "reason", "place", "heard", "of")
+    __slots__ = ("id", "text", "to", "file", "state", "reason", "code", "place", "heard", "of")
 
     def __init__(self, id: int, text: str, to: Optional[str],
                  file: "Optional[dict[str, Any]]" = None) -> None:
@@ -164,8 +164,8 @@ class Said:
         # What it hands out.
         self.file = file
         self.state = SENDING
-        # Why it failed.
-        self.reason = ""
+        # Why it failed, and as which error.
+        self.reason = self.code = ""
         # The server's id, once its chat has come back in its place in the order.
         self.place = 0
         # How many members have acknowledged it, of so many.
@@ -256,14 +256,14 @@ class Sayings:
             self._changed.notify_all()
         return there
 
-    def fail(self, id: int, reason: str) -> "list[Said]":
+    def fail(self, id: int, reason: str, code: str) -> "list[Said]":
         """The server refuses what was sent under `id`: return what it was."""
         with self._changed:
             said = self._said.get(id)
             if said is None or said.state != SENDING:
                 return []
             del self._said[id]
-            said.state, said.reason = FAILED, reason
+            said.state, said.reason, said.code = FAILED, reason, code
             self._changed.notify_all()
         return [said]
 
@@ -667,7 +667,8 @@ class ClientSession:
             self._call(self._callbacks.on_message, message)
             return
         if isinstance(message, Error) and message.about:
-            self._tell_states(self._sayings.fail(message.about, message.text or message.code))
+            self._tell_states(self._sayings.fail(message.about, message.text or message.code,
+                                                 message.code))
         elif isinstance(message, Renamed):
             self._renamed(message)
         self._people.update(message)
@@ -4479,9 +4480,16 @@ class Window(Interface):
         if self._over is None:
             super()._on_message(message)
 
+    def _changed(self, said: Said) -> None:
+        """A message of ours has another state. What may not be said yet comes back into the line,
+        where nothing else is typed."""
+        self.screen.changed(said)
+        if said.code == "muted" and not self._editor.text:
+            self._editor.set(said.text if said.to is None else f"/msg {said.to} {said.text}")
+
     def _on_state(self, said: Said) -> None:
         super()._on_state(said)
-        self._post(self.screen.changed, said)
+        self._post(self._changed, said)
 
     def _on_lost(self, why: str, seconds: float) -> None:
         self._post(self._lose, why, time.monotonic() + seconds)

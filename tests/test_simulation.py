@@ -179,7 +179,11 @@ FAULTS = {
 
 # Where a fault shows late: a seed in which the code as it is shows it, which is tried first.
 SHOWN_IN = {
-    "1: an ACK before the commit": [24],
+    "1: an ACK before the commit": [16],
+    "2: refusals are forgotten by a restart": [41],
+    "what was taken back stays in what newcomers get": [64],
+    "bans and mutes are forgotten by a restart": [14],
+    "who is banned comes back by its session": [28],
     "2: an error that has left the log is not said again": [920],
     "5: a piece of the file is off by one": [25],
     "7: the log moves past its readers, and they do not know": [7],
