@@ -1299,6 +1299,8 @@ class KeptSession:
         # The open file of the lock, which is never closed; None: nothing is kept.
         self._lock: Optional[int] = None
         self._written_at = -math.inf
+        # Another terminal of this user has it, at our start.
+        self.is_elsewhere = False
 
     def take(self) -> Optional[Ticket]:
         """The session to go on with, if there is one that no other terminal uses."""
@@ -1308,9 +1310,13 @@ class KeptSession:
             os.makedirs(self._folder, exist_ok=True)
             lock = os.open(os.path.join(self._folder, "session.lock"),
                            os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            # Nothing can be kept here.
+            return None
+        try:
             _lock_byte(lock, self._byte)
         except OSError:
-            # Another terminal has it, or nothing can be kept here.
+            self.is_elsewhere = True
             return None
         self._lock = lock
         self._delete_old()
@@ -3436,6 +3442,16 @@ class Interface:
             self.commands.motd("")
         elif isinstance(message, Removed):
             self.formatter.files.removed(message.about)
+        elif isinstance(message, Left):
+            self._take_name(message)
+
+    def _take_name(self, left: Left) -> None:
+        """Somebody has left: where it was our own lost session in another terminal, and has had the
+        name that we want, that is ours again."""
+        wanted = name_key(self.client.wanted)
+        if (self._kept.is_elsewhere and left.reason == "gone away"
+                and name_key(left.name) == wanted != name_key(self.client.name)):
+            self.client.rename(self.client.wanted)
 
     # On the client's thread
 

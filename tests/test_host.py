@@ -23,10 +23,10 @@ def restart(tmp_path):
     files[-1].close()
 
 
-def moved(member, bench):
+def moved(member, bench, **fields):
     """The member's next connection, to another server."""
     member.bench = bench
-    return member.resume()
+    return member.resume(**fields)
 
 
 def codes(member):
@@ -211,3 +211,29 @@ def test_everything_outlives_a_restart(restart):
     assert codes(comes_from(bench, "bob", "192.0.2.9")) == ["banned"]
     bench.host("say", "morning")
     assert [got["from"] for got in again.take() if got["type"] == "chat"] == ["Teacher"]
+
+
+def test_who_has_not_come_back_is_not_counted(restart):
+    """After a restart it is in no list, in no number of those here and in no `heard by n of m`, and
+    its name waits for it."""
+    bench = restart()
+    ann, bob, eve = (bench.member(name) for name in ("ann", "bob", "eve"))
+    ann.say("before")
+    for member in bob, eve:
+        member.take()
+    bench = restart()
+    assert bench.names() == []
+    ann, bob = moved(ann, bench, receipts=True), moved(bob, bench)
+    ann.take()
+    bob.take()
+    assert bob.welcome["users"] == ["ann", "bob"] and bob.welcome["name"] == "bob"
+    assert ann.welcome["name"] == "ann" and "here" not in bob.welcome
+    ann.last_id = ann.welcome["got"]
+    ann.say("after")
+    ann.take()
+    bob.take()
+    bench.advance(1)
+    heard = [got for got in ann.take() if got["type"] == "heard"]
+    assert [(one["count"], one["of"]) for one in heard] == [(1, 1)]
+    eve = moved(eve, bench)
+    assert eve.texts() == ["after"] and eve.welcome["users"] == ["ann", "bob", "eve"]
