@@ -12,6 +12,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
                     m, failed, unknown
     Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
+    Encryption      which server is trusted, and how the connection to it is encrypted
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Courier         a file on its way up or down, over breaks, by HTTP connections of its own
     Settings, KeptSession           what outlives a run: choices, and the session of a terminal
@@ -86,6 +87,12 @@ from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, NoR
                     Sequence, Tuple, Union)
 
 try:
+    import ssl
+except ImportError:
+    # A Python that was built without it: everything but --tls works.
+    ssl = None  # type: ignore[assignment]
+
+try:
     import chatproto
 except ModuleNotFoundError as error:
     if error.name != "chatproto":
@@ -95,7 +102,7 @@ from chatproto import (FROM_SERVER, MAX_ID, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm
                        ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
                        Left, Message, MessageManager, MessageQueue, MessageSocket, Motd, News,
                        Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say,
-                       Unknown, Welcome, clean_text, escape, name_key)
+                       SecureSocket, Unknown, Welcome, clean_text, escape, name_key)
 
 # The states of what was said.
 SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
@@ -109,7 +116,7 @@ LONGEST_DELAY = 30.0
 # Seconds for the ACK of `leave`.
 LEAVE_TIMEOUT = 1.0
 # Answers to a join that will not change by trying again.
-HOPELESS = ("banned", "bad-version", "bad-name")
+HOPELESS = ("banned", "bad-version", "bad-name", "password")
 # Messages, or bytes of them, that may wait for their ACK; then say() raises queue.Full.
 UNSENT = 10_000
 UNSENT_BYTES = 8 * 1024 * 1024
@@ -124,11 +131,13 @@ UNKNOWN_IDS = 1_000
 
 class Ticket(NamedTuple):
     """What the next process needs to go on with a session: its secret, which run of ids it is of,
-    and the newest id that was seen."""
+    the newest id that was seen, and whether the secret went over TLS, and so may not go
+    otherwise."""
 
     session: str
     epoch: str
     seen: int
+    tls: bool = False
 
 
 class JoinRefused(Exception):
@@ -137,6 +146,27 @@ class JoinRefused(Exception):
     def __init__(self, error: Error) -> None:
         super().__init__(error.text or error.code)
         self.error = error
+
+
+class PasswordWanted(ConnectionError):
+    """The server asks for a password, or ours is not the one."""
+
+
+class Untrusted(ConnectionError):
+    """The server's key is not the one that is trusted; or none is yet, where it `is_new`."""
+
+    def __init__(self, where: str, key: str, trusted: str) -> None:
+        self.key = key
+        self.is_new = not trusted
+        super().__init__(
+            f"{where} is not known yet: its key is {key}. If the server printed the same, come "
+            f"with --trust {key}" if self.is_new else
+            f"{where} has another key than before: {key}, not {trusted}. It was set up anew, or "
+            f"somebody is in between: ask the host, and if it is right, come with --trust {key}")
+
+
+class ComeAgain(Exception):
+    """The same server is to be connected to once more, in another way."""
 
 
 def bug(error: Optional[BaseException]) -> str:
@@ -450,7 +480,7 @@ class ClientSession:
 
     def go_on(self, ticket: Ticket) -> None:
         """Before the first connection: be the session that another process of ours had."""
-        self._session, self._epoch, seen = ticket
+        self._session, self._epoch, seen, _ = ticket
         self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
                                       seen=seen)
         # It keeps the name that it has.
@@ -487,14 +517,16 @@ class ClientSession:
 
     # One connection after the other
 
-    def opened(self, write: Callable[[bytes], None], name: str = "") -> None:
+    def opened(self, write: Callable[[bytes], None], name: str = "",
+               password: Optional[str] = None) -> None:
         """There is a connection: ask to come in, or back ("reconnect"); under `name` where the
-        server suggested one."""
+        server suggested one. A `password` is for what is encrypted alone."""
         seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
         self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
         write(Join(name or self.wanted or self.name, session=self._session, seen=seen,
-                   epoch=self._epoch, receipts=self._receipts).encode())
+                   epoch=self._epoch, receipts=self._receipts,
+                   password=password).encode())
 
     def received(self, data: bytes) -> None:
         """Take bytes of the server. Raises FrameError when it sends what is no frame, JoinRefused,
@@ -963,20 +995,84 @@ def _keep(part: str, folder: str, name: str) -> str:
 
 # --- The client ---
 
+class Encryption:
+    """How the connections to one server are encrypted, and which key it has to show. The client's
+    thread uses it; while that does not run, trust() may change it."""
+
+    def __init__(self, host: str, where: str, is_on: bool) -> None:
+        self._host = host.partition("%")[0]
+        self._where = where
+        # Else we come in the clear, until the server refuses that.
+        self.is_on = is_on
+        # The key that the server has to show; "" while none is trusted.
+        self.key = ""
+        # An authority may vouch for a server without a key; whether that is to be tried.
+        self._asks_authority = True
+
+    def trust(self, key: str) -> None:
+        """Only a server with that key is talked to. Raises ValueError for what is no key."""
+        self.key, self.is_on = chatproto.check_trust_key(key), True
+
+    def wire(self, sock: socket.socket) -> MessageSocket:
+        """What to talk with over a connection."""
+        return SecureSocket(sock, self._context(), self._host) if self.is_on else MessageSocket(
+            sock)
+
+    def begin(self, wire: MessageSocket, until: float) -> None:
+        """Before a word is said, have the server show that it is the right one. Raises
+        ConnectionClosed, Untrusted, and ComeAgain where no authority vouches for it."""
+        if not isinstance(wire, SecureSocket):
+            return
+        try:
+            wire.begin(until)
+        except ConnectionClosed as end:
+            if isinstance(end.__cause__, ssl.SSLCertVerificationError):
+                self._asks_authority = False
+                raise ComeAgain from end
+            if getattr(end.__cause__, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+                raise ConnectionClosed(f"{self._where} does not speak TLS") from end
+            raise
+        try:
+            key = chatproto.trust_key(wire.certificate)
+        except ValueError as error:
+            # An impostor's: OpenSSL takes more forms of one than can be read with certainty.
+            raise ConnectionClosed(f"{self._where} shows a strange certificate") from error
+        if key != self.key and (self.key or not self._asks_authority):
+            raise Untrusted(self._where, key, self.key)
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.key or not self._asks_authority:
+            # begin() compares the key, which is worth more than names and dates.
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
+
 class ChatClient(ClientSession):
     """A ClientSession with a connection that heals by itself.
+
+    With `tls` it is encrypted, and an authority has to vouch for the server, or it has the key that
+    is to be trusted (`trust`). Without it comes in the clear, and again with TLS where the server
+    asks for that. A `password` goes over TLS alone, and asks for it as `trust` does.
 
     Callbacks, all on the thread "client": those of ClientSession, and on_lost(why, seconds): the
     connection ended, the next try is in so many seconds; on_end(why): it will not be tried again
     (booted, banned, or the first try failed).
     """
 
-    def __init__(self, host: str, port: int = PORT, name: str = "bot", *,
+    def __init__(self, host: str, port: int = PORT, name: str = "bot", *, tls: bool = False,
+                 trust: Optional[str] = None, password: Optional[str] = None,
                  on_lost: Callable[[str, float], None] = lambda why, seconds: None,
                  on_end: Callable[[str], None] = lambda why: None, **callbacks: Any) -> None:
         self._alarm = Alarm()
         super().__init__(name, self._alarm, on_dead=self._cut, **callbacks)
         self._host, self._port = host, port
+        self._encryption = Encryption(host, self.where, tls or password is not None)
+        if trust is not None:
+            self.trust(trust)
+        # It may be set between two tries of connect().
+        self.password = password
         self._on_lost = on_lost
         self._on_end = on_end
         # Of now; only the client's thread changes it.
@@ -991,22 +1087,31 @@ class ChatClient(ClientSession):
         self._first = threading.Event()
         # The connection of now, or the last one, came as far as a welcome.
         self._was_joined = False
-        # Why there will be no further try.
+        # Why there will be no further try; and what connect() raises where a user can mend it.
         self.ended = ""
+        self._problem: Optional[ConnectionError] = None
+        self._thread = self._new_thread()
+
+    def _new_thread(self) -> threading.Thread:
         # A daemon, as it waits in a socket: close() ends it.
-        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
+        return threading.Thread(target=self._run, name="client", daemon=True)
 
     def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
         """Connect and join; from then on the connection heals by itself. Raises ConnectionError
-        when the first try fails, or after close()."""
+        when the first try fails, or after close(). After Untrusted and PasswordWanted it may be
+        called again."""
         if self._closing.is_set():
             raise ConnectionError("the client was closed")
+        if self._problem is not None:
+            self.ended, self._problem = "", None
+            self._first.clear()
+            self._thread = self._new_thread()
         self._thread.start()
         if not self._first.wait(seconds):
             self.ended = f"{self.where} does not answer"
             self.close(0)
         if self.ended:
-            raise ConnectionError(self.ended)
+            raise self._problem or ConnectionError(self.ended)
 
     def upload(self, path: str,
                progress: Callable[[int, int], None] = lambda done, size: None) -> "dict[str, Any]":
@@ -1069,6 +1174,27 @@ class ChatClient(ClientSession):
         self._alarm.close()
         self.give_up()
 
+    def trust(self, key: str) -> None:
+        """Talk only to a server with that key, and only over TLS; between two tries of connect().
+        Raises ValueError for what is no key."""
+        self._encryption.trust(key)
+
+    @property
+    def ticket(self) -> Optional[Ticket]:
+        """As ClientSession's."""
+        ticket = super().ticket
+        return ticket and ticket._replace(tls=self._encryption.is_on)
+
+    def go_on(self, ticket: Ticket) -> None:
+        """As ClientSession's."""
+        super().go_on(ticket)
+        self._encryption.is_on |= ticket.tls
+
+    @property
+    def key(self) -> str:
+        """The key that is trusted; "" for none."""
+        return self._encryption.key
+
     @property
     def where(self) -> str:
         """The server, for a reader."""
@@ -1099,10 +1225,17 @@ class ChatClient(ClientSession):
         while not self._closing.is_set():
             try:
                 why = self._converse()
+            except ComeAgain:
+                continue
+            except Untrusted as untrusted:
+                self._problem = untrusted
+                why = self.ended = str(untrusted)
             except JoinRefused as refused:
                 why = str(refused)
                 if not self._first.is_set() or refused.error.code in HOPELESS:
                     self.ended = why
+                if refused.error.code == "password":
+                    self._problem = PasswordWanted(why)
             if self._first.is_set() and self._was_joined:
                 delay = 1.0
             elif not self._first.is_set():
@@ -1119,7 +1252,8 @@ class ChatClient(ClientSession):
             self._call(self._on_end, self.ended)
 
     def _converse(self) -> str:
-        """One connection from its start to its end; return why it ended. Raises JoinRefused."""
+        """One connection from its start to its end; return why it ended. Raises JoinRefused,
+        Untrusted and ComeAgain."""
         self._was_joined = False
         try:
             sock = self._dial()
@@ -1131,13 +1265,14 @@ class ChatClient(ClientSession):
             return f"cannot connect to {self.where}: {why}"
         sock.settimeout(None)
         self._cut_because = ""
-        wire = self._wire = MessageSocket(sock)
+        wire = self._wire = self._encryption.wire(sock)
         first = b""
         try:
             if self._closing.is_set():
                 return "closing"
-            self.opened(wire.write)
             until = time.monotonic() + CONNECT_TIMEOUT
+            self._encryption.begin(wire, until)
+            self._open(wire)
             while True:
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
                 first = first or data
@@ -1168,14 +1303,21 @@ class ChatClient(ClientSession):
                 if time.monotonic() >= until or self._closing.wait(0.2):
                     raise
 
+    def _open(self, wire: MessageSocket, name: str = "") -> None:
+        self.opened(wire.write, name, self.password if wire.is_encrypted else None)
+
     def _receive(self, data: bytes, wire: MessageSocket) -> None:
-        """received(), but for a name that is taken: the server suggests another."""
+        """received(), but for a name that is taken: the server suggests another; and where it
+        speaks TLS only."""
         try:
             self.received(data)
         except JoinRefused as refused:
+            if refused.error.code == "tls" and not wire.is_encrypted and ssl is not None:
+                self._encryption.is_on = True
+                raise ComeAgain from refused
             if refused.error.code != "name-taken" or not refused.error.suggestion:
                 raise
-            self.opened(wire.write, refused.error.suggestion)
+            self._open(wire, refused.error.suggestion)
         except ConnectionClosed as booted:
             self.ended = self.ended or str(booted)
             raise
@@ -1184,26 +1326,57 @@ class ChatClient(ClientSession):
 # --- Kept settings ---
 
 def settings_path() -> str:
-    """The file of the settings, in this platform's folder for them."""
-    home = os.path.expanduser("~")
-    if sys.platform == "win32":
-        folder = os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming")
-    elif sys.platform == "darwin":
-        folder = os.path.join(home, "Library", "Application Support")
-    else:
-        folder = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
-    return os.path.join(folder, "roger", "client.json")
+    """The file of the settings."""
+    return chatproto.config_path("client.json")
 
 
-def _write_whole(path: str, kept: "dict[str, Any]") -> None:
-    """Write a small file that only its owner may read. Raises OSError and ValueError."""
+def _write_whole(path: str, text: str) -> None:
+    """Write a small file that only its owner may read. Raises OSError."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # A file of its own, as another client may write at the same time.
     part = f"{path}.{os.getpid()}"
     owners = functools.partial(os.open, mode=0o600)
     with open(part, "w", encoding="utf-8", opener=owners) as file:
-        json.dump(kept, file)
+        file.write(text)
     os.replace(part, path)
+
+
+class KnownServers:
+    """The keys of servers that were trusted before, as ssh keeps them: a line for each, HOST:PORT
+    and its key."""
+
+    def __init__(self, path: Optional[str]) -> None:
+        """None: nothing is kept."""
+        self._path = path
+
+    def key_of(self, where: str) -> str:
+        """The key that is trusted for a server; "" for one that is not known. Raises
+        ConnectionError where the file cannot be read: who is trusted is not guessed."""
+        return self._read().get(where.lower(), "")
+
+    def remember(self, where: str, key: str) -> None:
+        """From now on it is trusted. Raises ConnectionError as key_of(), and OSError."""
+        known = self._read()
+        if self._path is not None and known.get(where.lower()) != key:
+            known[where.lower()] = key
+            _write_whole(self._path, "".join(f"{each} {known[each]}\n" for each in sorted(known)))
+
+    def _read(self) -> "dict[str, str]":
+        known: "dict[str, str]" = {}
+        try:
+            if self._path is not None:
+                with open(self._path, encoding="utf-8") as file:
+                    for line in filter(str.strip, file):
+                        where, key = line.split()
+                        known[where] = chatproto.check_trust_key(key)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConnectionError(f"{self._path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConnectionError(f"{self._path} is damaged, so no server can be known: each line "
+                                  "is HOST:PORT and a key; mend it or remove it") from error
+        return known
 
 
 class Settings:
@@ -1267,7 +1440,7 @@ class Settings:
         kept = {"version": self.VERSION, "quiet": self.quiet, "timestamps": self.timestamps,
                 "bell": self.bell, "ignored": sorted(self.ignored)}
         try:
-            _write_whole(self._path, kept)
+            _write_whole(self._path, json.dumps(kept))
         except (OSError, ValueError) as error:
             # Told once: a choice holds for this run at least.
             self._path = None
@@ -1323,10 +1496,11 @@ class KeptSession:
         try:
             with open(self._path, "rb") as file:
                 kept = json.loads(file.read(4096))
-            ticket = Ticket(kept["session"], kept["epoch"], kept["seen"])
+            ticket = Ticket(kept["session"], kept["epoch"], kept["seen"],
+                            kept.get("tls", False))
         except (OSError, ValueError, RecursionError, TypeError, KeyError):
             return None
-        is_ours = list(map(type, ticket)) == [str, str, int] and 0 <= ticket.seen <= MAX_ID
+        is_ours = list(map(type, ticket)) == [str, str, int, bool] and 0 <= ticket.seen <= MAX_ID
         return ticket if is_ours else None
 
     def _delete_old(self) -> None:
@@ -1344,7 +1518,7 @@ class KeptSession:
         # Where that fails the next terminal has a session of its own.
         with contextlib.suppress(OSError, ValueError):
             if ticket is not None:
-                _write_whole(self._path, ticket._asdict())
+                _write_whole(self._path, json.dumps(ticket._asdict()))
             else:
                 os.unlink(self._path)
 
@@ -3257,7 +3431,8 @@ class Interface:
         self.client = ChatClient(
             arguments.host, arguments.port, arguments.name, receipts=receipts,
             on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
-            on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled)
+            on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled,
+            tls=arguments.tls, trust=arguments.trust, password=arguments.secret)
         self.settings = Settings(config)
         # With --json the one who reads is a program, with a session for each run.
         self._kept = KeptSession(None if getattr(arguments, "json", False) else config,
@@ -3275,8 +3450,8 @@ class Interface:
         if self._ticket is not None:
             self.client.go_on(self._ticket)
         try:
-            self.client.connect(self._arguments.timeout)
-        except ConnectionError as error:
+            self._arrive()
+        except (ConnectionError, ProtocolError) as error:
             self._kept.keep(self.client.ticket)
             complain(str(error))
             return 1
@@ -3294,6 +3469,40 @@ class Interface:
         if self._ended:
             complain(self._ended + self._rest())
         return code or (1 if self._not_delivered or self._ended else 0)
+
+    def _arrive(self) -> None:
+        """Connect and join; where the server wants to be trusted, or a password, ask the user, and
+        come again. Raises ConnectionError, ProtocolError."""
+        client, config = self.client, self._arguments.config
+        known = KnownServers(config and os.path.join(os.path.dirname(config), "known_servers"))
+        key = client.key or known.key_of(client.where)
+        if key:
+            client.trust(key)
+        while True:
+            try:
+                client.connect(self._arguments.timeout)
+                break
+            except Untrusted as untrusted:
+                if not untrusted.is_new or not self._can_ask() or not ask_trust(client.where,
+                                                                                untrusted.key):
+                    raise
+                client.trust(untrusted.key)
+            except PasswordWanted as refused:
+                if not self._can_ask():
+                    raise ConnectionError(f"{refused}: --password asks for it, --password-file "
+                                          "FILE or ROGER_PASSWORD say it") from refused
+                complain(str(refused))
+                client.password = chatproto.check_password(chatproto.ask_password("Password: "))
+        if client.key:
+            try:
+                known.remember(client.where, client.key)
+            except OSError as error:
+                complain(f"the server's key is not remembered: {error.strerror or error}")
+
+    @staticmethod
+    def _can_ask() -> bool:
+        """Whether somebody is there to answer. A pipe is not asked."""
+        return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
     def _chat(self) -> int:
         """Until it ends; return the exit code."""
@@ -4775,7 +4984,7 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
                     sock.sendto(chatproto.encode_question(token), (place[0], to, *place[1:]))
             for data, sender in _datagrams(selector, until):
                 answer = chatproto.decode_answer(data, token)
-                if answer is None or answer.tls:
+                if answer is None:
                     continue
                 found = Found(_host_of(sender), answer.port, answer.name, answer.here)
                 # A server is heard over each of its addresses.
@@ -4877,6 +5086,16 @@ def _ask_which(servers: "list[Found]") -> "tuple[str, int]":
             return server.host, server.port
 
 
+def ask_trust(where: str, key: str) -> bool:
+    """Whether the user knows a server by its key."""
+    print(f"{where} is encrypted, and not known here yet. Its key is\n    {key}\n"
+          "The server's host has printed it. Where it is the same nobody is in between.")
+    try:
+        return input("Trust it from now on (yes or no)? ").strip().lower() in ("yes", "y")
+    except EOFError:
+        return False
+
+
 def parse_where(words: "Sequence[str]") -> "tuple[str, int]":
     """Host and port from what was typed; host "" asks the LAN. Raises ValueError: what to do."""
     if not words:
@@ -4957,7 +5176,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
               "                      [--listen] [--send FILE] [--mouse] [--no-config]\n"
-              "                      [--timeout SECONDS] [--version] [-h]",
+              "                      [--timeout SECONDS] [--tls] [--trust KEY] [--password]\n"
+              "                      [--password-file FILE] [--version] [-h]",
         description="A client of Roger, a LAN chat that is copied, not installed.",
         epilog="""When stdin is a pipe each line is a message, and the exit code is 0 only when
         all were acknowledged. Exit codes: 0 all well, 1 cannot connect or deliver, 2 usage, 130
@@ -4982,7 +5202,17 @@ def _parser() -> argparse.ArgumentParser:
         help="the mouse wheel scrolls (and the mouse no longer selects)")
     add("--no-config", dest="config", action="store_const", const=None, default=settings_path(),
         help="neither read nor keep the settings (quiet, times, ignored names, bell) and the "
-             "session, with which one who reopens the terminal goes on")
+             "session, with which one who reopens the terminal goes on, and "
+             "the servers that are known")
+    add("--tls", action="store_true",
+        help="only encrypted, to a server that an authority vouches for, or that is known; without "
+             "it comes in the clear where the server takes that")
+    add("--trust", metavar="KEY",
+        help="only encrypted, and only to the server with this key, as it printed it")
+    add("--password", action="store_true",
+        help="ask for the server's password now, for a pipe as well; only encrypted")
+    add("--password-file", metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
@@ -4997,6 +5227,17 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
         arguments.host, arguments.port = parse_where(arguments.where)
     except ValueError as error:
         parser.error(str(error))
+    arguments.tls |= any(word.lower().startswith("https:") for word in arguments.where)
+    try:
+        arguments.trust = arguments.trust and chatproto.check_trust_key(arguments.trust)
+        arguments.secret = chatproto.given_password(arguments.password,
+                                                            arguments.password_file)
+    except (ValueError, ProtocolError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{arguments.password_file}: {error.strerror or error}")
+    if ssl is None and (arguments.tls or arguments.trust or arguments.secret):
+        parser.error("this Python was built without ssl, so there is no --tls")
     if not 0 < arguments.timeout <= 86_400:
         parser.error("the time-out is a number of seconds, at most a day")
     try:

@@ -47,10 +47,13 @@ Members' files are there as well (its FileStore). What the room has of them is w
 message hands out which file, and that a file goes with its message; with --history the file
 commits that together with the message.
 
+With --tls everything is encrypted (chatproto.SecureSocket), and who comes in the clear is sent back
+before anything of it is taken. The server is known by the key of its certificate.
+
 Threads: "accept" (serve_forever), "member ADDRESS" (one a connection), "sequencer", "alarm"
 (chatproto.Alarm's timer), "chat log", "discovery" (answers who looks for servers), "console" (when
 stdin is a terminal) and the main thread, which waits for a signal. Locks: ChatServer has one, for
-its set of connections; a leaf. Left out on purpose: rooms, accounts, encryption.
+its set of connections; a leaf. Left out on purpose: rooms, accounts.
 """
 
 from __future__ import annotations  # Roger needs Python 3.9 or newer
@@ -69,7 +72,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import base64
 import bisect
+import calendar
 import codecs
 import collections
 import contextlib
@@ -93,18 +98,24 @@ import secrets
 import selectors
 import socket
 import socketserver
+import textwrap
 import threading
 import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
-                    Mapping, NoReturn, Optional)
+                    Mapping, NoReturn, Optional, Sequence, Tuple)
 
 try:
     import sqlite3
 except ImportError:
     # A Python that was built without it: everything but --history works.
     sqlite3 = None  # type: ignore[assignment]
+try:
+    import ssl
+except ImportError:
+    # Likewise --tls.
+    ssl = None  # type: ignore[assignment]
 
 try:
     import chatproto
@@ -116,8 +127,8 @@ from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, W
                        Alarm, Booted, Chat, ConnectionClosed, Error, FrameDecoder, FrameError,
                        Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
                        MessageQueue, MessageSocket, Motd, News, Ping, ProtocolError, Recall,
-                       Recalled, Removed, Rename, Renamed, Rules, Say, Unknown, Welcome, escape,
-                       name_key)
+                       Recalled, Removed, Rename, Renamed, Rules, Say, SecureSocket, Unknown,
+                       Welcome, escape, name_key)
 
 # Seconds a connection may take to join, and one that we end has to read why, before it is cut.
 JOIN_TIMEOUT = 10.0
@@ -137,6 +148,9 @@ SESSIONS = 20_000
 # itself is exempt.
 NEW_SESSIONS = 2_000
 NEW_SESSION_RATE = 5.0
+# Wrong passwords that may come from one address at once, and then a second.
+GUESSES = 10
+GUESS_RATE = 1 / 6
 # What a connection may say of the flood limit's burst before it has joined.
 JOIN_BURST = 10.0
 # Seconds between two `heard` about one message, seconds after which nobody is told any more, and
@@ -1955,6 +1969,53 @@ class Handouts:
         self._journal.files.drop(lambda file: not file.message and file.owner not in present)
 
 
+# --- Who knows the password ---
+
+class Password:
+    """What newcomers have to know, where anything is asked of them.
+
+    A session that began with it does not need it again. Its secret tells, which nobody can make
+    up: it begins with MARK. One that was given without a password, perhaps over a wire that anybody
+    reads, does not.
+    """
+
+    MARK = "+"
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        # Of the password; b"" when there is none.
+        self._digest = b""
+        # What an address may still get wrong, so that nobody locks others out.
+        self._guesses = Allowances(GUESS_RATE, GUESSES, clock)
+
+    def change(self, text: str) -> None:
+        """Ask newcomers for another one from now on. Raises ProtocolError for what is none."""
+        self._digest = self._digest_of(chatproto.check_password(text))
+
+    @staticmethod
+    def _digest_of(text: str) -> bytes:
+        return hashlib.sha256(text.encode("utf-8")).digest()
+
+    def new_secret(self) -> str:
+        """The secret of a new session: 192 random bits."""
+        return (self.MARK if self._digest else "") + secrets.token_urlsafe(24)
+
+    def check(self, join: Join, session: Optional[Session], origin: str) -> None:
+        """Raise ProtocolError("password") unless who joins, or owns that session, may come in."""
+        is_marked = join.session is not None and join.session.startswith(self.MARK)
+        if not self._digest or session is not None and is_marked:
+            return
+        if join.password is None:
+            raise ProtocolError("password", "this server asks for a password")
+        guesses = self._guesses.of(origin)
+        wait = guesses.wait()
+        if wait:
+            raise ProtocolError("password", "too many wrong passwords came from your address: try "
+                                            f"again in {math.ceil(wait)} s")
+        if not hmac.compare_digest(self._digest, self._digest_of(join.password)):
+            guesses.change(1)
+            raise ProtocolError("password", "that is not the password")
+
+
 # --- Receipts ---
 
 class Watch:
@@ -2276,7 +2337,8 @@ class Entrance:
         # Those whose grace_over() the alarm will post.
         self._awaited: "set[Session]" = set()
         # Of each address the new sessions that it may have now.
-        self._newcomers: "dict[str, Allowance]" = {}
+        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, alarm.clock)
+        self.password = Password(alarm.clock)
 
     def restore(self, history: HistoryFile) -> None:
         """Go on where the file ends. Whoever was here is so again when it resumes: until then it
@@ -2312,16 +2374,17 @@ class Entrance:
             # Threads may bring two joins in the wrong order.
             self.end(link, "it was given up for a newer one")
             return
-        if session is None or not session.present:
-            try:
+        try:
+            self.password.check(join, session, link.origin)
+            if session is None or not session.present:
                 self._check_entry(link, join, session)
-            except ProtocolError as error:
-                self._delivery.notes.add(
-                    "refused", f"{link.address} as {escape(join.name)} ({error})")
-                self._delivery.refuse(link, error)
-                if error.code in ("banned", "full"):
-                    self.end(link, error.code)
-                return
+        except ProtocolError as error:
+            self._delivery.notes.add(
+                "refused", f"{link.address} as {escape(join.name)} ({error})")
+            self._delivery.refuse(link, error)
+            if error.code in ("banned", "full"):
+                self.end(link, error.code)
+            return
         if session is None and not may_be_new and self._has_to_wait(link, join):
             return
         self._admit(link, join, session)
@@ -2332,11 +2395,7 @@ class Entrance:
         if _is_loopback(link.address):
             return False
         now = self._alarm.clock()
-        if link.origin not in self._newcomers and len(self._newcomers) >= NEW_SESSIONS:
-            self._newcomers = {origin: allowance for origin, allowance in self._newcomers.items()
-                               if not allowance.is_full}
-        allowance = self._newcomers.setdefault(link.origin, Allowance(
-            NEW_SESSION_RATE, self._alarm.clock, NEW_SESSIONS))
+        allowance = self._newcomers.of(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
             self._delivery.refuse(link, ProtocolError(
@@ -2389,7 +2448,7 @@ class Entrance:
         taken now; flush() opens it there."""
         journal = self._journal
         resumed = session is not None
-        secret = join.session if resumed and join.session else secrets.token_urlsafe(24)
+        secret = join.session if resumed and join.session else self.password.new_secret()
         seen = join.seen if join.epoch == journal.epoch and join.seen <= journal.last else 0
         if session is None:
             session, missed = self._new_session(join, secret, seen)
@@ -2646,6 +2705,11 @@ class Host:
             self._delivery.add(Motd(self._journal.next_id(), text))
         self._keep()
         return "it is pinned" if text else "nothing is pinned"
+
+    def lock(self, password: str) -> str:
+        """Who has not been here before has to know this password. Raises ProtocolError."""
+        self._entrance.password.change(password)
+        return "newcomers need that password from now on"
 
     def only_host(self) -> str:
         """Nobody but the host may speak."""
@@ -3229,6 +3293,23 @@ class Allowance:
         self._left -= cost
 
 
+class Allowances:
+    """An Allowance for each address. Those that are full are forgotten when there are many."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._kept: "dict[str, Allowance]" = {}
+
+    def of(self, origin: str) -> Allowance:
+        """The one of that address."""
+        if origin not in self._kept and len(self._kept) >= NEW_SESSIONS:
+            self._kept = {origin: allowance for origin, allowance in self._kept.items()
+                          if not allowance.is_full}
+        if origin not in self._kept:
+            self._kept[origin] = Allowance(self._rate, self._clock, self._burst)
+        return self._kept[origin]
+
+
 class Waiting:
     """How many bytes came from all peers together and wait. Any thread."""
 
@@ -3506,6 +3587,56 @@ class Connection:
             self._post(self._room.overdue, self)
 
 
+# --- TLS ---
+
+class TlsError(Exception):
+    """Nothing can be encrypted: the text says why, and what to do."""
+
+
+class Identity(NamedTuple):
+    """What this server shows under TLS to prove that it is itself."""
+
+    context: ssl.SSLContext
+    # By which others know it: chatproto.trust_key().
+    key: str
+
+    @classmethod
+    def load(cls, cert: str, key: Optional[str] = None) -> Identity:
+        """From files in PEM: of the certificate, with those that lead to its authority behind it,
+        and of its key (None: in the same file). Raises TlsError."""
+        try:
+            with open(cert, encoding="ascii", errors="replace") as file:
+                # Of several in a file the first is the server's own.
+                own = _from_pem("CERTIFICATE", file.read())
+            since, until = certificate_times(own)
+            if not since <= time.time() < until:
+                logger.warning("%s does not hold now, or this machine's clock is wrong: clients "
+                               "that know its key take it, others and browsers do not", cert)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+            # Nobody resumes a session of TLS here: the tickets would be written for nothing.
+            context.num_tickets = 0
+            # A question for a key's password would come on nobody's terminal.
+            context.load_cert_chain(cert, key, password=lambda: b"")
+            return cls(context, chatproto.trust_key(own))
+        except ssl.SSLError as error:
+            raise TlsError(f"{cert}: {_why_no_identity(error, cert, key)}") from error
+        except OSError as error:
+            raise TlsError(_why_no_file(error)) from error
+        except ValueError as error:
+            raise TlsError(f"{cert} has no certificate in it (PEM is wanted)") from error
+
+
+def _why_no_identity(error: ssl.SSLError, cert: str, key: Optional[str]) -> str:
+    """What is wrong with a certificate and its key, and what to do."""
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key or cert} is another certificate's"
+    if key is None:
+        return "there is no key in it: --key FILE says where it is"
+    return f"the key in {key} cannot be read: it has to be PEM, without a password"
+
+
 # --- The sequencer ---
 
 class Sequencer(threading.Thread):
@@ -3577,8 +3708,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def __init__(self, host: str = "", port: int = PORT, settings: Settings = DEFAULT,
                  record: Callable[[str], None] = lambda line: None,
-                 history: Optional[HistoryFile] = None) -> None:
+                 history: Optional[HistoryFile] = None,
+                 identity: Optional[Identity] = None) -> None:
         self.settings = settings
+        # None: nothing is encrypted.
+        self.identity = identity
         self.alarm = Alarm()
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
@@ -3695,7 +3829,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         try:
-            request.send(Error(0, "full", f"the limit is reached: {what}").encode())
+            if self.identity is None:
+                request.send(Error(0, "full", f"the limit is reached: {what}").encode())
             request.shutdown(socket.SHUT_WR)
         except OSError:
             pass
@@ -3769,7 +3904,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         """Serve one connection to its end: frames, a request of a browser, or frames over the
         WebSocket that it asked for."""
         origin = _origin(request, client_address)
-        wire = MessageSocket(request) if self.web is None else self.web.socket(request)
+        wire = (MessageSocket(request) if self.identity is None
+                else SecureSocket(request, self.identity.context))
         thread = threading.current_thread()
         with self._lock:
             if self._closed:
@@ -3788,10 +3924,23 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.alarm.clock()
         spoken: Any = wire
+        until = time.monotonic() + JOIN_TIMEOUT
+        try:
+            is_clear = isinstance(wire, SecureSocket) and not wire.begin(until)
+        except ConnectionClosed as why:
+            logger.debug("%s went during its greeting (%s)", address, why)
+            wire.close()
+            return
         if self.web is not None:
-            spoken = self.web.greet(wire, address, JOIN_TIMEOUT)
+            # In the clear it is sent to https, when it speaks HTTP.
+            spoken = self.web.greet(wire, address, max(0.0, until - time.monotonic()))
         if spoken is None:
             # It was a request, and it has its answer.
+            return
+        if is_clear:
+            wire.write(Error(0, "tls", "this server speaks TLS only").encode())
+            wire.linger()
+            wire.close()
             return
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
@@ -3901,6 +4050,8 @@ class OperatorLine:
     _LETTER = re.compile(r".[\u0300-\u036f\u200d\ufe0f]*\Z", re.DOTALL)
     _WORD = re.compile(r"\S*\s*\Z")
     _ALL = re.compile(r".*\Z", re.DOTALL)
+    # What stands behind /password is nobody's to read.
+    _SECRET = re.compile(r"(?<=/password ).+", re.IGNORECASE)
     _ERASE = {"\x7f": _LETTER, "\x08": _LETTER, "\x17": _WORD, "\x15": _ALL}
 
     def __init__(self) -> None:
@@ -3991,8 +4142,11 @@ class OperatorLine:
         """The line is finished: it stays on the screen, and a new one begins."""
         with self._lock:
             line, self._text = self._text, ""
-        self.write(f"{self.PROMPT}{escape(line)}\n")
+        self.write(f"{self.PROMPT}{self._shown(line)}\n")
         return line
+
+    def _shown(self, text: str) -> str:
+        return escape(self._SECRET.sub(lambda found: "*" * len(found[0]), text))
 
     def _read(self) -> bytes:
         """Wait for keys; while we are in the background, for the foreground."""
@@ -4021,7 +4175,7 @@ class OperatorLine:
         """
         assert self._lock.locked()
         room = max(1, os.get_terminal_size(1).columns - len(self.PROMPT) - 1)
-        shown = escape(self._text)[-room:]
+        shown = self._shown(self._text)[-room:]
         while sum(1 + (not char.isascii()) for char in shown) > room:
             shown = shown[1:]
         return shown
@@ -4254,9 +4408,10 @@ class Responder:
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
             if token is not None and self._may_answer(str(asker[0])):
-                here = self._server.room.connected
+                here, identity = self._server.room.connected, self._server.identity
                 answer = chatproto.Answer(self._name, self._server.port, here,
-                                          chatproto.__version__, False, self._id)
+                                          chatproto.__version__, identity is not None, self._id,
+                                          identity.key if identity else "")
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
     def _may_answer(self, asker: str) -> bool:
@@ -4343,14 +4498,24 @@ class Invitation:
     @property
     def command(self) -> str:
         """The line that others type, with Python as it is called here."""
-        return f"{_python()} chat_client.py {self.hosts()[0]} {self._server.port} -n NAME"
+        trust = f" --trust {self.key}" if self.key else ""
+        return f"{_python()} chat_client.py {self.hosts()[0]} {self._server.port}{trust} -n NAME"
+
+    @property
+    def key(self) -> str:
+        """By which others know this server under TLS; "" without."""
+        return self._server.identity.key if self._server.identity is not None else ""
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.key else "http"
 
     @property
     def url(self) -> str:
         """The page's address; "" when browsers are not served, or have no way to come."""
         hosts = self.hosts() if self._server.web is not None else []
-        return next((f"http://{chatproto.in_url(host)}:{self._server.port}/" for host in hosts
-                     if "%" not in host), "")
+        return next((f"{self._scheme}://{chatproto.in_url(host)}:{self._server.port}/"
+                     for host in hosts if "%" not in host), "")
 
     @property
     def host_page(self) -> str:
@@ -4359,7 +4524,7 @@ class Invitation:
         # Only a connection from loopback is known to come from this machine.
         if self._server.web is None or not _is_loopback(own):
             return ""
-        url = f"http://{chatproto.in_url(own)}:{self._server.port}/"
+        url = f"{self._scheme}://{chatproto.in_url(own)}:{self._server.port}/"
         return f"{url}#host={self._server.web.secret}"
 
     def lines(self) -> "list[str]":
@@ -4370,6 +4535,9 @@ class Invitation:
                  f"Others join with: {self.command}"]
         if self.url:
             lines.append(f"or in a browser: {self.url}")
+        if self.url and self.key:
+            lines.append("The browser warns: nobody but you vouches for this server. Its key is "
+                         f"{self.key}")
         if self.host_page:
             lines.append(f"Host's page: {self.host_page}")
         if others:
@@ -4429,7 +4597,8 @@ class Console:
             "/only-host": self.only_host, "/everyone": self.everyone, "/private": self.private,
             "/slow": self.slow, "/files": self.files, "/remove": self.remove,
             "/boot": self.boot, "/ban": self.ban, "/unban": self.unban, "/banned": self.banned,
-            "/motd": self.motd, "/host-name": self.host_name, "/record": self.record,
+            "/motd": self.motd, "/host-name": self.host_name,
+            "/password": self.password, "/record": self.record,
             "/reload": self.reload, "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
@@ -4587,6 +4756,14 @@ class Console:
         """/host-name NAME: speak under that name from now on"""
         return str(self._ask(self._host.call, _one_word(rest, "/host-name NAME")))
 
+    def password(self, rest: str) -> str:
+        """/password TEXT: ask newcomers for another password; alone it asks you, and shows none"""
+        if not self._server.identity:
+            raise ValueError("a password needs --tls: else everybody could read it on the way")
+        if not rest and self._line.is_open:
+            raise ValueError("/password TEXT; it is not shown")
+        return str(self._ask(self._host.lock, rest or chatproto.ask_password("New password: ")))
+
     def read_motd(self) -> Optional[str]:
         """The message of the day from its file, None when there is none.
 
@@ -4703,6 +4880,232 @@ def _seconds(duration: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+# --- Certificate ---
+
+# The standard library can use a certificate and cannot make one. What is ours here: the encoding
+# (DER: ITU-T X.690), the certificate (RFC 5280), the file of the key (RFC 5915), and one signature
+# (ECDSA: FIPS 186-5, 6.4) on the curve P-256 (SP 800-186, 3.2.1.3; SEC 2). It signs its own
+# certificate and nothing else, at most once a start, on nobody's demand: so that it is not done in
+# constant time tells nobody anything.
+_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+_N = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+_G = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
+      0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
+_Point = Optional[Tuple[int, int]]
+
+_SEQUENCE, _SET, _INTEGER, _BITS, _OCTETS, _OID, _TEXT = 0x30, 0x31, 0x02, 0x03, 0x04, 0x06, 0x0c
+_EC_KEY, _P256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
+_ECDSA_SHA256 = "1.2.840.10045.4.3.2"
+_COMMON_NAME, _SERVER_AUTH = "2.5.4.3", "1.3.6.1.5.5.7.3.1"
+_SUBJECT_KEY, _KEY_USAGE, _ALT_NAME, _BASIC, _EXTENDED = (
+    f"2.5.29.{number}" for number in (14, 15, 17, 19, 37))
+# The two times of a certificate, as they are encoded.
+_TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d{12,14})Z")
+# Seconds: how long a certificate holds, and how long before its end another is made. It begins a
+# little in the past, for clocks that are late.
+CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400, 2 * 86_400
+
+
+class CertificateError(Exception):
+    """The kept certificate cannot be read or written; the text says what to do."""
+
+
+def _add(one: _Point, other: _Point) -> _Point:
+    """The sum of two points of P-256; None is the point at infinity (SEC 1, 2.2.1)."""
+    if one is None or other is None:
+        return one or other
+    (x, y), (u, v) = one, other
+    if x == u and (y + v) % _P == 0:
+        return None
+    slope = (3 * x * x - 3) * pow(2 * y, -1, _P) if x == u else (v - y) * pow(u - x, -1, _P)
+    sum_x = (slope * slope - x - u) % _P
+    return sum_x, (slope * (x - sum_x) - y) % _P
+
+
+def _multiply(factor: int, point: _Point) -> "tuple[int, int]":
+    """`factor` times a point, for a factor below the curve's order."""
+    product: _Point = None
+    for bit in f"{factor:b}":
+        product = _add(product, product)
+        if bit == "1":
+            product = _add(product, point)
+    assert product is not None
+    return product
+
+
+def _new_scalar() -> int:
+    """A secret number from 1 to the curve's order, which is not reached."""
+    return secrets.randbelow(_N - 1) + 1
+
+
+def _sign(key: int, data: bytes) -> bytes:
+    """The signature of data, in DER."""
+    digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
+    r = s = 0
+    while not r or not s:
+        # Two signatures with one of these would give the key away.
+        once = _new_scalar()
+        r = _multiply(once, _G)[0] % _N
+        s = pow(once, -1, _N) * (digest + r * key) % _N
+    return _der(_SEQUENCE, _der_number(r), _der_number(s))
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    """An element of DER: tag, length, content (X.690, 8.1)."""
+    content = b"".join(parts)
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    if len(content) < 128:
+        return bytes((tag, len(content))) + content
+    return bytes((tag, 0x80 | len(length))) + length + content
+
+
+def _der_number(number: int) -> bytes:
+    return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _der_oid(dotted: str) -> bytes:
+    """An object identifier: seven bits a byte, all but the last of a number marked (8.19)."""
+    first, second, *rest = map(int, dotted.split("."))
+    content = bytearray()
+    for number in (40 * first + second, *rest):
+        groups = [number & 0x7f]
+        while number > 0x7f:
+            number >>= 7
+            groups.append(0x80 | number & 0x7f)
+        content += bytes(reversed(groups))
+    return _der(_OID, bytes(content))
+
+
+def _der_time(when: float) -> bytes:
+    """UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5)."""
+    moment = time.gmtime(when)
+    if moment.tm_year < 2050:
+        return _der(0x17, time.strftime("%y%m%d%H%M%SZ", moment).encode())
+    return _der(0x18, time.strftime("%Y%m%d%H%M%SZ", moment).encode())
+
+
+def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[bytes]":
+    """The names and addresses of a machine as a certificate has them (RFC 5280, 4.2.1.6)."""
+    dns = [name.encode() for name in dict.fromkeys(names) if name and name.isascii()]
+    ip = [ipaddress.ip_address(address.partition("%")[0]).packed for address in addresses]
+    return [_der(0x82, name) for name in dns] + [_der(0x87, each) for each in dict.fromkeys(ip)]
+
+
+def _extension(id: str, value: bytes, critical: bool = False) -> bytes:
+    mark = _der(0x01, b"\xff") if critical else b""
+    return _der(_SEQUENCE, _der_oid(id), mark, _der(_OCTETS, value))
+
+
+def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: float,
+                     key: Optional[int] = None) -> "tuple[str, str]":
+    """A certificate that this machine gives itself, and its key, both as PEM. `key` is the secret
+    number of the one before, where there was one: who trusts it trusts this one as well."""
+    key = key or _new_scalar()
+    x, y = _multiply(key, _G)
+    # Uncompressed (SEC 1, 2.3.3), in a string of bits of which none is unused.
+    point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+    bits = _der(_BITS, b"\0", point)
+    name = _der(_SEQUENCE, _der(_SET, _der(
+        _SEQUENCE, _der_oid(_COMMON_NAME), _der(_TEXT, (names[0] if names else "Roger").encode()))))
+    since = now - CERTIFICATE_SINCE
+    algorithm = _der(_SEQUENCE, _der_oid(_ECDSA_SHA256))
+    extensions = [
+        # It may sign itself and nothing else: no authority, in nobody's list of them.
+        _extension(_BASIC, _der(_SEQUENCE), critical=True),
+        # Bit 0: digitalSignature; seven bits are unused.
+        _extension(_KEY_USAGE, _der(_BITS, b"\x07\x80"), critical=True),
+        _extension(_EXTENDED, _der(_SEQUENCE, _der_oid(_SERVER_AUTH))),
+        _extension(_SUBJECT_KEY, _der(_OCTETS, hashlib.sha1(point).digest())),
+        _extension(_ALT_NAME, _der(_SEQUENCE, *_alternatives(names, addresses)))]
+    body = _der(
+        _SEQUENCE, _der(0xa0, _der_number(2)), _der_number(secrets.randbits(120) | 1), algorithm,
+        name, _der(_SEQUENCE, _der_time(since), _der_time(since + CERTIFICATE_FOR)), name,
+        _der(_SEQUENCE, _der(_SEQUENCE, _der_oid(_EC_KEY), _der_oid(_P256)), bits),
+        _der(0xa3, _der(_SEQUENCE, *extensions)))
+    certificate = _der(_SEQUENCE, body, algorithm, _der(_BITS, b"\0", _sign(key, body)))
+    private = _der(_SEQUENCE, _der_number(1), _der(_OCTETS, key.to_bytes(32, "big")),
+                   _der(0xa0, _der_oid(_P256)), _der(0xa1, bits))
+    return _pem("CERTIFICATE", certificate), _pem("EC PRIVATE KEY", private)
+
+
+def _pem(label: str, der: bytes) -> str:
+    """RFC 7468."""
+    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+
+
+def _from_pem(label: str, text: str) -> bytes:
+    """The DER in the first of these. Raises ValueError."""
+    found = re.search(f"-----BEGIN {label}-----([A-Za-z0-9+/=\\s]+)-----END {label}-----", text)
+    if found is None:
+        raise ValueError(f"there is no {label.lower()} in it")
+    return base64.b64decode("".join(found[1].split()), validate=True)
+
+
+def certificate_key(text: str) -> int:
+    """The secret number of a key that make_certificate() made. Raises ValueError."""
+    der = _from_pem("EC PRIVATE KEY", text)
+    # A SEQUENCE of the number 1 and 32 bytes: see make_certificate().
+    if der[2:7] != b"\x02\x01\x01\x04\x20" or not 0 < int.from_bytes(der[7:39], "big") < _N:
+        raise ValueError("its key is none of ours")
+    return int.from_bytes(der[7:39], "big")
+
+
+def _still_good(text: str, names: "Sequence[str]", addresses: "Sequence[str]", now: float) -> bool:
+    """Whether a kept certificate holds for a while, and for all that this machine is called."""
+    der = _from_pem("CERTIFICATE", text)
+    since, until = certificate_times(der)
+    return (since <= now < until - CERTIFICATE_LEFT
+            and all(each in der for each in _alternatives(names, addresses)))
+
+
+def certificate_times(der: bytes) -> "tuple[int, int]":
+    """Since when a certificate holds, and until when (Unix seconds). Raises ValueError."""
+    times = _TIMES.search(der)
+    if times is None:
+        raise ValueError("its certificate is none of ours")
+    since, until = (calendar.timegm(time.strptime(
+        each.decode(), "%y%m%d%H%M%S" if len(each) == 12 else "%Y%m%d%H%M%S"))
+        for each in times.groups())
+    return since, until
+
+
+def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str]",
+                     now: float) -> None:
+    """Have a file with certificate and key that hold now, for this machine: make it where there is
+    none, and another with the same key where it ends soon or is for other addresses.
+
+    Raises CertificateError.
+    """
+    key: Optional[int] = None
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as file:
+            kept = file.read(65_536)
+            key = certificate_key(kept)
+            if _still_good(kept, names, addresses, now):
+                return
+        _write_secret(path, "".join(make_certificate(names, addresses, now, key)))
+    except OSError as error:
+        raise CertificateError(f"the certificate in {path} cannot be kept: "
+                               f"{error.strerror or error}") from error
+    except ValueError as error:
+        raise CertificateError(f"{path} is damaged: {error}; without it another key is made, which "
+                               "everybody has to trust anew") from error
+
+
+def _write_secret(path: str, text: str) -> None:
+    """Write a file whole that only its owner reads. Raises OSError."""
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    half = f"{path}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(half)
+    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(half, path)
+
+
 # --- The command line ---
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -4808,6 +5211,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-files", action="store_true", help="no files")
     add("--no-web", action="store_true",
         help="nothing for browsers, and no files, even where chat_web.py is there")
+    add("--tls", action="store_true",
+        help="encrypt everything, for browsers as well, and take nothing in the clear; the "
+             "certificate is made here where none is given, and kept")
+    add("--cert", metavar="FILE", help="use this certificate (PEM); switches --tls on")
+    add("--key", metavar="FILE", help="and its key, where that is not in the same file")
+    add("--password", action="store_true",
+        help="let in only who knows the password that is asked for now; switches --tls on")
+    add("--password-file", metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
     add("-v", "--verbose", action="store_true", help="log more")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
@@ -4825,6 +5237,8 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     keeps = (arguments.keep, arguments.keep_messages) != (None, None)
     if keeps and arguments.history is None:
         parser.error("--keep and --keep-messages need --history FILE")
+    if arguments.key and not arguments.cert:
+        parser.error("--key needs --cert FILE")
     return arguments
 
 
@@ -4838,6 +5252,23 @@ def _open_history(arguments: argparse.Namespace) -> Optional[HistoryFile]:
     messages = math.inf if arguments.keep_messages is None else arguments.keep_messages
     path = os.path.abspath(arguments.history)
     return HistoryFile(path, arguments.history_sync, seconds, messages)
+
+
+def _identity(arguments: argparse.Namespace, password: Optional[str]) -> Optional[Identity]:
+    """What the server shows under TLS, where the command line asks for that. Raises TlsError."""
+    if not arguments.tls and not arguments.cert and password is None:
+        return None
+    if ssl is None:
+        raise TlsError("this Python was built without ssl, so there is no --tls (and no password)")
+    if arguments.cert:
+        return Identity.load(arguments.cert, arguments.key)
+    path = f"{arguments.history}.pem" if arguments.history else chatproto.config_path("server.pem")
+    addresses = [each.ip for each in chatproto.own_addresses()]
+    try:
+        keep_certificate(path, [socket.gethostname(), "localhost"], addresses, time.time())
+    except CertificateError as error:
+        raise TlsError(str(error)) from error
+    return Identity.load(path)
 
 
 def _export(output: str, path: str) -> int:
@@ -4892,7 +5323,8 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
     try:
         # A name that nobody chose says less than the address.
         title = invitation.name if invitation.name != _machine_name() else ""
-        return chat_web.Web(desk, names=names, title=title)
+        return chat_web.Web(desk, names=names, title=title,
+                            is_encrypted=server.identity is not None)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
@@ -4930,6 +5362,7 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     rules, said = host.rules, map(json.loads, talk)
     return {
         "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
+        "key": invitation.key,
         "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
                   "host": rules.host, "files": rules.files},
         "files": [{"id": file.message, "name": file.name, "size": file.size, "from": file.sender}
@@ -5095,18 +5528,22 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     """Everything but the threads of the server.
 
     Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
-    the day that is too long, HistoryError.
+    the day that is too long and for what is no password, HistoryError, TlsError.
     """
+    password = chatproto.given_password(arguments.password, arguments.password_file)
+    identity = _identity(arguments, password)
     settings = Settings(arguments.grace, arguments.rate, arguments.max_members,
                         arguments.max_per_address)
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
-        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history)
+        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history, identity)
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.
         server.room.host.begin(console.read_motd(), arguments.host_name)
+        if password is not None:
+            server.room.host.lock(password)
         if not arguments.no_web:
             server.web = _load_web(console, server, invitation, arguments.dns_name)
         _open_files(arguments, server, invitation, history)
@@ -5121,6 +5558,8 @@ def _why_not(error: Exception, arguments: argparse.Namespace) -> str:
     """Why the server cannot start, and what to do."""
     if isinstance(error, HistoryError):
         return f"cannot keep the history in {error}"
+    if isinstance(error, TlsError) or getattr(error, "code", "") == "password":
+        return str(error)
     if isinstance(error, ProtocolError):
         return f"the message of the day, {arguments.motd}, is too long: {error}"
     if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
@@ -5180,7 +5619,7 @@ def main(argv: "Optional[list[str]]" = None) -> int:
     line = OperatorLine()
     try:
         server, console, chat_log, invitation = _build(arguments, line, lambda: orders.put(STOP))
-    except (OSError, UnicodeError, ProtocolError, HistoryError) as error:
+    except (OSError, UnicodeError, ProtocolError, HistoryError, TlsError) as error:
         complain(_why_not(error, arguments))
         return 1
     has_terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -4,7 +4,7 @@
 chat_server loads this file when it lies beside it (with chat_web.html, the page) and hands it what
 it needs. (tests/echo.py is a bare echo with it, for conformance suites.)
 
-    bytes of a connection ──▶ HttpSocket.peek: a method's name? ── no ──▶ frames, as ever
+    bytes of a connection ──▶ MessageSocket.peek: a method's name? ── no ──▶ frames, as ever
                                         │ yes                             (a Connection's)
                                         ▼
                               PageRequest, by http.server: the page, two files, /host, or ...
@@ -15,7 +15,6 @@ it needs. (tests/echo.py is a bare echo with it, for conformance suites.)
 The parts, bottom up
     MessageDecoder     bytes in any pieces -> messages, pings and the close (RFC 6455, the server's
                        side); no socket
-    HttpSocket         a MessageSocket that can also look ahead, and write until a deadline
     WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
                        it do not know the difference. wrap() is called once a broadcast
     Request            one HTTP request within its limits, answered, and the connection closed; or
@@ -61,7 +60,9 @@ rename and ends with its session.
 
 Threads: everything of a connection runs on its own thread; WebSocket says what others may call.
 One is made here: "files", which deletes and renames, as the room must not wait for a disk. Locks:
-one in each WebSocket and one in FileStore, described there. Left out on purpose: TLS, keep-alive.
+one in each WebSocket and one in FileStore, described there. Under TLS
+(chatproto.SecureSocket) nothing differs but the scheme of addresses. Left out on purpose:
+keep-alive.
 """
 
 from __future__ import annotations
@@ -87,7 +88,6 @@ import queue
 import re
 import secrets
 import shutil
-import socket
 import struct
 import sys
 import tempfile
@@ -97,8 +97,7 @@ import urllib.parse
 from typing import IO, Any, Callable, Collection, Iterable, Iterator, NamedTuple, Optional, Union
 
 import chatproto
-from chatproto import (DONT_WAIT, MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape,
-                       wait_for)
+from chatproto import MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape
 
 # Seconds for a whole request, and again for its answer.
 HTTP_TIMEOUT = 10.0
@@ -107,8 +106,6 @@ HTTP_TIMEOUT = 10.0
 MAX_HTTP_LINE = 8 * 1024
 MAX_HEAD = 32 * 1024
 MAX_BODY = 64 * 1024
-# Seconds for the peer to read our last bytes and to close, before its own bytes reset it.
-LINGER = 2.0
 # Frames of a WebSocket that one message may be cut into: browsers use one.
 FRAGMENTS = 128
 # Frames of a WebSocket that are decoded at once: nobody holds the interpreter with a read full of
@@ -116,7 +113,6 @@ FRAGMENTS = 128
 READ_FRAMES = 64
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ",
            b"CONNECT ", b"PRI ")
-LONGEST_METHOD = max(map(len, METHODS))
 PAGE, CHAT, HOST, UPLOADS = "/", "/chat", "/host", "/files"
 # All that a newcomer with Python needs.
 FILES = ("/chat_client.py", "/chatproto.py")
@@ -352,61 +348,7 @@ def close_status(payload: bytes) -> int:
     return status
 
 
-# --- Sockets ---
-
-class HttpSocket(MessageSocket):
-    """A MessageSocket with what HTTP needs besides, all of it for the reading thread."""
-
-    __slots__ = ()
-
-    def peek(self, seconds: float) -> bytes:
-        """The first bytes, which stay where they are; b"" when none came in that time. Raises
-        ConnectionClosed."""
-        try:
-            data = self._peek()
-            if data is None and wait_for(self._sock, seconds):
-                data = self._peek()
-        except (OSError, ValueError) as error:
-            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
-        if data is None:
-            return b""
-        if not data:
-            raise ConnectionClosed("the other side closed the connection")
-        return data
-
-    def _peek(self) -> Optional[bytes]:
-        """What has come already; None for nothing. Most speak at once."""
-        try:
-            return self._sock.recv(LONGEST_METHOD, socket.MSG_PEEK | DONT_WAIT)
-        except BlockingIOError:
-            return None
-
-    def write_all(self, data: bytes, until: float) -> None:
-        """Send all of `data`, waiting for room, until then by time.monotonic(). Raises
-        ConnectionClosed."""
-        rest = memoryview(data)
-        try:
-            while rest:
-                if not wait_for(self._sock, until - time.monotonic(), writable=True):
-                    raise ConnectionClosed("the other side does not read")
-                try:
-                    rest = rest[self._sock.send(rest, DONT_WAIT):]
-                except BlockingIOError:
-                    continue
-        except (OSError, ValueError) as error:
-            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
-
-    def linger(self) -> None:
-        """End our half, and wait for the peer's: to close with its bytes unread would reset the
-        connection, and our last words with it."""
-        self.finish()
-        until = time.monotonic() + LINGER
-        try:
-            while time.monotonic() < until:
-                self.read(max(0.0, until - time.monotonic()))
-        except ConnectionClosed:
-            pass
-
+# --- WebSockets ---
 
 class WebSocket:
     """A WebSocket that a Connection takes for a MessageSocket: one reading thread, and writes from
@@ -418,7 +360,7 @@ class WebSocket:
 
     wrap = staticmethod(text_message)
 
-    def __init__(self, wire: HttpSocket, rest: bytes = b"") -> None:
+    def __init__(self, wire: MessageSocket, rest: bytes = b"") -> None:
         self._wire = wire
         self._rest = rest
         self._decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
@@ -535,7 +477,7 @@ class RequestReader:
     http.server reads from it as from a file.
     """
 
-    def __init__(self, wire: HttpSocket, until: float) -> None:
+    def __init__(self, wire: MessageSocket, until: float) -> None:
         self._wire = wire
         # By time.monotonic().
         self._until = until
@@ -602,7 +544,7 @@ class RequestReader:
 class _Writer:
     """What http.server writes its answers to."""
 
-    def __init__(self, wire: HttpSocket, until: float) -> None:
+    def __init__(self, wire: MessageSocket, until: float) -> None:
         self._wire, self._until = wire, until
 
     def write(self, data: bytes) -> None:
@@ -631,7 +573,7 @@ class Request(http.server.BaseHTTPRequestHandler):
     websocket: Optional[WebSocket] = None
 
     def setup(self) -> None:
-        self.wire: HttpSocket = self.request
+        self.wire: MessageSocket = self.request
         until = time.monotonic() + HTTP_TIMEOUT
         self.rfile = RequestReader(self.wire, until)            # type: ignore[assignment]
         self.wfile = _Writer(self.wire, until + HTTP_TIMEOUT)   # type: ignore[assignment]
@@ -721,6 +663,10 @@ class Request(http.server.BaseHTTPRequestHandler):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{name} comes twice")
         return values[0].strip() if values else ""
 
+    def origin(self, host: str) -> str:
+        """Where a page is that was asked for under `host`."""
+        return f"{'https' if self.wire.is_encrypted else 'http'}://{host}".lower()
+
     def takes_gzip(self) -> bool:
         """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
         found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
@@ -786,7 +732,7 @@ class Stored:
     # The id of the message that handed it out; 0 before that.
     message: int = 0
     # The connection that a piece of it comes by.
-    wire: Optional[HttpSocket] = None
+    wire: Optional[MessageSocket] = None
 
     @property
     def url(self) -> str:
@@ -964,7 +910,8 @@ class FileStore:
                               "remove some")
             file.size = size
 
-    def write(self, file: Stored, start: int, pieces: "Iterable[bytes]", wire: HttpSocket) -> None:
+    def write(self, file: Stored, start: int, pieces: "Iterable[bytes]",
+              wire: MessageSocket) -> None:
         """Add what comes by `wire` to a file, which has `start` bytes so far. What has come when
         that ends with an error stays. Raises Refusal, OSError, and what `pieces` raises."""
         with self._lock:
@@ -1151,7 +1098,7 @@ class FileRequest(Request):
         answer: "dict[str, Any]" = {"have": file.have}
         if file.is_finished:
             self.clerk.finish(file)
-            base = self.clerk.address() or f"http://{self.one_header('Host')}/"
+            base = self.clerk.address() or self.origin(self.one_header("Host")) + "/"
             answer["url"] = file.url
             answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
                               f"{base.rstrip('/')}{file.url}")
@@ -1304,11 +1251,11 @@ class Page(NamedTuple):
         return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
                    _hash_of(body, b"style"))
 
-    def policy(self, host: str) -> str:
-        """The Content-Security-Policy, for a page that was asked for under `host`."""
-        # Not every browser takes 'self' to hold for ws: as well.
+    def policy(self, origin: str) -> str:
+        """The Content-Security-Policy, for a page that was asked for at `origin`."""
+        # Not every browser takes 'self' to hold for ws: and wss: as well.
         return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
-                f"img-src data: 'self'; connect-src 'self' ws://{host}; base-uri 'none'; "
+                f"img-src data: 'self'; connect-src 'self' ws{origin[4:]}; base-uri 'none'; "
                 "form-action 'none'; frame-ancestors 'none'")
 
 
@@ -1347,6 +1294,10 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(http.HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
+        if self.web.is_encrypted and not self.wire.is_encrypted:
+            where = self.path if self.path.startswith("/") else PAGE
+            raise Refusal(http.HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
+                          Location=f"https://{host}{where}")
         methods = self._file_methods(path) or {
             PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
             **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
@@ -1385,7 +1336,7 @@ class PageRequest(FileRequest):
         """The page: kept by the browser, which asks each time whether it is still the same."""
         page = self.web.pages[self._is_here]
         kind, ok = "text/html; charset=utf-8", http.HTTPStatus.OK
-        headers = {"Content_Security_Policy": page.policy(host), "ETag": page.etag,
+        headers = {"Content_Security_Policy": page.policy(self.origin(host)), "ETag": page.etag,
                    "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
         known = {tag[-len(page.etag) + 2:] for tag in self.tokens("If-None-Match")}
         if page.etag[2:] in known or "*" in known:
@@ -1410,7 +1361,7 @@ class PageRequest(FileRequest):
 
         Who is no browser can use the port without HTTP.
         """
-        if self.one_header("Origin").lower() != f"http://{host}".lower():
+        if self.one_header("Origin").lower() != self.origin(host):
             logger.info("%s was refused: a page of %s wants to chat", self.client_address,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(http.HTTPStatus.FORBIDDEN, "only this server's own page may do that")
@@ -1462,22 +1413,19 @@ class PageRequest(FileRequest):
 
 
 class Web:
-    """The web for chat_server.
-
-    It makes each connection's socket() and has greet() find out what it is.
-    """
-
-    socket = HttpSocket
+    """The web for chat_server: greet() finds out what a connection is."""
 
     def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
-                 title: str = "") -> None:
+                 title: str = "", is_encrypted: bool = False) -> None:
         """Read the files; `names` are those by which browsers may come, besides the machine's own,
-        and `title` is what the server is called.
+        and `title` is what the server is called. Where it `is_encrypted`, who comes without TLS is
+        sent to https.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
         self.names = names
+        self.is_encrypted = is_encrypted
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         # Where members' files are, and who is asked about them: to be set before connections come.
         self.store: Optional[FileStore] = None
@@ -1498,8 +1446,8 @@ class Web:
         if self.store is not None:
             self.store.close()
 
-    def greet(self, wire: HttpSocket, address: str,
-              seconds: float) -> "Union[HttpSocket, WebSocket, None]":
+    def greet(self, wire: MessageSocket, address: str,
+              seconds: float) -> "Union[MessageSocket, WebSocket, None]":
         """On the connection's thread: find out what `wire` speaks.
 
         Waits up to `seconds` for the first byte. Returns it as it is for frames (and for a peer

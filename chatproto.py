@@ -13,7 +13,7 @@ The protocol (TCP, port 8087)
 
     from a client                               from the server
     join    name v [session seen epoch]         welcome name session epoch users last resumed got
-            receipts                                    missed [here] [motd]
+            receipts [password]                         missed [here] [motd]
     chat    text [to] [seen] [file]             chat    from text at [cid] [to] [file]
     rename  name                                joined  name at         left    name at reason
     leave                                       renamed name to at      heard   about count of
@@ -61,6 +61,7 @@ The parts, bottom up
     Message            value objects, one class an instruction; INSTRUCTIONS is the list of them
     FrameDecoder       bytes in any pieces -> lines -> messages
     MessageSocket      the only one that touches a socket: reads that block, writes that never do
+    SecureSocket       the same over TLS; nobody above it knows
     Alarm              one threading.Timer for every deadline of the process
     MessageQueue       one ordered log of frames, read from any place by any number of readers
     Confirmations      which of the peer's frames are confirmed, and when
@@ -72,15 +73,20 @@ The parts, bottom up
 A place in a log is an id: everything up to and including it lies behind the place.
 
 Threads and locks: nothing here starts a thread but Alarm's timer. MessageManager has one lock for
-each connection; inside it the log's and the socket's are taken, which are leaves, and so is the
-Alarm's. Only MessageSocket touches a socket and only Alarm a clock.
+each connection; inside it the log's and the socket's are taken, which are leaves (but that a
+SecureSocket's has a MessageSocket's inside), and so is the Alarm's. Only MessageSocket touches a
+socket and only Alarm a clock.
 Left out on purpose: rooms, users, history files and screens (the roles have them), compression.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
 import functools
+import getpass
+import hashlib
 import io
 import ipaddress
 import json
@@ -93,15 +99,23 @@ import select
 import socket
 import struct
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
+import warnings
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
                     NamedTuple, Optional, Protocol, Tuple, Union)
+
+try:
+    import ssl
+except ImportError:
+    # A Python that was built without it: everything but --tls works.
+    ssl = None  # type: ignore[assignment]
 
 __version__ = "1.0"
 
@@ -123,6 +137,8 @@ MAX_FIND = 256
 # Bytes of the name of a file before its ending, and characters of that: with both, and a number
 # between them, it is below the 255 bytes that systems allow.
 MAX_STEM, MAX_ENDING = 180, 16
+# Characters of a password.
+MAX_PASSWORD = 1_000
 # Combining marks that are shown on one letter; more would cover the lines around it.
 MAX_MARKS = 8
 
@@ -159,6 +175,14 @@ LONGEST_WAIT = 3600.0
 TICK = 0.05
 # Seconds of one wait for a socket where cutting the connection does not end the wait.
 CUT_POLL = 0.25
+# Seconds for the peer to read our last bytes and to close, before its own bytes reset it.
+LINGER = 2.0
+# Bytes that are encrypted or decrypted at once: the memory between a socket and TLS keeps the size
+# of the largest piece for as long as the connection lasts.
+PIECE = 4 * 1024
+# Bytes that a record of TLS holds at most (RFC 8446, 5.1), and its first byte when it greets.
+RECORD = 16 * 1024
+GREETING = b"\x16"
 
 
 # --- Errors ---
@@ -273,6 +297,43 @@ def check_text(text: Any) -> str:
     if not text.isprintable() and _CONTROL.search(text):
         raise ProtocolError("bad-text", "a text has no control characters but newline and tab")
     return text
+
+
+def check_password(text: Any) -> str:
+    """Return a password as it is compared, however it was typed (NFKC); else raise
+    ProtocolError("password")."""
+    if type(text) is not str or not 1 <= len(text) <= MAX_PASSWORD:
+        raise ProtocolError("password", f"a password has 1 to {MAX_PASSWORD} characters")
+    if _CONTROL.search(text) or "\n" in text:
+        raise ProtocolError("password", "a password has no line ends or control characters")
+    return unicodedata.normalize("NFKC", text)
+
+
+def given_password(asks: bool, path: Optional[str]) -> Optional[str]:
+    """The password that a program was given: typed on the terminal, in a file, or in the
+    environment's ROGER_PASSWORD. None for none. Raises ProtocolError, whose text says what to do,
+    and OSError."""
+    if asks:
+        return check_password(ask_password("Password: "))
+    if path is None:
+        found = os.environ.get("ROGER_PASSWORD")
+        return None if found is None else check_password(found)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        # One that is longer is refused by its length.
+        return check_password(file.read(2 * MAX_PASSWORD).rstrip("\n"))
+
+
+def ask_password(prompt: str) -> str:
+    """Ask for a password on the terminal, which does not show it. Raises ProtocolError without a
+    terminal."""
+    try:
+        with warnings.catch_warnings():
+            # It would be shown.
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            return getpass.getpass(prompt)
+    except (getpass.GetPassWarning, EOFError, OSError) as error:
+        raise ProtocolError("password", "there is no terminal to ask for the password: "
+                            "--password-file FILE or ROGER_PASSWORD say it") from error
 
 
 def clean_text(text: str) -> str:
@@ -412,6 +473,18 @@ def print_utf8() -> None:
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
+def config_path(name: str) -> str:
+    """A file of ours in this platform's folder for settings."""
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        folder = os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming")
+    elif sys.platform == "darwin":
+        folder = os.path.join(home, "Library", "Application Support")
+    else:
+        folder = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    return os.path.join(folder, "roger", name)
+
+
 # --- Checks of single fields: each returns the value or raises ProtocolError ---
 
 def _is_id(value: Any) -> bool:
@@ -493,10 +566,10 @@ def encode_strings(texts: "list[str]") -> bytes:
     return _encode_json(texts)[1:-1].encode("utf-8")
 
 
-def _field(check: Callable[[Any], Any], key: str = "", **default: Any) -> Any:
+def _field(check: Callable[[Any], Any], key: str = "", **options: Any) -> Any:
     """A field of a message: how it is checked, and its key on the wire where that is not the
-    attribute's name."""
-    return dataclasses.field(metadata={"check": check, "key": key}, **default)
+    attribute's name; and dataclasses' own options."""
+    return dataclasses.field(metadata={"check": check, "key": key}, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -578,7 +651,8 @@ class Ack(Message):
 @dataclasses.dataclass(frozen=True)
 class Join(Message):
     """A client's first frame: who it is, and with `session`, `seen` and `epoch` where it wants to
-    go on. The name of a session that goes on is not checked: it may come from an older rule."""
+    go on. The name of a session that goes on is not checked: it may come from an older rule. A
+    `password` goes over TLS alone, and is shown nowhere."""
     type = "join"
     name: str = _field(_string)
     v: int = _field(_version, default=VERSION)
@@ -586,6 +660,7 @@ class Join(Message):
     seen: int = _field(_count, default=0)
     epoch: Optional[str] = _field(_string, default=None)
     receipts: bool = _field(_flag, default=False)
+    password: Optional[str] = _field(check_password, default=None, repr=False)
 
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
@@ -979,12 +1054,13 @@ class MessageSocket:
     """
 
     # The server has one for each member.
-    __slots__ = ("_sock", "_closing", "_closed", "_is_cut", "_unsent")
+    __slots__ = ("_sock", "_closing", "_closed", "_is_cut", "_unsent", "_unread")
 
     # Frames that were read besides messages, for the flood limit, and bytes of messages that are
     # not whole: a WebSocket has some.
     overhead = 0
     begun = 0
+    is_encrypted = False
 
     # Bytes the kernel would not take; beyond, the peer is cut off: it has not read for long.
     UNSENT = 256 * 1024
@@ -997,6 +1073,8 @@ class MessageSocket:
         # The reader looks at this where shutdown() does not wake it: Windows.
         self._is_cut = False
         self._unsent = b""
+        # What was looked at, for the next read().
+        self._unread = b""
         try:
             sock.setblocking(bool(DONT_WAIT))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -1008,6 +1086,17 @@ class MessageSocket:
     def read(self, timeout: Optional[float] = None) -> bytes:
         """Block for bytes, at most `timeout` seconds: then b"". Raises ConnectionClosed at the end
         of the connection."""
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        return self._received(timeout)
+
+    def peek(self, timeout: float) -> bytes:
+        """As read(), but the next read() returns it again."""
+        self._unread = self.read(timeout)
+        return self._unread
+
+    def _received(self, timeout: Optional[float]) -> bytes:
         try:
             data = self._read(timeout)
         except (OSError, ValueError) as error:
@@ -1067,10 +1156,38 @@ class MessageSocket:
             if len(self._unsent) > self.UNSENT:
                 self.cut()
 
+    def write_all(self, data: bytes, until: float) -> None:
+        """Send all of `data`, and what is still unsent, waiting for room, until then by
+        time.monotonic(). For the reading thread, while no other writes. Raises ConnectionClosed."""
+        for start in range(0, max(1, len(data)), RECORD):
+            self.write(data[start:start + RECORD])
+            while self._unsent:
+                try:
+                    is_ready = wait_for(self._sock, until - time.monotonic(), writable=True)
+                except (OSError, ValueError):
+                    # Closed under a poll().
+                    is_ready = False
+                if not is_ready:
+                    raise ConnectionClosed("the other side does not read")
+                self.write(b"")
+            if self._is_cut:
+                raise ConnectionClosed("the connection is cut")
+
     def finish(self) -> None:
         """End our half: the peer reads what was written, then the end. Keeps reading, else the rest
         could be lost."""
         self._shutdown(socket.SHUT_WR)
+
+    def linger(self) -> None:
+        """End our half, and wait for the peer's: to close with its bytes unread would reset the
+        connection, and our last words with it. For the reading thread."""
+        self.finish()
+        until = time.monotonic() + LINGER
+        try:
+            while time.monotonic() < until:
+                self.read(max(0.0, until - time.monotonic()))
+        except ConnectionClosed:
+            pass
 
     def cut(self) -> None:
         """End both halves at once: wakes the reader, which close() would not."""
@@ -1110,6 +1227,230 @@ class MessageSocket:
             except OSError:
                 # It ended before.
                 pass
+
+
+# --- TLS ---
+
+class SecureSocket(MessageSocket):
+    """A MessageSocket that speaks TLS, from begin() on. To all who use it there is no difference.
+
+    An SSLSocket may not be read and written by two threads at once, and knows no send() that does
+    not block. So TLS works between memory and memory here (ssl.SSLObject): the reading thread
+    blocks in recv() as ever, without a lock, and has decrypted what came; a writer has encrypted
+    what goes, and sends as ever. What does not fit waits in `_unsent`, encrypted, in its order.
+    (Of a record that is not whole OpenSSL keeps 17 KB at most, which `begun` leaves out.)
+    """
+
+    __slots__ = ("_context", "_name", "_lock", "_tls", "_coming", "_going")
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext,
+                 name: Optional[str] = None) -> None:
+        """`name` is what a client calls the server; a server has none."""
+        super().__init__(sock)
+        self._context = context
+        self._name = name
+        # Protects the three below, and keeps what was encrypted in its order until it is sent.
+        # Inside it only MessageSocket's own lock is taken: a leaf.
+        self._lock = threading.Lock()
+        # None: nothing is encrypted yet, or the peer speaks in the clear.
+        self._tls: Optional[ssl.SSLObject] = None
+        # What comes from the socket, and what goes to it.
+        self._coming, self._going = ssl.MemoryBIO(), ssl.MemoryBIO()
+
+    def begin(self, until: float) -> bool:
+        """Greet the peer, until then by time.monotonic(); only the reading thread may write until
+        this is over. False for a client that speaks in the clear: nothing is encrypted then. Raises
+        ConnectionClosed, with ssl's error as its cause where there is one."""
+        if self._name is None and self.peek(self._left(until))[:1] != GREETING:
+            return False
+        try:
+            tls = self._context.wrap_bio(self._coming, self._going, server_side=self._name is None,
+                                         server_hostname=self._name)
+        except ValueError as error:
+            raise ConnectionClosed(f"TLS knows no such name: {error}") from error
+        while not self._greets(tls):
+            self._coming.write(self.read(self._left(until)))
+        self._tls = tls
+        # What came behind the greeting.
+        self._unread = self._decrypt(b"")
+        return True
+
+    @staticmethod
+    def _left(until: float) -> float:
+        """The seconds until then. Raises ConnectionClosed when there are none."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise ConnectionClosed("TLS was not agreed on in time")
+        return left
+
+    def _greets(self, tls: ssl.SSLObject) -> bool:
+        """Go on with the handshake; return whether it is over. Raises ConnectionClosed."""
+        try:
+            tls.do_handshake()
+            is_over = True
+        except ssl.SSLWantReadError:
+            is_over = False
+        except ssl.SSLError as error:
+            super().write(self._going.read())
+            raise ConnectionClosed(f"TLS was not agreed on: {_ssl_reason(error)}") from error
+        super().write(self._going.read())
+        return is_over
+
+    @property
+    def is_encrypted(self) -> bool:     # type: ignore[override]
+        """Whether TLS is agreed on."""
+        return self._tls is not None
+
+    @property
+    def certificate(self) -> bytes:
+        """The peer's certificate in DER; b"" without one."""
+        return (self._tls.getpeercert(True) if self._tls is not None else None) or b""
+
+    def _read(self, timeout: Optional[float]) -> Optional[bytes]:
+        if self._tls is None:
+            return super()._read(timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        left = timeout
+        while True:
+            data = super()._read(left)
+            # Nothing, or the end.
+            if not data:
+                return data
+            plain = self._decrypt(data[:PIECE])
+            for start in range(PIECE, len(data), PIECE):
+                plain += self._decrypt(data[start:start + PIECE])
+            # A record that is not whole yet, or one of TLS's own, is nothing to wait less for.
+            if plain:
+                return plain
+            if timeout is not None:
+                left = max(0.0, until - time.monotonic())
+
+    def _decrypt(self, data: bytes) -> bytes:
+        """The plain bytes that `data` completes. Raises ConnectionClosed when it is no TLS."""
+        assert self._tls is not None
+        plain = b""
+        with self._lock:
+            self._coming.write(data)
+            try:
+                # Each time a record, all of it: OpenSSL takes no more than one from `_coming`.
+                while True:
+                    piece = self._tls.read(RECORD)
+                    plain += piece
+                    if not piece:
+                        raise ssl.SSLZeroReturnError
+                    if not self._coming.pending:
+                        break
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                # The peer has said its last: the next recv() sees the end.
+                self._shutdown(socket.SHUT_RD)
+            except ssl.SSLError as error:
+                self._put_encrypted()
+                self.cut()
+                if not plain:
+                    raise ConnectionClosed(f"what came is no TLS: {_ssl_reason(error)}") from error
+            self._put_encrypted()
+        return plain
+
+    def write(self, data: bytes) -> None:
+        """As MessageSocket's. Once for every delivery, so it is kept short."""
+        if self._tls is None:
+            MessageSocket.write(self, data)
+            return
+        with self._lock:
+            try:
+                if 0 < len(data) <= PIECE:
+                    self._tls.write(data)
+                    data = self._going.read()
+                else:
+                    data = self._encrypt(data)
+            except ssl.SSLError:
+                # Our half has ended, or the peer broke TLS.
+                self.cut()
+                return
+            MessageSocket.write(self, data)
+
+    def _encrypt(self, data: bytes) -> bytes:
+        """More than a piece, or nothing. Needs the lock."""
+        assert self._lock.locked() and self._tls is not None
+        encrypted = []
+        for start in range(0, len(data), PIECE):
+            self._tls.write(data[start:start + PIECE])
+            encrypted.append(self._going.read())
+        return b"".join(encrypted)
+
+    def _put_encrypted(self) -> None:
+        """Send what TLS has to say by itself. Needs the lock."""
+        assert self._lock.locked()
+        if self._going.pending:
+            MessageSocket.write(self, self._going.read())
+
+    def finish(self) -> None:
+        """As MessageSocket's; TLS says so as well, else a peer might think that it was cut."""
+        with self._lock:
+            if self._tls is not None:
+                # It would wait for the peer's answer, which the reader takes.
+                with contextlib.suppress(ssl.SSLError):
+                    self._tls.unwrap()
+                self._put_encrypted()
+        super().finish()
+
+
+def _ssl_reason(error: Exception) -> str:
+    """What OpenSSL says of an error, for a reader."""
+    reason: str = (getattr(error, "verify_message", "") or getattr(error, "reason", "")
+                   or str(error))
+    return reason.replace("_", " ").lower()
+
+
+def trust_key(certificate: bytes) -> str:
+    """What people compare to know whose certificate (in DER) it is: 80 bits of the SHA-256 of its
+    public key, as K3QF-7T2M-5XWB-4HDN. Raises ValueError."""
+    sequence, integer, version = 0x30, 0x02, 0xa0
+    body, _ = _element(certificate, 0, sequence)
+    at, end = _element(certificate, body, sequence)
+    if certificate[at:at + 1] == bytes([version]):
+        _, at = _element(certificate, at, version)
+    # RFC 5280, 4.1: serial number, algorithm, issuer, times and subject come before the key.
+    for tag in (integer, sequence, sequence, sequence, sequence):
+        _, at = _element(certificate, at, tag)
+    _, behind = _element(certificate, at, sequence)
+    if behind > end:
+        raise ValueError("no certificate")
+    digest = hashlib.sha256(certificate[at:behind]).digest()[:10]
+    return "-".join(textwrap.wrap(base64.b32encode(digest).decode(), 4))
+
+
+def check_trust_key(text: str) -> str:
+    """A key as somebody typed it, in any case and with what lies between. Raises ValueError."""
+    key = re.sub("[ -]", "", text.upper())
+    if not re.fullmatch("[A-Z2-7]{16}", key):
+        raise ValueError("a key has 16 letters and digits, such as K3QF-7T2M-5XWB-4HDN")
+    return "-".join(textwrap.wrap(key, 4))
+
+
+def _element(data: bytes, at: int, tag: int) -> "tuple[int, int]":
+    """Where the content of an element of DER with that tag begins, and where it ends (X.690, 8.1
+    and 10.1). Raises ValueError.
+
+    A length has to be there in its one short form. OpenSSL takes others as well, and who reads one
+    of them in another way than OpenSSL finds another public key than the one that OpenSSL checks:
+    an impostor would put the key of the server that he plays there.
+    """
+    head = data[at:at + 2]
+    if len(head) < 2 or head[0] != tag:
+        raise ValueError("no certificate")
+    length, begin = head[1], at + 2
+    if length >= 0x80:
+        encoded = data[begin:begin + length - 0x80]
+        length, begin = int.from_bytes(encoded, "big"), begin + len(encoded)
+        # It is indefinite, or longer than it needs to be.
+        if length < 0x80 or encoded[0] == 0:
+            raise ValueError("no certificate")
+    if begin + length > len(data):
+        raise ValueError("no certificate")
+    return begin, begin + length
 
 
 # --- Alarm ---
@@ -1972,7 +2313,8 @@ class Inbox:
 
 # Discovery is a question by UDP to everybody on the LAN, and each server's answer to the asker:
 #     {"roger":1,"ask":TOKEN}    padded with blanks to QUESTION_SIZE, so that no answer is longer
-#     {"roger":1,"answer":TOKEN,"name":...,"port":...,"here":...,"version":...,"tls":...,"id":...}
+#     {"roger":1,"answer":TOKEN,"name":...,"port":...,"here":...,"version":...,"tls":...,"id":...,
+#      "key":...}
 # A server speaks when it is asked, and never by itself. `id` tells servers of the same name apart,
 # and is one for all the answers of a server that is asked over several interfaces.
 QUESTION_SIZE = 512
@@ -2169,6 +2511,8 @@ class Answer(NamedTuple):
     version: str
     tls: bool
     id: str
+    # Under TLS the key by which it is known: to show it, not to trust it.
+    key: str = ""
 
 
 def encode_question(token: str) -> bytes:
@@ -2188,6 +2532,8 @@ def decode_question(data: bytes) -> Optional[str]:
 def encode_answer(token: str, answer: Answer) -> bytes:
     """The answer to the question with that token."""
     fields = {"roger": 1, "answer": token, **answer._asdict()}
+    if not answer.tls:
+        del fields["key"]
     data = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     assert len(data) <= QUESTION_SIZE, "the parts' bounds are too large"
     return data
@@ -2203,12 +2549,13 @@ def decode_answer(data: bytes, token: str) -> Optional[Answer]:
     answer = Answer(*values.values())
     if not 1 <= answer.port <= 65_535 or not 0 <= answer.here <= MAX_ID:
         return None
-    return answer._replace(name=clean_text(answer.name)[:MAX_TITLE])
+    return answer._replace(name=clean_text(answer.name)[:MAX_TITLE],
+                           key=clean_text(answer.key)[:MAX_TITLE])
 
 
 # What a field of an Answer is when an older or another server leaves it out.
 _DEFAULTS: "dict[str, Any]" = {"name": "", "port": 0, "here": 0, "version": "", "tls": False,
-                               "id": ""}
+                               "id": "", "key": ""}
 
 
 def _datagram(data: bytes) -> "dict[str, Any]":

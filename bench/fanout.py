@@ -51,6 +51,7 @@ ROOT = HERE.parent
 # This is also for the processes that multiprocessing starts.
 sys.path[:0] = [str(HERE), str(ROOT)]
 
+import chat_server                              # noqa: E402
 import driver                                   # noqa: E402
 import report                                   # noqa: E402
 
@@ -104,8 +105,15 @@ def mosquitto(port, folder):
     return ["mosquitto", "-c", folder / "conf"]
 
 
+def roger_with_tls(port, folder):
+    chat_server.keep_certificate(str(folder / "server.pem"), ["localhost"], ["127.0.0.1"],
+                                 time.time())
+    return [*ROGER.command(port, folder), "--cert", folder / "server.pem"]
+
+
 ROGER = Server("Roger", lambda port, _: [sys.executable, ROOT / "chat_server.py", port, "--rate",
                                          "0", "--bind", "127.0.0.1"])
+TLS = Server("Roger, TLS", roger_with_tls, "tls")
 BARE = Server("bare loop", lambda port, _: [sys.executable, HERE / "peers.py", "bare", port],
               acks=False)
 ASYNCIO = Server("asyncio", lambda port, _: [sys.executable, HERE / "peers.py", "asyncio", port],
@@ -257,6 +265,14 @@ def fanout(title, small=False, peers=True, **load):
     return run
 
 
+def tls(options):
+    """What encryption costs: the same without and with it, in turn."""
+    for window in (1, 64):
+        for server in (ROGER, TLS) * 3:
+            yield measure(options, f"window {window}", server, members=options.members,
+                          window=window)
+
+
 def large(options):
     """As many as the server takes: one message at a time."""
     if options.large:
@@ -386,6 +402,7 @@ WORKLOADS = {
     "bytes": fanout("1,000 bytes, window 64", size=1000, window=64),
     "acks": fanout("ACKs at once, window 1", peers=False, window=1, late=1),
     "storm": storm, "deaf": deaf, "idle": idle, "clients": clients, "large": large,
+    "tls": tls,
 }
 CURVES = {
     "curve-members": curve("members", "members", (10, 30, 100, 300, 1000, 3000, 10_000)),

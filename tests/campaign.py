@@ -3,6 +3,7 @@ again.
 
     python tests/campaign.py                    100 kills
     python tests/campaign.py --kills 1000 --seed 7
+    python tests/campaign.py --kills 10 --tls   encrypted, and cut within records
 
 Speakers and listeners are ChatClients in this process, over a CuttingProxy that breaks their
 connections meanwhile. The server has a history file, is killed at random instants (counted in
@@ -34,6 +35,7 @@ import chatproto  # noqa: E402
 from chat_client import THERE  # noqa: E402
 from harness import TIMEOUT, start_server, wait_until  # noqa: E402
 from proxy import CuttingProxy  # noqa: E402
+from tls import key_in  # noqa: E402
 from witness import HistoryChecker, Talker  # noqa: E402
 
 # Messages that a speaker leaves unacknowledged.
@@ -79,17 +81,20 @@ def check_file(path, histories):
     return violations + [f"lost: {text!r} in the file" for text in there - set(texts)]
 
 
-def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=True):
+def run(kills, seed, folder, speakers=3, listeners=3, least=5, most=400, cut=True,
+        tls=False):
     """Run a campaign in `folder`; return (violations, figures)."""
     chance = random.Random(seed)
     path = str(pathlib.Path(folder) / "chat.db")
     started = time.monotonic()
-    server = start_server("--bind", "127.0.0.1", "--rate", "0", "--grace", "30", "--history", path)
-    proxy = CuttingProxy(server.port, seed)
+    server = start_server("--bind", "127.0.0.1", "--rate", "0", "--grace", "30", "--history", path,
+                          *["--tls"] * tls)
+    proxy = CuttingProxy(server.port, seed, is_encrypted=tls)
+    trust = {"trust": key_in(path + ".pem")} if tls else {}
     # Every second speaker, and all listeners, have bad connections.
     ports = server.port, proxy.port if cut else server.port
-    talkers = [Talker(ports[number % 2], f"s{number}") for number in range(speakers)]
-    talkers += [Talker(ports[1], f"l{number}") for number in range(listeners)]
+    talkers = [Talker(ports[number % 2], f"s{number}", **trust) for number in range(speakers)]
+    talkers += [Talker(ports[1], f"l{number}", **trust) for number in range(listeners)]
     stop, downtimes = threading.Event(), []
     threads = [threading.Thread(target=speak_until, args=(stop, talker), daemon=True)
                for talker in talkers[:speakers]]
@@ -153,11 +158,12 @@ def main():
         description="Kill a server with a history file again and again, and judge what is left.")
     parser.add_argument("--kills", type=int, default=100, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--tls", action="store_true", help="encrypted")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     impatient()
     with tempfile.TemporaryDirectory(prefix="roger-campaign-") as folder:
-        violations, figures = run(arguments.kills, arguments.seed, folder)
+        violations, figures = run(arguments.kills, arguments.seed, folder, tls=arguments.tls)
     print("\n".join(violations[:20]))
     print(", ".join(f"{what}: {value}" for what, value in figures.items()))
     print(f"{len(violations)} violations")

@@ -11,21 +11,18 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from chat_web import HttpSocket, MessageDecoder, Request, frame  # noqa: E402
-from chatproto import ConnectionClosed  # noqa: E402
+from chat_web import MessageDecoder, Request, frame  # noqa: E402
+from chatproto import ConnectionClosed, MessageSocket  # noqa: E402
 
 # Bytes of a message that it takes.
 LONGEST = 16 * 1024 * 1024
 
 
-class EchoSocket(HttpSocket):
-    """Writes until all is written: there is only one thread, and nobody else to keep waiting."""
+class EchoSocket(MessageSocket):
+    """Keeps what the kernel does not take at once, until all is written: there is only one thread,
+    and nobody else to keep waiting."""
 
-    def write(self, data):
-        try:
-            self.write_all(data, time.monotonic() + 60)
-        except ConnectionClosed:
-            self.cut()
+    UNSENT = 4 * LONGEST
 
 
 class EchoRequest(Request):
@@ -48,6 +45,7 @@ class EchoHandler(socketserver.BaseRequestHandler):
             while websocket is not None:
                 for opcode, payload in websocket.messages():
                     websocket.write(frame(opcode, payload))
+                    wire.write_all(b"", time.monotonic() + 60)
         except ConnectionClosed:
             pass
         wire.linger()

@@ -318,9 +318,9 @@ def reset(sock):
 
 class RawClient:
     """A connection to the server that says exactly what a test tells it to. `frames` holds all
-    that was received."""
+    that was received. With a `context` it is encrypted."""
 
-    def __init__(self, port, host="127.0.0.1", auto_ack=False):
+    def __init__(self, port, host="127.0.0.1", auto_ack=False, context=None):
         self.name = ""
         self.welcome = None
         self.frames = []
@@ -330,6 +330,8 @@ class RawClient:
         self._sock = socket.create_connection((host, port), timeout=TIMEOUT)
         # An ACK and a chat are two small writes.
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            self._sock = context.wrap_socket(self._sock)
 
     def __enter__(self):
         return self

@@ -80,6 +80,7 @@ class Desk:
         self.paper = Paper(rows, columns)
         self.window = Window(argparse.Namespace(**{
             "host": "host", "port": 8087, "name": "ann", "bell": None, "timeout": 1.0,
+            "tls": False, "trust": None, "secret": None,
             **arguments}), self.paper)
         self.client, self.screen = self.window.client, self.window.screen
         self.sent = []

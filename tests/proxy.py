@@ -22,9 +22,11 @@ class CuttingProxy:
     - or it goes silent after them: nothing passes any more, and nobody is told;
     - ACKs from the server are swallowed, and whole frames come twice, in both directions.
 
-    The first line of each direction (join and welcome) passes whole. calm() ends the mischief; what
-    is silent then is cut. One thread accepts ("proxy"), one a connection pumps ("link"); close()
-    ends them all.
+    The first line of each direction (join and welcome) passes whole. What `is_encrypted` has no
+    lines: there nothing is swallowed or doubled, and it is cut anywhere. calm() ends the mischief;
+    what is silent then is cut.
+
+    One thread accepts ("proxy"), one a connection pumps ("link"); close() ends them all.
     """
 
     # Bytes after which a connection is cut.
@@ -38,9 +40,10 @@ class CuttingProxy:
     # Else what passes is bytes, and is only cut: HTTP.
     is_of_lines = True
 
-    def __init__(self, target, seed=None):
+    def __init__(self, target, seed=None, is_encrypted=False):
         self.target = target
         self.seed = seed
+        self.is_encrypted = is_encrypted
         self.is_calm = threading.Event()
         if seed is None:
             self.calm()
@@ -161,7 +164,7 @@ class Link:
             self._partial[source] = b""
             sink.sendall(data)
             return True
-        if self._proxy.is_of_lines:
+        if self._proxy.is_of_lines and not self._proxy.is_encrypted:
             *lines, self._partial[source] = data.split(b"\n")
             data = b"".join(self._spoil(line + b"\n", source) for line in lines)
         if len(data) < self._left[source]:

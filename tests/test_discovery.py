@@ -97,7 +97,7 @@ def test_own_addresses_without_ctypes(monkeypatch, fails):
 
 # --- Question and answer ---
 
-LAB = Answer("Lab 3", 9000, 12, "1.0", False, "ab12")
+LAB = Answer("Lab 3", 9000, 12, "1.0", True, "ab12", "K3QF-7T2M-5XWB-4HDN")
 
 
 def test_question_and_answer():
@@ -107,9 +107,11 @@ def test_question_and_answer():
     assert chatproto.decode_question(question) == "t0k"
     answer = chatproto.encode_answer("t0k", LAB)
     assert json.loads(answer) == {"roger": 1, "answer": "t0k", **LAB._asdict()}
+    in_clear = chatproto.encode_answer("t0k", LAB._replace(tls=False, key=""))
+    assert "key" not in json.loads(in_clear)
     assert chatproto.decode_answer(answer, "t0k") == LAB
-    longest = Answer("\U0001f600" * chatproto.MAX_TITLE, 65_535, chatproto.MAX_ID, "1.0", False,
-                     "f" * 16)
+    longest = Answer("\U0001f600" * chatproto.MAX_TITLE, 65_535, chatproto.MAX_ID, "1.0", True,
+                     "f" * 16, LAB.key)
     assert len(chatproto.encode_answer('"' * 64, longest)) <= 512
 
 
@@ -128,7 +130,7 @@ def test_question_that_is_none(data):
 @pytest.mark.parametrize("fields", [
     {"answer": "other"}, {"answer": None}, {"port": 0}, {"port": 65_536}, {"port": "80"},
     {"port": True}, {"here": -1}, {"here": 1.5}, {"name": 7}, {"name": ["x"]}, {"tls": 0},
-    {"roger": 2}, {"id": {}}, {"version": None}])
+    {"roger": 2}, {"id": {}}, {"version": None}, {"key": 1}])
 def test_answer_that_is_none(fields):
     """Anybody may send anything to one who asks."""
     data = json.dumps({"roger": 1, "answer": "t0k", **LAB._asdict(), **fields}).encode()

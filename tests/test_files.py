@@ -12,6 +12,7 @@ import subprocess
 import pytest
 
 import chat_web
+import chatproto
 import harness
 from chatproto import FROM_CLIENT, INSTRUCTIONS, decode, file_name, size_in_words
 from harness import TIMEOUT, frame, posix_only, wait_until
@@ -614,7 +615,7 @@ def test_slow_ones_are_cut_off(monkeypatch):
     monkeypatch.setattr(chat_web, "PIECE_TIMEOUT", 0.3)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        wire = chat_web.HttpSocket(ours)
+        wire = chatproto.MessageSocket(ours)
         theirs.sendall(b"ab")
         reader = chat_web.RequestReader(wire, 0.0)
         taken = []

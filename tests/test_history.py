@@ -245,10 +245,13 @@ def test_server_killed_goes_on(path, serve):
     assert [again.recv_until("chat")["text"] for _ in range(11)] == [*map(str, range(10)), "last"]
 
 
-def test_campaign(tmp_path, impatient):
-    """A short campaign (campaign.py): four kills under load over connections that break."""
-    violations, figures = campaign.run(4, 20090817, tmp_path, speakers=2, listeners=2, most=150)
-    assert violations == [] and figures["acknowledged"] > 100, figures
+@pytest.mark.parametrize("kills, tls", [(4, False), (1, True)])
+def test_campaign(tmp_path, impatient, kills, tls):
+    """A short campaign (campaign.py): a few kills under load over connections that break, in the
+    clear and encrypted."""
+    violations, figures = campaign.run(kills, 20090817, tmp_path, speakers=2, listeners=2, most=150,
+                                       tls=tls)
+    assert violations == [] and figures["acknowledged"] > 20 * kills, figures
 
 
 # --- Older messages, and the export ---

@@ -63,10 +63,10 @@ def test_console_commands(console, peer):
                    "there is no message of the day"):
         window.expect(answer)
     window.type("/help")
-    assert [window.line().split()[0].rstrip(":") for _ in range(21)] == [
+    assert [window.line().split()[0].rstrip(":") for _ in range(22)] == [
         "/users", "/say", "/mute", "/unmute", "/only-host", "/everyone", "/private", "/slow",
         "/files", "/remove", "/boot", "/ban", "/unban", "/banned", "/motd", "/host-name",
-        "/record", "/reload", "/qr", "/help", "/quit"]
+        "/password", "/record", "/reload", "/qr", "/help", "/quit"]
     window.type("/quit")
     window.expect("somebody is connected: /quit now ends the server")
     window.type("/quit now")

@@ -1,23 +1,26 @@
-"""A MessageSocket on a real connection: reads that block and are woken, writes that never block."""
+"""A MessageSocket on a real connection: reads that block and are woken, writes that never block.
+The same holds for a SecureSocket."""
 
 import queue
 import socket
 import sys
 import threading
+import time
 
 import pytest
 from fake_time import Line
 
 import chatproto
 from chatproto import (FROM_SERVER, Chat, ConnectionClosed, FrameDecoder, MessageManager,
-                       MessageSocket)
-from harness import TIMEOUT
+                       MessageSocket, SecureSocket)
+from harness import TIMEOUT, wait_until
+from tls import context_of_a_client, context_of_a_server
 
 
-@pytest.fixture
-def pair():
-    """A MessageSocket and the plain socket at its other end. TCP, as a MessageSocket sets options
-    that others lack."""
+@pytest.fixture(params=["clear", "server", "client"])
+def pair(request):
+    """A MessageSocket, or a SecureSocket of either role, and the socket at its other end. TCP, as
+    a MessageSocket sets options that others lack."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -25,10 +28,25 @@ def pair():
         theirs, _ = listener.accept()
     ours.settimeout(None)
     theirs.settimeout(TIMEOUT)
-    wire = MessageSocket(ours)
+    if request.param == "clear":
+        wire = MessageSocket(ours)
+    else:
+        wire, theirs = secured(ours, theirs, request.param)
     yield wire, theirs
     wire.close()
     theirs.close()
+
+
+def secured(ours, theirs, role):
+    """A SecureSocket of that role, and the SSLSocket that has shaken hands with it."""
+    contexts = {"server": context_of_a_server(), "client": context_of_a_client()}
+    wire = SecureSocket(ours, contexts.pop(role), "localhost" if role == "client" else None)
+    (other, context), = contexts.items()
+    thread, result = run(lambda: wire.begin(time.monotonic() + TIMEOUT))
+    theirs = context.wrap_socket(theirs, server_side=other == "server")
+    thread.join(TIMEOUT)
+    assert result.get_nowait() is True
+    return wire, theirs
 
 
 def run(function):
@@ -52,6 +70,22 @@ def read_all(sock):
         if not piece:
             return data
         data += piece
+
+
+def read_size(sock, size):
+    """So many bytes. (Over TLS a read waits for a whole record, so who writes has to go on.)"""
+    data = b""
+    while len(data) < size:
+        data += sock.recv(65536)
+    return data
+
+
+def read_lines(sock, count):
+    """So many lines."""
+    data = b""
+    while data.count(b"\n") < count:
+        data += sock.recv(65536)
+    return data
 
 
 def test_socket_read_and_write(pair):
@@ -104,11 +138,9 @@ def test_socket_unsent_goes_first(pair):
         assert number < 10_000, "this kernel takes everything"
     wire.write(b"tail")
     expected += b"tail"
-    got = bytearray()
-    while len(got) < len(expected):
-        wire.write(b"")
-        got += peer.recv(65536)
-    assert got == expected and wire._unsent == b""
+    _, got = run(lambda: read_size(peer, len(expected)))
+    wait_until(lambda: wire.write(b"") or not wire._unsent)
+    assert got.get(timeout=TIMEOUT) == expected
 
 
 def test_socket_cut_wakes_a_blocked_read(pair):
@@ -191,11 +223,9 @@ def test_socket_concurrent_writers(pair):
         thread.start()
     for thread in threads:
         thread.join(TIMEOUT)
-    decoder = FrameDecoder(FROM_SERVER)
-    got = []
-    while len(got) < 400:
-        wire.write(b"")
-        got += decoder.feed(peer.recv(65536))
+    _, lines = run(lambda: read_lines(peer, 400))
+    wait_until(lambda: wire.write(b"") or not wire._unsent)
+    got = list(FrameDecoder(FROM_SERVER).feed(lines.get(timeout=TIMEOUT)))
     for name in names:
         assert [(m.id, m.text) for m in got
                 if m.sender == name] == [(n, name * (n * 7 % 500 + 1)) for n in range(1, 101)]

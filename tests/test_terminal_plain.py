@@ -18,6 +18,7 @@ def plain(monkeypatch, capsys):
     """A Plain for ann on a terminal; its client writes into `sent`."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
     ann = Plain(argparse.Namespace(host="host", port=8087, name="ann", bell="off", json=False,
+                                   tls=False, trust=None, secret=None,
                                    timeout=1.0))
     ann.sent = []
     ann.client.opened(ann.sent.append)

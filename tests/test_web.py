@@ -14,6 +14,7 @@ import threading
 import pytest
 
 import chat_web
+import chatproto
 import harness
 from chatproto import ConnectionClosed
 from harness import RawClient, TIMEOUT
@@ -222,7 +223,7 @@ def impatient(monkeypatch):
     """A Web whose requests have a tenth of a second; greet(data, close) is what becomes of a peer
     that sends `data`."""
     monkeypatch.setattr(chat_web, "HTTP_TIMEOUT", 0.1)
-    monkeypatch.setattr(chat_web, "LINGER", 0.1)
+    monkeypatch.setattr(chatproto, "LINGER", 0.1)
     web = chat_web.Web(chat_web.Desk(*[None] * 3))
 
     def greet(data, seconds=0.1):
@@ -230,7 +231,7 @@ def impatient(monkeypatch):
         with theirs:
             theirs.settimeout(TIMEOUT)
             theirs.sendall(data)
-            wire = web.socket(ours)
+            wire = chatproto.MessageSocket(ours)
             spoken = web.greet(wire, "127.0.0.1", seconds)
             if spoken is wire:
                 wire.close()
@@ -253,7 +254,7 @@ def test_peer_that_does_not_read():
     """An answer that is not read is given up, and costs a thread no longer than that."""
     ours, theirs = socket.socketpair()
     with theirs:
-        wire = chat_web.HttpSocket(ours)
+        wire = chatproto.MessageSocket(ours)
         with pytest.raises(ConnectionClosed):
             wire.write_all(b"x" * 50_000_000, until=0)
         wire.close()
@@ -393,7 +394,7 @@ def asked_from(web, address, path, *headers):
         theirs.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *headers, "",
                                     ""]).encode())
         theirs.shutdown(socket.SHUT_WR)
-        assert web.greet(web.socket(ours), address, 1) is None
+        assert web.greet(chatproto.MessageSocket(ours), address, 1) is None
         return read_answer(theirs)
 
 

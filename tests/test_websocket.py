@@ -430,7 +430,7 @@ def test_half_a_socket():
     with theirs:
         theirs.sendall(masked(TEXT, b"{}"))
         theirs.shutdown(socket.SHUT_WR)
-        websocket = chat_web.WebSocket(chat_web.HttpSocket(ours))
+        websocket = chat_web.WebSocket(chatproto.MessageSocket(ours))
         assert websocket.read() == b"{}\n"
         websocket.write(websocket.wrap(b"[]\n"))
         with pytest.raises(chatproto.ConnectionClosed):

@@ -39,7 +39,8 @@ def window(monkeypatch):
     """A Window for ann that was never connected, on Paper; its client keeps what is said until
     there is a connection."""
     monkeypatch.setenv("COLORTERM", "truecolor")
-    arguments = argparse.Namespace(host="host", port=8087, name="ann", bell="mentions", timeout=1.0)
+    arguments = argparse.Namespace(host="host", port=8087, name="ann", bell="mentions", timeout=1.0,
+                                   tls=False, trust=None, secret=None)
     window = Window(arguments, Paper())
     window._terminal.enter()
     window.client._people.users = {name: name for name in ("ann", "bob", "ben")}

@@ -70,8 +70,9 @@ class WebClient(harness.RawClient):
     """A RawClient over a WebSocket. `frames` holds what was received, `pongs` the payloads of
     pongs, `closed` the close's."""
 
-    def __init__(self, port, host="127.0.0.1", auto_ack=False, path="/chat", origin=None, more=b""):
-        super().__init__(port, host, auto_ack)
+    def __init__(self, port, host="127.0.0.1", auto_ack=False, path="/chat", origin=None, more=b"",
+                 context=None):
+        super().__init__(port, host, auto_ack, context)
         self.pongs = []
         self.closed = None
         self.send_bytes(upgrade_request(port, host, path, origin) + more)

@@ -23,7 +23,7 @@ class Talker:
     """A ChatClient and its History: all that it said and heard, in which run of ids, with which
     states."""
 
-    def __init__(self, port, name):
+    def __init__(self, port, name, **options):
         self.history = History(name)
         self.connections = self.lost = 0
         # How many welcomes were no resumes.
@@ -37,7 +37,7 @@ class Talker:
         self.client = ChatClient("127.0.0.1", port, name, on_welcome=self._on_welcome,
                                  on_message=self._on_message,
                                  on_state=self._on_state, on_lost=self._on_lost,
-                                 on_end=self._on_end)
+                                 on_end=self._on_end, **options)
         self.client.connect(TIMEOUT)
 
     def _on_welcome(self, welcome):
