@@ -4507,6 +4507,11 @@ class Invitation:
         return self._server.identity.key if self._server.identity is not None else ""
 
     @property
+    def digits(self) -> str:
+        """The same as browsers show it: the beginning of the SHA-256 of the public key."""
+        return base64.b32decode(self.key.replace("-", "")).hex(" ")
+
+    @property
     def _scheme(self) -> str:
         return "https" if self.key else "http"
 
@@ -5362,7 +5367,7 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     rules, said = host.rules, map(json.loads, talk)
     return {
         "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
-        "key": invitation.key,
+        "key": invitation.key, "digits": invitation.digits,
         "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
                   "host": rules.host, "files": rules.files},
         "files": [{"id": file.message, "name": file.name, "size": file.size, "from": file.sender}

@@ -3,6 +3,7 @@ nowhere."""
 
 import contextlib
 import os
+import pathlib
 import re
 import subprocess
 
@@ -226,7 +227,7 @@ def test_server_that_is_killed(serve, word, tmp_path, impatient):
         server.start()
         said = client.say("after")
         wait_until(lambda: said.state == "there")
-    for path in tmp_path.iterdir():
+    for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
         assert b"lait" not in path.read_bytes()
 
 

@@ -212,12 +212,12 @@ def test_damaged(tmp_path, text):
     one = KeptSession(settings, "host:1", "ann")
     assert one.take() is None
     one.keep(Ticket("s", "e", 7))
-    assert KeptSession(settings, "host:1", "Ann").take() == ("s", "e", 7)
+    assert KeptSession(settings, "host:1", "Ann").take() == Ticket("s", "e", 7)
     (file,) = tmp_path.glob("session-*.json")
     file.write_text(text)
     assert KeptSession(settings, "host:1", "ann").take() is None
     one.keep(Ticket("s", "e", 8))
-    assert KeptSession(settings, "host:1", "ann").take() == ("s", "e", 8)
+    assert KeptSession(settings, "host:1", "ann").take() == Ticket("s", "e", 8)
 
 
 def test_old_ones_are_deleted(tmp_path):
@@ -232,7 +232,7 @@ def test_old_ones_are_deleted(tmp_path):
             os.utime(file, (0, time.time() - KeptSession.LONGEST - 60))
     assert KeptSession(str(settings), "third", "ann").take() is None
     assert settings.exists() and KeptSession(str(settings), "old", "ann").take() is None
-    assert KeptSession(str(settings), "new", "ann").take() == ("new", "e", 1)
+    assert KeptSession(str(settings), "new", "ann").take() == Ticket("new", "e", 1)
 
 
 def test_folder_that_cannot_be(tmp_path):
