@@ -1033,10 +1033,27 @@ class Encryption:
                 raise ConnectionClosed(f"{self._where} does not speak TLS") from end
             raise
         try:
-            key = chatproto.trust_key(wire.certificate)
+            self._check(wire.certificate)
         except ValueError as error:
             # An impostor's: OpenSSL takes more forms of one than can be read with certainty.
             raise ConnectionClosed(f"{self._where} shows a strange certificate") from error
+
+    def secured(self, sock: socket.socket) -> socket.socket:
+        """A socket of one thread alone that does without a MessageSocket, encrypted like all
+        others. Raises OSError, ConnectionError among them."""
+        if not self.is_on:
+            return sock
+        encrypted = self._context().wrap_socket(sock, server_hostname=self._host)
+        try:
+            self._check(encrypted.getpeercert(True) or b"")
+        except (ValueError, Untrusted) as error:
+            encrypted.close()
+            raise ConnectionError(f"{self._where} has another key now") from error
+        return encrypted
+
+    def _check(self, certificate: bytes) -> None:
+        """Raises Untrusted, and ValueError for what is no certificate."""
+        key = chatproto.trust_key(certificate)
         if key != self.key and (self.key or not self._asks_authority):
             raise Untrusted(self._where, key, self.key)
 
@@ -1139,6 +1156,7 @@ class ChatClient(ClientSession):
         import http.client
         connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
         connection.connect()
+        connection.sock = self._encryption.secured(connection.sock)
         return connection
 
     def wait_joined(self) -> None:

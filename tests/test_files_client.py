@@ -14,6 +14,7 @@ from chatproto import Chat, size_in_words
 from harness import TIMEOUT, posix_only, run_client, wait_until
 from onscreen import newest, status, wait
 from proxy import CuttingProxy
+from tls import certificate, key_in
 from uploads import Uploader, fetch
 
 SERVER_OPTIONS = ("--grace", "0.1", "--max-file", "3")
@@ -24,9 +25,10 @@ def bot(server):
     """Make clients that are in; they are closed at the end."""
     made = []
 
-    def connect(port=None, name="bot"):
+    def connect(port=None, name="bot", **options):
         heard = []
-        client = ChatClient("localhost", port or server.port, name, on_message=heard.append)
+        client = ChatClient("localhost", port or server.port, name, on_message=heard.append,
+                            **options)
         client.connect(TIMEOUT)
         client.files = lambda: [one.file for one in heard
                                 if isinstance(one, Chat) and one.file is not None
@@ -79,6 +81,23 @@ def test_send_and_fetch(bot, tmp_path):
         assert saved == str(tmp_path / "to" / name)
         assert (tmp_path / "to" / name).read_bytes() == path.read_bytes()
     assert told[-1] == 100_000 and len(os.listdir(tmp_path / "to")) == 3
+
+
+def test_over_tls(serve, bot, tmp_path):
+    """A file goes up and down encrypted as all else, and nowhere when the server's key is another
+    one all of a sudden: the secret of the session is not sent."""
+    server = serve("--cert", certificate())
+    ann, bob = (bot(server.port, name, trust=key_in(certificate())) for name in ("ann", "bob"))
+    path = a_file(tmp_path)
+    said = ann.send_file(str(path))
+    assert ann.wait_settled(0, TIMEOUT) and said.state == THERE
+    assert f"https://127.0.0.1:{server.port}/files/" in said.text
+    (tmp_path / "to").mkdir()
+    saved = bob.fetch(wait_until(bob.files)[-1], str(tmp_path / "to"))
+    assert (tmp_path / "to" / "a plan.bin").read_bytes() == path.read_bytes() and saved
+    ann.trust(key_in(certificate("other")))
+    with pytest.raises(ConnectionError, match="another key"):
+        ann.http(TIMEOUT)
 
 
 def test_private_file(bot, tmp_path):
