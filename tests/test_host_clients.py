@@ -75,8 +75,10 @@ def test_pinned_line_and_the_hosts_word(room):
     ann.wait_for("Teacher: Good morning")
     tab.wait(page.row("Good morning", ".server"))
     assert eve.recv_until("chat", text="Good morning")["from"] == "Teacher"
-    ann.type("/clear\r/motd\r")
-    ann.wait_for("Page 34")
+    shown = sum("Page 34" in line for line in ann.snapshot())
+    ann.type("/motd\r")
+    ann.wait_until(lambda terminal: sum("Page 34" in line for line in terminal.lines()) > shown,
+                   "the line of now")
     heard_by_all(room, "morning!")
 
 
