@@ -14,6 +14,7 @@ import subprocess
 import pytest
 
 import chat_server
+import chatproto
 import harness
 from chat_client import ChatClient, KnownServers, Untrusted
 from harness import RawClient, TIMEOUT, client_command, run_client, run_server, wait_until
@@ -247,6 +248,16 @@ def test_lines_that_are_printed(server):
     assert server.lines[1].endswith(f" 127.0.0.1 {server.port} --trust {KEY} -n NAME")
     assert f"or in a browser: https://127.0.0.1:{server.port}/" in server.lines
     assert any(KEY in line for line in server.lines[2:])
+
+
+def test_discovery(serve):
+    """Who asks the LAN is told that it is encrypted, and the key."""
+    server = serve("--cert", certificate(), found=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.sendto(chatproto.encode_question("t"), ("127.0.0.1", server.port))
+        answer = chatproto.decode_answer(sock.recv(1024), "t")
+    assert (answer.tls, answer.key) == (True, KEY)
 
 
 def test_certificate_that_is_made(serve, tmp_path):
