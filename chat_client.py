@@ -1030,7 +1030,9 @@ class Encryption:
                 self._asks_authority = False
                 raise ComeAgain from end
             if getattr(end.__cause__, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-                raise ConnectionClosed(f"{self._where} does not speak TLS") from end
+                known = (": somebody is in between, or it was switched off (then take its line out "
+                         "of known_servers)") if self.key else ""
+                raise ConnectionClosed(f"{self._where} does not speak TLS{known}") from end
             raise
         try:
             self._check(wire.certificate)
