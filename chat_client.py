@@ -1958,7 +1958,7 @@ class Formatter:
             refused = "refused: " if message.about else ""
             style, text = self._theme.error, f"! {refused}{escape(message.text or message.code)}"
         elif isinstance(message, Rules):
-            text = "* " + _ruled(message) if _is_changed(self._rules, message) else ""
+            text = "* " + _ruled(message, self._rules) if _is_changed(self._rules, message) else ""
             self._rules = message
         return Entry([[(style, text)]], message=message) if text else None
 
@@ -1977,13 +1977,14 @@ def _is_changed(before: Optional[Rules], rules: Rules) -> bool:
     return dataclasses.replace(before or Rules(0), id=rules.id, files=rules.files) != rules
 
 
-def _ruled(rules: Rules) -> str:
+def _ruled(rules: Rules, before: Optional[Rules]) -> str:
     """What holds in the room, for a reader."""
     parts = [f"only {escape(rules.host)} may speak" if rules.speak == "host" else
              "everybody may speak"]
     parts += ["private messages are off"] * (not rules.private)
     parts += [f"one message every {rules.slow:g} s"] * (rules.slow > 0)
-    parts += ["no files"] * (rules.files is None)
+    if before is not None and (before.files is None) != (rules.files is None):
+        parts.append("no files" if rules.files is None else "files may be sent")
     return ", ".join(parts)
 
 

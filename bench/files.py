@@ -1,8 +1,9 @@
 """How fast files go up and down, what they cost, and what others feel: `python bench/files.py`.
 
 One file (--megabytes, 1,000) over loopback with curl, in one run: down from a bare http.server of
-this Python, down from Roger, up to Roger in one piece, and written by a bare server on sockets. Then
-an innocent pair's time from say to heard, alone and while ten downloads run. Needs curl and /proc.
+this Python, down from Roger, up to Roger in one piece, and written by a bare server on sockets.
+Then an innocent pair's time from say to heard, alone and while ten downloads run. Needs curl and
+/proc.
 """
 
 import argparse

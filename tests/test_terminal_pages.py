@@ -140,3 +140,18 @@ def test_rules(desk):
                               "one message every 5 s")
     ann.hear(Rules(2))
     assert ann.rows()[-1] == "* everybody may speak"
+    ann.hear(Rules(3, files=1_000))
+    assert ann.rows()[-1] == "* everybody may speak, files may be sent"
+    ann.hear(Rules(4, files=2_000))
+    ann.hear(Rules(5))
+    assert ann.rows()[-1] == "* everybody may speak, no files"
+    assert len([row for row in ann.rows() if "everybody" in row]) == 3
+
+
+def test_rules_on_coming_in(desk):
+    """Where files alone are out of the ordinary nothing is said."""
+    ann = desk(10, 90)
+    ann.connect()
+    before = ann.rows()
+    ann.hear(Rules(1, files=1_000))
+    assert ann.rows() == before
