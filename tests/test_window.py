@@ -419,7 +419,7 @@ def test_server_restarts(launch, serve):
     goes out by itself."""
     first = serve()
     ann = launch(port=first.port,
-                 command=patched("chat_client.random.uniform = lambda low, high: 1.2"))
+                 command=patched("chat_client.random.uniform = lambda low, high: 1.5"))
     ann.wait_for("you are ann")
     ann.type("half")
     wait_typed(ann, "> half", column=6)
@@ -429,8 +429,8 @@ def test_server_restarts(launch, serve):
     wait(ann, lambda terminal: newest(terminal) == "ann: half a line (sending)"
          and "1 unsent" in status(terminal),
          "the unsent one")
-    serve(port=first.port)
     wait(ann, lambda terminal: "reconnecting in 1 s" in status(terminal), "the countdown")
+    serve(port=first.port)
     ann.wait_for("connected again")
     wait(ann, lambda terminal: "ann: half a line (there)" in messages(terminal)
          and status(terminal)[1:3] == ["connected", "1 here"], "what was sent")
