@@ -351,8 +351,10 @@ class Sayings:
         with self._changed:
             waiting = self._count_unsettled()
             while waiting > at_most:
-                self._changed.wait(seconds)
-                before, waiting = waiting, self._count_unsettled()
+                # A welcome that confirms nothing wakes us, too.
+                before = waiting
+                self._changed.wait_for(lambda: self._count_unsettled() != before, seconds)
+                waiting = self._count_unsettled()
                 if waiting in (before, -1):
                     return False
         return waiting >= 0

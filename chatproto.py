@@ -1159,8 +1159,9 @@ class MessageSocket:
     def write_all(self, data: bytes, until: float) -> None:
         """Send all of `data`, and what is still unsent, waiting for room, until then by
         time.monotonic(). For the reading thread, while no other writes. Raises ConnectionClosed."""
-        for start in range(0, max(1, len(data)), RECORD):
-            self.write(data[start:start + RECORD])
+        step = RECORD if self.is_encrypted else self.UNSENT // 2
+        for start in range(0, max(1, len(data)), step):
+            self.write(data[start:start + step])
             while self._unsent:
                 try:
                     is_ready = wait_for(self._sock, until - time.monotonic(), writable=True)

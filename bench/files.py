@@ -1,9 +1,8 @@
 """How fast files go up and down, what they cost, and what others feel: `python bench/files.py`.
 
-One file (--megabytes, 1,000) over loopback with curl, in one run: down from a bare http.server of
-this Python, down from Roger, up to Roger in one piece, and written by a bare server on sockets.
-Then an innocent pair's time from say to heard, alone and while ten downloads run. Needs curl and
-/proc.
+One file (--megabytes, 1,000) over loopback with curl, three times in one run: up to a bare
+http.server of this Python that writes what comes, up to Roger, down from either. Then an innocent
+pair's time from say to heard, alone and while ten downloads run. Needs curl and /proc.
 """
 
 import argparse
@@ -53,6 +52,24 @@ def curl(*arguments):
                           check=True, capture_output=True, text=True)
     down, up, seconds = map(float, done.stdout.split())
     return max(down, up) / seconds / 1e6
+
+
+def download_again_and_again(url, count):
+    """So many at a time, from the first byte on, until what is returned is called."""
+    over = threading.Event()
+
+    def load():
+        while not over.is_set():
+            curl(url)
+    threads = [threading.Thread(target=load) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+
+    def stop():
+        over.set()
+        for thread in threads:
+            thread.join()
+    return stop
 
 
 class Pair:
@@ -117,13 +134,10 @@ def measure(folder, megabytes):
     print(f"memory: {(most[0] - before) / 1e6:+.1f} MB at most, of {before / 1e6:.1f}", flush=True)
     pair = Pair(server.port)
     alone = pair.p50()
-    loads = [subprocess.Popen(["sh", "-c", f"while curl -sf -o /dev/null {url}{path}; do :; done"])
-             for _ in range(10)]
-    time.sleep(0.5)
+    stop_loads = download_again_and_again(url + path, 10)
     busy = pair.p50()
     most_with_ten = max(most[0], server.memory())
-    for load in loads:
-        load.kill()
+    stop_loads()
     done.set()
     watcher.join()
     print(f"p50 of a pair: {alone:.2f} ms alone, {busy:.2f} ms beside ten downloads: "
