@@ -352,12 +352,14 @@ class Sayings:
             waiting = self._count_unsettled()
             while waiting > at_most:
                 # A welcome that confirms nothing wakes us, too.
-                before = waiting
-                self._changed.wait_for(lambda: self._count_unsettled() != before, seconds)
-                waiting = self._count_unsettled()
-                if waiting in (before, -1):
+                if not self._changed.wait_for(functools.partial(self._differs, waiting), seconds):
                     return False
+                waiting = self._count_unsettled()
         return waiting >= 0
+
+    def _differs(self, waiting: int) -> bool:
+        """Whether another number than that is unsettled. Needs the lock."""
+        return self._count_unsettled() != waiting
 
     def _count_unsettled(self) -> int:
         """How many are unsettled; -1 after one gave up. Needs the lock."""

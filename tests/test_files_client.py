@@ -274,30 +274,6 @@ def test_campaign(tmp_path, hasty, impatient):
     assert violations == [] and figures["files"] == 9
 
 
-# --- Over TLS ---
-
-def test_files_over_tls(serve, tmp_path, hasty):
-    """They are encrypted as all else is; to a server that shows another key nothing is sent."""
-    server = serve("--cert", certificate())
-    heard, path = [], a_file(tmp_path)
-    ann = ChatClient("localhost", server.port, "ann", trust=key_in(certificate()),
-                     on_message=heard.append)
-    ann.connect(TIMEOUT)
-    try:
-        ann.send_file(str(path))
-        file = wait_until(lambda: [one.file for one in heard
-                                   if isinstance(one, Chat) and one.file])[0]
-        assert any("https://" in one.text for one in heard if isinstance(one, Chat))
-        (tmp_path / "to").mkdir()
-        with open(ann.fetch(file, str(tmp_path / "to")), "rb") as content:
-            assert content.read() == path.read_bytes()
-        ann._encryption.key = key_in(certificate("another"))
-        with pytest.raises(OSError, match="another key"):
-            ann.http(TIMEOUT)
-    finally:
-        ann.close()
-
-
 # --- From a pipe ---
 
 def test_pipe_sends(server, join, tmp_path):
