@@ -472,10 +472,10 @@ def test_man_in_the_middle_without_trust(middle, bot):
     middle.honest = True
     assert run_client(middle.port, "--trust", KEY, input=b"first\n").returncode == 0
     assert b"first" not in middle.heard
-    middle.honest, middle.heard = False, b""
+    middle.honest = False
     done = run_client(middle.port, input=b"secret\n")
     assert done.returncode == 1 and b"somebody is in between" in done.stderr
-    assert middle.heard == b""
+    assert b'"type"' not in middle.heard and b"secret" not in middle.heard
 
 
 def test_man_in_the_middle_of_a_session(middle, bot, impatient):
@@ -484,10 +484,11 @@ def test_man_in_the_middle_of_a_session(middle, bot, impatient):
     ends = []
     client = bot(middle.port, trust=KEY, on_end=ends.append)
     client.connect(TIMEOUT)
-    middle.honest, middle.heard = False, b""
+    middle.honest = False
     middle.cut()
     wait_until(lambda: ends)
-    assert "somebody is in between" in ends[0] and middle.heard == b""
+    # What he passed on before may come late, and is encrypted.
+    assert "somebody is in between" in ends[0] and b'"type"' not in middle.heard
 
 
 # --- Connections that break within records ---
