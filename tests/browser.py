@@ -36,7 +36,8 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
          "--disable-dev-shm-usage", "--disable-extensions", "--disable-sync", "--mute-audio",
          "--hide-scrollbars",
          "--disable-component-update", "--no-default-browser-check", "--remote-debugging-pipe"]
-NAMES = ["chromium", "chromium-browser", "google-chrome", "chrome"]
+# The first one is the same without windows, for a third of the work.
+NAMES = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome"]
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowUp": (38, ""),
         "ArrowDown": (40, "")}
 SHIFT = 8
