@@ -1,5 +1,5 @@
-"""Runs all the tests, a file for each core of the machine at a time: they wait more than they
-compute.
+"""Runs all the tests, several files at a time: one more than the machine has cores, as they wait
+as long as they compute.
 
     python tests/run.py [--jobs N] [options of pytest, such as -k WORDS]
 
@@ -59,8 +59,8 @@ def run_all(jobs, options, environment):
 
 def main():
     parser = argparse.ArgumentParser(description="Run all the tests, several files at a time.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="how many files at a time (as many as there are cores)")
+    parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), metavar="N",
+                        help="how many files at a time (default %(default)s)")
     arguments, options = parser.parse_known_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="roger-compiled-") as compiled:
