@@ -62,7 +62,7 @@ def enter(tab, name, password=None):
 def test_page_in_the_clear_leads_to_https(server, tab):
     """Who opens the address with http comes to https, on the same port."""
     tab.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
-    tab.wait("location.protocol === 'https:' && document.title === 'Roger'")
+    tab.wait("location.protocol === 'https:' && document.readyState === 'complete'")
     assert tab.js("isSecureContext && 'Notification' in window && !!navigator.clipboard")
     assert not tab.js("document.getElementById('encrypted').hidden")
 
