@@ -3386,10 +3386,7 @@ class Connection:
         why = "a bug"
         try:
             while True:
-                data = self._next_bytes()
-                while self._took_ack(data):
-                    data = self._wire.read()
-                self.received(data)
+                self._hear(self._next_bytes())
         except ConnectionClosed as end:
             why = str(end)
         finally:
@@ -3451,6 +3448,13 @@ class Connection:
         held = self._held
         return bool(held) and (len(held) >= HELD or self.session is None
                                or sum(map(len, held)) >= HELD_BYTES)
+
+    def _hear(self, data: bytes) -> None:
+        """Take what was read, and as long as that is ACKs what comes next. (Not in run(), which
+        would keep the bytes while it waits for more: 25 KB a connection with half a line.)"""
+        while self._took_ack(data):
+            data = self._wire.read()
+        self.received(data)
 
     def _took_ack(self, data: bytes) -> bool:
         """Take what is one ACK and nothing else, which is most of what comes, and news. Whatever
