@@ -4952,7 +4952,8 @@ def _sign(key: int, data: bytes) -> bytes:
     digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
     r = s = 0
     while not r or not s:
-        # Two signatures with one of these would give the key away.
+        # Two signatures with one of these would give the key away. It is drawn as the key is, of
+        # which nothing is left where that is weak; RFC 6979 would be more code for the same.
         once = _new_scalar()
         r = _multiply(once, _G)[0] % _N
         s = pow(once, -1, _N) * (digest + r * key) % _N
@@ -4993,6 +4994,11 @@ def _der_time(when: float) -> bytes:
     return _der(0x18, time.strftime("%Y%m%d%H%M%SZ", moment).encode())
 
 
+def _common_name(names: "Iterable[str]") -> bytes:
+    """The first name, of at most 64 characters (RFC 5280, A.1); what is no Unicode in it is ?."""
+    return next(filter(None, names), "Roger")[:64].encode("utf-8", "replace")
+
+
 def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[bytes]":
     """The names and addresses of a machine as a certificate has them (RFC 5280, 4.2.1.6)."""
     dns = [name.encode() for name in dict.fromkeys(names) if name and name.isascii()]
@@ -5005,17 +5011,22 @@ def _extension(id: str, value: bytes, critical: bool = False) -> bytes:
     return _der(_SEQUENCE, _der_oid(id), mark, _der(_OCTETS, value))
 
 
+def _point(key: int) -> bytes:
+    """The public key that belongs to a secret number, uncompressed (SEC 1, 2.3.3)."""
+    x, y = _multiply(key, _G)
+    return b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+
+
 def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: float,
                      key: Optional[int] = None) -> "tuple[str, str]":
     """A certificate that this machine gives itself, and its key, both as PEM. `key` is the secret
     number of the one before, where there was one: who trusts it trusts this one as well."""
     key = key or _new_scalar()
-    x, y = _multiply(key, _G)
-    # Uncompressed (SEC 1, 2.3.3), in a string of bits of which none is unused.
-    point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+    point = _point(key)
+    # In a string of bits none of which is unused (RFC 5480, 2.2).
     bits = _der(_BITS, b"\0", point)
     name = _der(_SEQUENCE, _der(_SET, _der(
-        _SEQUENCE, _der_oid(_COMMON_NAME), _der(_TEXT, (names[0] if names else "Roger").encode()))))
+        _SEQUENCE, _der_oid(_COMMON_NAME), _der(_TEXT, _common_name(names)))))
     since = now - CERTIFICATE_SINCE
     algorithm = _der(_SEQUENCE, _der_oid(_ECDSA_SHA256))
     extensions = [
@@ -5024,8 +5035,12 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
         # Bit 0: digitalSignature; seven bits are unused.
         _extension(_KEY_USAGE, _der(_BITS, b"\x07\x80"), critical=True),
         _extension(_EXTENDED, _der(_SEQUENCE, _der_oid(_SERVER_AUTH))),
-        _extension(_SUBJECT_KEY, _der(_OCTETS, hashlib.sha1(point).digest())),
-        _extension(_ALT_NAME, _der(_SEQUENCE, *_alternatives(names, addresses)))]
+        # RFC 7093, 2 (1): not every Python has SHA-1.
+        _extension(_SUBJECT_KEY, _der(_OCTETS, hashlib.sha256(point).digest()[:20]))]
+    alternatives = _alternatives(names, addresses)
+    # There is none without content.
+    if alternatives:
+        extensions.append(_extension(_ALT_NAME, _der(_SEQUENCE, *alternatives)))
     body = _der(
         _SEQUENCE, _der(0xa0, _der_number(2)), _der_number(secrets.randbits(120) | 1), algorithm,
         name, _der(_SEQUENCE, _der_time(since), _der_time(since + CERTIFICATE_FOR)), name,
@@ -5061,8 +5076,12 @@ def certificate_key(text: str) -> int:
 
 
 def _still_good(text: str, names: "Sequence[str]", addresses: "Sequence[str]", now: float) -> bool:
-    """Whether a kept certificate holds for a while, and for all that this machine is called."""
+    """Whether a kept certificate holds for a while, and for all that this machine is called. Raises
+    ValueError where it is damaged, or its key is."""
     der = _from_pem("CERTIFICATE", text)
+    # Else a damaged key would become everybody's new one.
+    if _point(certificate_key(text)) not in der:
+        raise ValueError("its certificate and its key are no pair")
     since, until = certificate_times(der)
     return (since <= now < until - CERTIFICATE_LEFT
             and all(each in der for each in _alternatives(names, addresses)))
@@ -5084,7 +5103,7 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
     """Have a file with certificate and key that hold now, for this machine: make it where there is
     none, and another with the same key where it ends soon or is for other addresses.
 
-    Raises CertificateError.
+    Needs ssl. Raises CertificateError.
     """
     key: Optional[int] = None
     try:
@@ -5092,14 +5111,18 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
             kept = file.read(65_536)
             key = certificate_key(kept)
             if _still_good(kept, names, addresses, now):
+                # Damage to the rest of it is OpenSSL's to find. No password: it would ask for one.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(path, password=lambda: b"")
                 return
         _write_secret(path, "".join(make_certificate(names, addresses, now, key)))
+    except (ssl.SSLError, ValueError) as error:
+        reason = "OpenSSL cannot read it" if isinstance(error, ssl.SSLError) else error
+        raise CertificateError(f"{path} is damaged: {reason}; without it another key is made, "
+                               "which everybody has to trust anew") from error
     except OSError as error:
         raise CertificateError(f"the certificate in {path} cannot be kept: "
                                f"{error.strerror or error}") from error
-    except ValueError as error:
-        raise CertificateError(f"{path} is damaged: {error}; without it another key is made, which "
-                               "everybody has to trust anew") from error
 
 
 def _write_secret(path: str, text: str) -> None:
@@ -5108,11 +5131,16 @@ def _write_secret(path: str, text: str) -> None:
     half = f"{path}.{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):
         os.remove(half)
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(half, path)
+    try:
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(half)
+        raise
 
 
 # --- The command line ---

@@ -3,6 +3,7 @@ and the published numbers of its curve."""
 
 import base64
 import calendar
+import errno
 import hashlib
 import os
 import re
@@ -285,15 +286,87 @@ def test_damaged(tmp_path, damage):
     assert path.read_text(encoding="utf-8") == text
 
 
+def lines_of(text, label):
+    """The base64 in the PEM block of that label, and where it begins."""
+    found = re.search(f"BEGIN {label}-----\n(.*?)-----END {label}", text, re.DOTALL)
+    return found[1], found.start(1)
+
+
+def test_key_of_another_certificate(tmp_path):
+    """Certificate and key have to be a pair: else nobody would know the server any more."""
+    path = tmp_path / "server.pem"
+    text = make_certificate(NAMES, ADDRESSES, NOW)[0] + make_certificate(NAMES, ADDRESSES, NOW)[1]
+    path.write_text(text)
+    for now in (NOW, NOW + 790 * DAY):
+        with pytest.raises(CertificateError, match="no pair.*trust anew"):
+            kept(path, now)
+    assert path.read_text() == text
+
+
+def test_damaged_certificate(tmp_path):
+    """Whichever character of the certificate is another one, it is said, or OpenSSL can use it as
+    it is (then the character was of the serial number, say)."""
+    path = tmp_path / "server.pem"
+    text, key = kept(path)
+    block, begin = lines_of(text, "CERTIFICATE")
+    said = 0
+    for at in range(begin, begin + len(block), 13):
+        path.write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1:])
+        try:
+            assert kept(path)[1] == key
+        except CertificateError as error:
+            said += "trust anew" in str(error)
+        else:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+    # The heads of its parts, and the key, at least.
+    assert said > 10
+
+
+def test_damaged_key(tmp_path):
+    """Whichever character of the secret number is another one: it is said, also when it is time for
+    a new certificate, which would be for that wrong number."""
+    path = tmp_path / "server.pem"
+    text, _ = kept(path)
+    _, begin = lines_of(text, "EC PRIVATE KEY")
+    # Bytes 7 to 38 of the key: characters 10 to 50 have bits of nothing else.
+    for at in range(begin + 10, begin + 51, 8):
+        path.write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1:])
+        with pytest.raises(CertificateError, match="trust anew"):
+            kept(path, NOW + 790 * DAY)
+
+
 def test_folder_that_cannot_be(tmp_path):
     """What cannot be written is said with its reason."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(CertificateError, match="server.pem cannot be kept: Not a directory"):
+    with pytest.raises(CertificateError, match="server.pem cannot be kept: "):
         kept(tmp_path / "file" / "server.pem")
 
 
-def test_machine_without_names():
-    """Neither names nor addresses, or none that a certificate can have."""
-    for names, addresses in ([], []), (["b\u00fcro"], []):
-        certificate, key = make_certificate(names, addresses, NOW)
-        assert chatproto.trust_key(der_of(certificate)) and certificate_key(key)
+def test_disk_full(tmp_path, monkeypatch):
+    """When the new one cannot be written, the old one stays, and nothing with a secret in it is
+    left beside it."""
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "server.pem"
+    text, _ = kept(path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CertificateError, match=os.strerror(errno.ENOSPC)):
+        kept(path, NOW + 790 * DAY)
+    assert path.read_text() == text and os.listdir(tmp_path) == ["server.pem"]
+
+
+@pytest.mark.parametrize("names, subject", [
+    ([], "Roger"), (["b\u00fcro"], "b\\C3\\BCro"), (["a\udcff"], "a?"),
+    (["", "\u00fc"], "\\C3\\BC"), (["x" * 65 + "\u00fc"], "x" * 64)])
+def test_machine_without_names(names, subject, tmp_path):
+    """Neither names nor addresses, or none that a certificate can have: it has a subject, and says
+    nothing of others."""
+    certificate, key = make_certificate(names, [], time.time())
+    text = openssl("x509", "-noout", "-text", text=certificate)
+    assert re.search("Subject: CN ?= ?(.*)", text)[1] == subject
+    assert "Alternative" not in text
+    path = tmp_path / "cert.pem"
+    path.write_text(certificate)
+    assert "OK" in openssl("verify", "-check_ss_sig", "-x509_strict", "-CAfile", str(path),
+                           str(path)) and certificate_key(key)
