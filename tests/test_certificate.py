@@ -201,6 +201,17 @@ def test_trust_key_of_garbage(made):
             chatproto.trust_key(bad)
 
 
+def test_trust_key_behind_the_body():
+    """A public key that stands where the certificate's body is over already is not its key."""
+    sequence = chat_server._der(0x30)
+    parts, key = [b"\x02\x01\x07", sequence, sequence, sequence, sequence], b"\x30\x02\x05\0"
+    inside = chat_server._der(0x30, chat_server._der(0x30, *parts, key))
+    outside = chat_server._der(0x30, chat_server._der(0x30, *parts), key)
+    assert chatproto.trust_key(inside)
+    with pytest.raises(ValueError):
+        chatproto.trust_key(outside)
+
+
 @pytest.mark.parametrize("typed", ["K3QF-7T2M-5XWB-4HDN", "k3qf7t2m5xwb4hdn",
                                    " K3QF 7T2M 5XWB 4HDN "])
 def test_trust_key_as_typed(typed):
