@@ -60,9 +60,8 @@ rename and ends with its session.
 
 Threads: everything of a connection runs on its own thread; WebSocket says what others may call.
 One is made here: "files", which deletes and renames, as the room must not wait for a disk. Locks:
-one in each WebSocket and one in FileStore, described there. Under TLS
-(chatproto.SecureSocket) nothing differs but the scheme of addresses. Left out on purpose:
-keep-alive.
+one in each WebSocket and one in FileStore, described there. Under TLS (chatproto.SecureSocket)
+nothing differs but the scheme of addresses. Left out on purpose: keep-alive.
 """
 
 from __future__ import annotations
@@ -950,15 +949,11 @@ class FileStore:
 
     def open(self, key: str) -> "IO[bytes]":
         """A file that was handed out, to be read. Raises OSError."""
-        try:
-            return open(self._whole(key), "rb")
-        except FileNotFoundError:
-            pass
-        try:
-            return open(self._part(key), "rb")
-        except FileNotFoundError:
-            # It was renamed in between.
-            return open(self._whole(key), "rb")
+        for path in (self._whole(key), self._part(key)):
+            with contextlib.suppress(FileNotFoundError):
+                return open(path, "rb")
+        # It was renamed in between.
+        return open(self._whole(key), "rb")
 
     def close(self) -> None:
         """At the end, when all connections and the sequencer have ended; may be called twice."""
@@ -1195,7 +1190,8 @@ def step_aside() -> None:
     It may run on any core, as those share one, and comes after them: with ten downloads a pair's
     p50 was 5 times its own, so it is 1.4 times, and the downloads are no slower.
     """
-    if sys.platform == "linux":
+    # PyPy has no such choice.
+    if sys.platform == "linux" and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
@@ -1391,7 +1387,7 @@ class PageRequest(FileRequest):
             answer = self._host_does(self._body()) if self.command == "POST" else ""
             state = self.web.desk.state()
             self.reply_json(http.HTTPStatus.OK, {**state, "qr": qr_rows(state["url"]),
-                                                  "answer": answer})
+                                                 "answer": answer})
         except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
             text = str(error.args[0] if error.args else error)
             self.reply_json(http.HTTPStatus.CONFLICT, {"error": text})

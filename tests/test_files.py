@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -108,6 +109,16 @@ def test_file_goes_up_in_pieces_and_down(up, server, folder):
     wait_until(lambda: own_files(folder) == [key], what=lambda: own_files(folder))
     if os.name == "posix":
         assert (folder / key).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="turns Linux into PyPy's")
+def test_python_that_cannot_choose_its_core(serve, peer):
+    """Where Python lacks what moves files off the core of the messages, they go all the same."""
+    server = serve(sockets="pypy")
+    ann = Uploader(server.port, peer(server.port, "ann"))
+    answer = ann.upload("plan.pdf", b"plan")
+    ann.say(answer)
+    assert fetch(server.port, answer["url"])[::2] == (200, b"plan")
 
 
 @pytest.mark.parametrize("asked, status, first, behind", [
