@@ -35,9 +35,9 @@ A bot:
     client.close()
 
 Threads: "client" (connects, reads, reconnects; it runs every callback), "alarm" (chatproto.Alarm's
-timer), "close" (a close() that a callback asked for), "file" (one for
-each /send and /get), "stdin" or "keys" (reads for main) and the
-main thread, which alone writes to the terminal while there is a Window.
+timer), "close" (a close() that a callback asked for), "file" (one for each /send and /get), "stdin"
+or "keys" (reads for main) and the main thread, which alone writes to the terminal while there is a
+Window.
 Locks: Sayings has one, described there.
 """
 
@@ -1354,17 +1354,6 @@ def settings_path() -> str:
     return chatproto.config_path("client.json")
 
 
-def _write_whole(path: str, text: str) -> None:
-    """Write a small file that only its owner may read. Raises OSError."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # A file of its own, as another client may write at the same time.
-    part = f"{path}.{os.getpid()}"
-    owners = functools.partial(os.open, mode=0o600)
-    with open(part, "w", encoding="utf-8", opener=owners) as file:
-        file.write(text)
-    os.replace(part, path)
-
-
 class KnownServers:
     """The keys of servers that were trusted before, as ssh keeps them: a line for each, HOST:PORT
     and its key."""
@@ -1383,7 +1372,8 @@ class KnownServers:
         known = self._read()
         if self._path is not None and known.get(where.lower()) != key:
             known[where.lower()] = key
-            _write_whole(self._path, "".join(f"{each} {known[each]}\n" for each in sorted(known)))
+            lines = (f"{each} {known[each]}\n" for each in sorted(known))
+            chatproto.write_private(self._path, "".join(lines))
 
     def _read(self) -> "dict[str, str]":
         known: "dict[str, str]" = {}
@@ -1464,7 +1454,7 @@ class Settings:
         kept = {"version": self.VERSION, "quiet": self.quiet, "timestamps": self.timestamps,
                 "bell": self.bell, "ignored": sorted(self.ignored)}
         try:
-            _write_whole(self._path, json.dumps(kept))
+            chatproto.write_private(self._path, json.dumps(kept))
         except (OSError, ValueError) as error:
             # Told once: a choice holds for this run at least.
             self._path = None
@@ -1542,7 +1532,7 @@ class KeptSession:
         # Where that fails the next terminal has a session of its own.
         with contextlib.suppress(OSError, ValueError):
             if ticket is not None:
-                _write_whole(self._path, json.dumps(ticket._asdict()))
+                chatproto.write_private(self._path, json.dumps(ticket._asdict()))
             else:
                 os.unlink(self._path)
 
@@ -1975,10 +1965,14 @@ def _without_address(text: str, file: "dict[str, Any]") -> str:
 
 
 def _is_changed(before: Optional[Rules], rules: Rules) -> bool:
-    """Whether there is anything new in that; at first files are none."""
-    if before is not None and (before.files is None) != (rules.files is None):
-        return True
-    return dataclasses.replace(before or Rules(0), id=rules.id, files=rules.files) != rules
+    """Whether there is anything new in that."""
+    return (_switches_files(before, rules)
+            or dataclasses.replace(before or Rules(0), id=rules.id, files=rules.files) != rules)
+
+
+def _switches_files(before: Optional[Rules], rules: Rules) -> bool:
+    """Whether files are off now, or on again; what we hear first is how it is."""
+    return before is not None and (before.files is None) != (rules.files is None)
 
 
 def _ruled(rules: Rules, before: Optional[Rules]) -> str:
@@ -1987,7 +1981,7 @@ def _ruled(rules: Rules, before: Optional[Rules]) -> str:
              "everybody may speak"]
     parts += ["private messages are off"] * (not rules.private)
     parts += [f"one message every {rules.slow:g} s"] * (rules.slow > 0)
-    if before is not None and (before.files is None) != (rules.files is None):
+    if _switches_files(before, rules):
         parts.append("no files" if rules.files is None else "files may be sent")
     return ", ".join(parts)
 
@@ -3411,12 +3405,15 @@ def colours() -> int:
         return 8
 
 
+def is_attended() -> bool:
+    """Whether stdin and stdout are a terminal, at which somebody may be asked."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
 def takes_screen(arguments: argparse.Namespace) -> bool:
     """True when stdin and stdout are a terminal that may be painted on."""
     unattended = getattr(arguments, "listen", False) or getattr(arguments, "send", None)
-    if arguments.plain or arguments.json or unattended:
-        return False
-    if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stdout)):
+    if arguments.plain or arguments.json or unattended or not is_attended():
         return False
     return (sys.platform == "win32"
             or os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"))
@@ -3508,12 +3505,12 @@ class Interface:
                 client.connect(self._arguments.timeout)
                 break
             except Untrusted as untrusted:
-                if not untrusted.is_new or not self._can_ask() or not ask_trust(client.where,
-                                                                                untrusted.key):
+                if not (untrusted.is_new and is_attended()
+                        and ask_trust(client.where, untrusted.key)):
                     raise
                 client.trust(untrusted.key)
             except PasswordWanted as refused:
-                if not self._can_ask():
+                if not is_attended():
                     raise ConnectionError(f"{refused}: --password asks for it, --password-file "
                                           "FILE or ROGER_PASSWORD say it") from refused
                 complain(str(refused))
@@ -3523,11 +3520,6 @@ class Interface:
                 known.remember(client.where, client.key)
             except OSError as error:
                 complain(f"the server's key is not remembered: {error.strerror or error}")
-
-    @staticmethod
-    def _can_ask() -> bool:
-        """Whether somebody is there to answer. A pipe is not asked."""
-        return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
     def _chat(self) -> int:
         """Until it ends; return the exit code."""
@@ -5082,7 +5074,7 @@ def choose_server() -> "tuple[str, int]":
     if not servers:
         raise LookupError("no chat server answers on this LAN: is one running? If it is, say "
                           "where: chat_client.py HOST PORT, as the server printed it")
-    if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
+    if not is_attended():
         raise LookupError(f"{len(servers)} chat servers answer, say which one: "
                           + ", ".join(map(str, servers)))
     return _ask_which(servers)
@@ -5197,6 +5189,19 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def _add_encryption(add: Callable[..., Any]) -> None:
+    """The options of TLS and the password."""
+    add("--tls", action="store_true",
+        help="only encrypted, to a server that an authority vouches for, or that is known; without "
+             "it comes in the clear where the server takes that")
+    add("--trust", metavar="KEY",
+        help="only encrypted, and only to the server with this key, as it printed it")
+    add("--password", action="store_true",
+        help="ask for the server's password now, for a pipe as well; only encrypted")
+    add("--password-file", metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
@@ -5229,15 +5234,7 @@ def _parser() -> argparse.ArgumentParser:
         help="neither read nor keep the settings (quiet, times, ignored names, bell) and the "
              "session, with which one who reopens the terminal goes on, and "
              "the servers that are known")
-    add("--tls", action="store_true",
-        help="only encrypted, to a server that an authority vouches for, or that is known; without "
-             "it comes in the clear where the server takes that")
-    add("--trust", metavar="KEY",
-        help="only encrypted, and only to the server with this key, as it printed it")
-    add("--password", action="store_true",
-        help="ask for the server's password now, for a pipe as well; only encrypted")
-    add("--password-file", metavar="FILE",
-        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+    _add_encryption(add)
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")

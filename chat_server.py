@@ -103,8 +103,8 @@ import threading
 import time
 import zlib
 from collections import deque
-from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, NamedTuple,
-                    Mapping, NoReturn, Optional, Sequence, Tuple)
+from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, Mapping, NamedTuple,
+                    NoReturn, Optional, Sequence, Tuple)
 
 try:
     import sqlite3
@@ -732,11 +732,11 @@ class HistoryFile(_Database):
 
     def house(self) -> Optional[str]:
         """What save() kept of the room; None where there is nothing, or it is damaged."""
-        return self._kept().get("house")
+        return self._kept("house").get("house")
 
     def files(self) -> "dict[str, str]":
         """What save() kept of each file."""
-        return {key[5:]: text for key, text in self._kept().items() if key.startswith("file:")}
+        return {key[5:]: text for key, text in self._kept("file:*").items()}
 
     def sessions(self) -> "list[tuple[Any, ...]]":
         """Every row of sessions without its checksum, in the order of leaving; those who had not
@@ -926,11 +926,11 @@ class HistoryFile(_Database):
         if self.path != ":memory:":
             self._identity = self._place()
 
-    def _kept(self) -> "dict[str, str]":
-        """What save() kept besides entries and sessions."""
+    def _kept(self, keys: str) -> "dict[str, str]":
+        """What save() kept besides entries and sessions, of the keys like that (GLOB)."""
         found = {}
         with self._in_words():
-            for row in self._connection.execute("SELECT * FROM kept"):
+            for row in self._connection.execute("SELECT * FROM kept WHERE key GLOB ?", (keys,)):
                 key = str(row[0], "utf-8", "replace")
                 if row[-1] == _checksum(row[:-1]):
                     found[key] = str(row[1], "utf-8")
@@ -4915,7 +4915,7 @@ _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d
 CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400, 2 * 86_400
 
 
-class CertificateError(Exception):
+class CertificateError(TlsError):
     """The kept certificate cannot be read or written; the text says what to do."""
 
 
@@ -5115,7 +5115,8 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(path, password=lambda: b"")
                 return
-        _write_secret(path, "".join(make_certificate(names, addresses, now, key)))
+        pems = make_certificate(names, addresses, now, key)
+        chatproto.write_private(path, "".join(pems), synced=True)
     except (ssl.SSLError, ValueError) as error:
         reason = "OpenSSL cannot read it" if isinstance(error, ssl.SSLError) else error
         raise CertificateError(f"{path} is damaged: {reason}; without it another key is made, "
@@ -5123,24 +5124,6 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
     except OSError as error:
         raise CertificateError(f"the certificate in {path} cannot be kept: "
                                f"{error.strerror or error}") from error
-
-
-def _write_secret(path: str, text: str) -> None:
-    """Write a file whole that only its owner reads. Raises OSError."""
-    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-    half = f"{path}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(half)
-    try:
-        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(half)
-        raise
 
 
 # --- The command line ---
@@ -5190,6 +5173,49 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def _add_history(add: Callable[..., Any]) -> None:
+    """The options of what is kept."""
+    add("--history", metavar="FILE",
+        help="keep everything in this SQLite file, private messages too: an ACK then means that "
+             "a message is on disk, and all goes on after a restart or a crash")
+    add("--history-sync", choices=("full", "normal"), default="full",
+        help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
+             "messages (a crash of the server alone does not); default full")
+    add("--keep", type=_positive(float), metavar="DAYS",
+        help="delete from the history what is older")
+    add("--keep-messages", type=_positive(int), metavar="N",
+        help="and all but the newest N messages")
+    add("--export", nargs=2, metavar=("OUT", "FILE"),
+        help="write what was said in public, from the history FILE of a server that does not run, "
+             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")
+
+
+def _add_files(add: Callable[..., Any]) -> None:
+    """The options of the files that members hand out."""
+    add("--files", metavar="FOLDER",
+        help="keep the files that members hand out in FOLDER, where only what the server made "
+             "itself is touched (default: with --history the folder FILE.files, else one that is "
+             "deleted at the end)")
+    add("--max-file", type=_positive(float), default=100, metavar="MB",
+        help="the largest file (default %(default)g)")
+    add("--max-files", type=_positive(float), default=1000, metavar="MB",
+        help="all of them together (default %(default)g)")
+    add("--no-files", action="store_true", help="no files")
+
+
+def _add_encryption(add: Callable[..., Any]) -> None:
+    """The options of TLS and the password."""
+    add("--tls", action="store_true",
+        help="encrypt everything, for browsers as well, and take nothing in the clear; the "
+             "certificate is made here where none is given, and kept")
+    add("--cert", metavar="FILE", help="use this certificate (PEM); switches --tls on")
+    add("--key", metavar="FILE", help="and its key, where that is not in the same file")
+    add("--password", action="store_true",
+        help="let in only who knows the password that is asked for now; switches --tls on")
+    add("--password-file", metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+
+
 def _parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = _Parser(
@@ -5215,19 +5241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--motd", metavar="FILE", help="message of the day, pinned above the talk of everybody")
     add("--log", metavar="FILE",
         help="append what is said to FILE (- is stdout); private messages are not")
-    add("--history", metavar="FILE",
-        help="keep everything in this SQLite file, private messages too: an ACK then means that "
-             "a message is on disk, and all goes on after a restart or a crash")
-    add("--history-sync", choices=("full", "normal"), default="full",
-        help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
-             "messages (a crash of the server alone does not); default full")
-    add("--keep", type=_positive(float), metavar="DAYS",
-        help="delete from the history what is older")
-    add("--keep-messages", type=_positive(int), metavar="N",
-        help="and all but the newest N messages")
-    add("--export", nargs=2, metavar=("OUT", "FILE"),
-        help="write what was said in public, from the history FILE of a server that does not run, "
-             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")
+    _add_history(add)
     add("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
         help="how long a lost member stays in the room (default %(default)g)")
     add("--rate", type=_positive(float), default=default.rate, metavar="N",
@@ -5237,26 +5251,10 @@ def _parser() -> argparse.ArgumentParser:
         help="default %(default)d")
     add("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
         help="connections from one address; this machine is exempt (default %(default)d)")
-    add("--files", metavar="FOLDER",
-        help="keep the files that members hand out in FOLDER, where only what the server made "
-             "itself is touched (default: with --history the folder FILE.files, else one that is "
-             "deleted at the end)")
-    add("--max-file", type=_positive(float), default=100, metavar="MB",
-        help="the largest file (default %(default)g)")
-    add("--max-files", type=_positive(float), default=1000, metavar="MB",
-        help="all of them together (default %(default)g)")
-    add("--no-files", action="store_true", help="no files")
+    _add_files(add)
     add("--no-web", action="store_true",
         help="nothing for browsers, and no files, even where chat_web.py is there")
-    add("--tls", action="store_true",
-        help="encrypt everything, for browsers as well, and take nothing in the clear; the "
-             "certificate is made here where none is given, and kept")
-    add("--cert", metavar="FILE", help="use this certificate (PEM); switches --tls on")
-    add("--key", metavar="FILE", help="and its key, where that is not in the same file")
-    add("--password", action="store_true",
-        help="let in only who knows the password that is asked for now; switches --tls on")
-    add("--password-file", metavar="FILE",
-        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+    _add_encryption(add)
     add("-v", "--verbose", action="store_true", help="log more")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
@@ -5301,10 +5299,7 @@ def _identity(arguments: argparse.Namespace, password: Optional[str]) -> Optiona
         return Identity.load(arguments.cert, arguments.key)
     path = f"{arguments.history}.pem" if arguments.history else chatproto.config_path("server.pem")
     addresses = [each.ip for each in chatproto.own_addresses()]
-    try:
-        keep_certificate(path, [socket.gethostname(), "localhost"], addresses, time.time())
-    except CertificateError as error:
-        raise TlsError(str(error)) from error
+    keep_certificate(path, [socket.gethostname(), "localhost"], addresses, time.time())
     return Identity.load(path)
 
 

@@ -485,6 +485,28 @@ def config_path(name: str) -> str:
     return os.path.join(folder, "roger", name)
 
 
+def write_private(path: str, text: str, synced: bool = False) -> None:
+    """Write a small file whole, which only its owner may read; `synced` means that it is on the
+    disk itself. Raises OSError, and then nothing of it is left."""
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    # A file of its own, as another process may write at the same time.
+    part = f"{path}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(part)
+    try:
+        new = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if synced:
+                os.fsync(new)
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
+
+
 # --- Checks of single fields: each returns the value or raises ProtocolError ---
 
 def _is_id(value: Any) -> bool:

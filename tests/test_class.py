@@ -202,20 +202,21 @@ def test_who_has_left_is_still_meant():
     """Its messages are taken back, and its device is muted and kept out when it comes again."""
     bench = Bench()
     bob = bench.member("bob")
-    eve = bench.visitor("eve")
-    eve.mute = False
-    eve.connection.address = eve.connection.origin = "192.0.2.9"
-    eve.send(frame("join", name="eve"))
+
+    def comes(name):
+        one = bench.visitor(name)
+        one.mute = False
+        one.connection.address = one.connection.origin = "192.0.2.9"
+        one.send(frame("join", name=name))
+        return one
+    eve = comes("eve")
     eve.take()
     eve.say("spam")
     eve.send(frame("leave", id=2))
     assert bench.host("remove_all", "eve") == "1 message of eve is removed"
     assert [got["type"] for got in bob.take()].count("removed") == 1
     bench.host("mute", "eve")
-    again = bench.visitor("other")
-    again.mute = False
-    again.connection.address = again.connection.origin = "192.0.2.9"
-    again.send(frame("join", name="other"))
+    again = comes("other")
     again.take()
     again.say("more spam")
     assert School.codes(again) == ["muted"]
@@ -223,7 +224,4 @@ def test_who_has_left_is_still_meant():
     again.send(frame("leave", id=2))
     bench.host("ban", "eve")
     for name in "eve", "third":
-        third = bench.visitor(name)
-        third.connection.address = third.connection.origin = "192.0.2.9"
-        third.send(frame("join", name=name))
-        assert School.codes(third) == ["banned"]
+        assert School.codes(comes(name)) == ["banned"]

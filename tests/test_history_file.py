@@ -324,6 +324,21 @@ def test_damaged_session_is_forgotten(filled, caplog):
     file.close()
 
 
+def test_damage_to_what_is_kept_besides_is_told_once(filled, caplog):
+    """What held in the room, and each file: what is damaged is forgotten and told, and the rest is
+    there."""
+    file = HistoryFile(filled)
+    file.save(12, [], [], [], house="{}", files={"a": "1", "b": "2"})
+    file.close()
+    with raw(filled) as connection:
+        connection.execute("UPDATE kept SET value = value || ' ' WHERE key IN ('house', 'file:a')")
+    file = HistoryFile(filled)
+    assert (file.house(), file.files()) == (None, {"b": "2"})
+    assert caplog.text.count("what held in the room") == 1
+    assert caplog.text.count("a file is forgotten") == 1
+    file.close()
+
+
 @pytest.mark.parametrize("change", [
     "UPDATE state SET last = last - 1", "UPDATE state SET epoch = 'x'", "DELETE FROM state",
     "UPDATE state SET last = 'x'", "INSERT INTO state SELECT * FROM state",
