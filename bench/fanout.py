@@ -105,15 +105,17 @@ def mosquitto(port, folder):
     return ["mosquitto", "-c", folder / "conf"]
 
 
-def roger_with_tls(port, folder):
-    chat_server.keep_certificate(str(folder / "server.pem"), ["localhost"], ["127.0.0.1"],
-                                 time.time())
-    return [*ROGER.command(port, folder), "--cert", folder / "server.pem"]
+def with_tls(server, option):
+    """The same server with a certificate of its own behind an option."""
+    def command(port, folder):
+        chat_server.keep_certificate(str(folder / "server.pem"), ["localhost"], ["127.0.0.1"],
+                                     time.time())
+        return [*server.command(port, folder), *option, folder / "server.pem"]
+    return server._replace(name=f"{server.name}, TLS", command=command, protocol="tls")
 
 
 ROGER = Server("Roger", lambda port, _: [sys.executable, ROOT / "chat_server.py", port, "--rate",
                                          "0", "--bind", "127.0.0.1"])
-TLS = Server("Roger, TLS", roger_with_tls, "tls")
 BARE = Server("bare loop", lambda port, _: [sys.executable, HERE / "peers.py", "bare", port],
               acks=False)
 ASYNCIO = Server("asyncio", lambda port, _: [sys.executable, HERE / "peers.py", "asyncio", port],
@@ -266,9 +268,10 @@ def fanout(title, small=False, peers=True, **load):
 
 
 def tls(options):
-    """What encryption costs: the same without and with it, in turn."""
+    """What encryption costs Roger and a bare loop: the same without and with it, in turn."""
+    encrypted = with_tls(BARE, []), with_tls(ROGER, ["--cert"])
     for window in (1, 64):
-        for server in (ROGER, TLS) * 3:
+        for server in (BARE, ROGER, *encrypted) * 3:
             yield measure(options, f"window {window}", server, members=options.members,
                           window=window)
 

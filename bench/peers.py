@@ -1,9 +1,10 @@
-"""Two chats to compare with: `python bench/peers.py bare PORT` and `python bench/peers.py asyncio
-PORT`.
+"""Two chats to compare with: `python bench/peers.py bare PORT [CERTIFICATE]` and
+`python bench/peers.py asyncio PORT`.
 
 bare     one selector loop that calls send() once per member: no JSON, no ACK, no order to keep, no
 queue; a member that does
-         not read stops it. It is the least a server in Python can do without batching.
+         not read stops it. It is the least a server in Python can do without batching. With a file
+         that holds a certificate and its key it speaks TLS.
 asyncio  what one writes first: asyncio streams and JSON, without ACKs, and without a bound on what
 waits for a slow member.
 
@@ -15,11 +16,15 @@ import asyncio
 import json
 import selectors
 import socket
+import ssl
 import sys
 
 
-def bare(port):
+def bare(port, certificate=None):
     """The bare loop."""
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
     # `partial` has for each socket its line without an end.
     selector, members, partial = selectors.DefaultSelector(), [], {}
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
@@ -30,9 +35,19 @@ def bare(port):
             if sock is listener:
                 sock = listener.accept()[0]
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if certificate:
+                    # The first read greets.
+                    sock = context.wrap_socket(sock, server_side=True,
+                                               do_handshake_on_connect=False)
                 selector.register(sock, selectors.EVENT_READ)
                 continue
-            data = sock.recv(65536)
+            try:
+                data = sock.recv(65536)
+                while certificate and sock.pending():
+                    data += sock.recv(65536)
+            except ssl.SSLError:
+                # It went before it had greeted.
+                data = b""
             *lines, partial[sock] = (partial.get(sock, b"") + data).split(b"\n")
             for line in lines:
                 if b'"type":"join"' in line:
@@ -77,4 +92,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["asyncio"]:
         asyncio.run(asyncio_chat(int(sys.argv[2])))
     else:
-        bare(int(sys.argv[2]))
+        bare(int(sys.argv[2]), *sys.argv[3:])
