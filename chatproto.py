@@ -1947,19 +1947,17 @@ class MessageManager:
             self._incoming.seen = seen
             self._incoming.refused += [pair for pair in refused if pair[1] > place]
             self._since = self._alarm.clock()
-            is_behind = self._send()
-            ring_at = self._next_ring()
-        self._call(is_behind, ring_at)
+            calls = self._go_on()
+        self._call(*calls)
 
     def wake(self, news: News) -> None:
         """Frames were published: what of them is this reader's goes out, now or when the window
         opens. This runs once for every delivery, so the usual case comes first."""
         with self._lock:
-            is_usual = (news.after <= self.sent < news.first and self._begin <= self.sent
-                        and self._flying + news.count <= WINDOW
-                        and self._flying_bytes + news.size <= WINDOW_BYTES
-                        and self._reader not in news.concerned)
-            if is_usual:
+            if (news.after <= self.sent < news.first and self._begin <= self.sent
+                    and self._flying + news.count <= WINDOW
+                    and self._flying_bytes + news.size <= WINDOW_BYTES
+                    and self._reader not in news.concerned):
                 if self.acked == self.sent:
                     self._since = news.at
                 self.sent = news.end
@@ -1971,10 +1969,8 @@ class MessageManager:
                 # The alarm rings early enough, mostly.
                 if self._ring_at <= news.at + RETRY_DELAY:
                     return
-            ring_at = self._next_ring()
-        self._call(False, ring_at)
-        if not is_usual:
-            self.catch_up()
+            calls = self._go_on()
+        self._call(*calls)
 
     def feed(self, frames: "list[bytes]", place: int, last: int = 0) -> None:
         """Send what this reader hears up to `place`, which is not read from the log: at most a
@@ -1987,9 +1983,8 @@ class MessageManager:
             self.sent = place
             self._fed = (last or place, place)
             self._put_flying(frames, len(frames), sum(map(len, frames)), was_idle)
-            is_behind = self._send()
-            ring_at = self._next_ring()
-        self._call(is_behind, ring_at)
+            calls = self._go_on()
+        self._call(*calls)
 
     def resend(self, frame: bytes) -> None:
         """Send a frame in flight again, which is not read from the log."""
@@ -2010,9 +2005,8 @@ class MessageManager:
     def catch_up(self) -> None:
         """Look whether there is anything to hear, and room for it."""
         with self._lock:
-            is_behind = self._send()
-            ring_at = self._next_ring()
-        self._call(is_behind, ring_at)
+            calls = self._go_on()
+        self._call(*calls)
 
     def write_bare(self, frame: bytes) -> None:
         """Write a bare frame now, past the window; nothing happens after close()."""
@@ -2107,6 +2101,10 @@ class MessageManager:
                     or self.sent == self.acked and self.sent >= self._log.end)
 
     # Under the lock
+
+    def _go_on(self) -> "tuple[bool, float]":
+        """Write what there is to hear, and room for. Returns what _call() is for. Needs the lock."""
+        return self._send(), self._next_ring()
 
     def _send(self, upto: Optional[int] = None) -> bool:
         """Write what comes behind `sent`, up to a place (None: the log's end). Needs the lock.

@@ -46,9 +46,9 @@ FAULTS = {
         ("chatproto", "            if piece.frames:\n                break\n",
          "            break\n")],
     "4: who is concerned takes the fast way": [
-        ("chatproto", "\n                        and self._reader not in news.concerned)", ")")],
+        ("chatproto", "\n                    and self._reader not in news.concerned)", ")")],
     "4: a reader that is behind takes the fast way": [
-        ("chatproto", "is_usual = (news.after <= self.sent < news.first and", "is_usual = (")],
+        ("chatproto", "if (news.after <= self.sent < news.first and", "if (")],
     "5: a reader below the start of the log is forgotten": [
         ("chatproto", "                return not self._flying\n",
          "                return False\n")],
