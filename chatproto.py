@@ -2103,7 +2103,8 @@ class MessageManager:
     # Under the lock
 
     def _go_on(self) -> "tuple[bool, float]":
-        """Write what there is to hear, and room for. Returns what _call() is for. Needs the lock."""
+        """Write what there is to hear, and room for. Returns what _call() is for. Needs the
+        lock."""
         return self._send(), self._next_ring()
 
     def _send(self, upto: Optional[int] = None) -> bool:
