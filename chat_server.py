@@ -4187,32 +4187,6 @@ class OperatorLine:
 
 # --- The chat log ---
 
-class _Waiting(queue.Queue[Any]):
-    """A queue whose bound is in characters: its size is theirs, by the hooks of queue.Queue."""
-
-    # Characters that an entry counts for on top of its own: about what its objects take.
-    OVERHEAD = 64
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self._characters = 0
-
-    def _qsize(self) -> int:
-        return self._characters
-
-    def _put(self, item: Any) -> None:
-        super()._put(item)
-        self._characters += self._size(item)
-
-    def _get(self) -> Any:
-        item = super()._get()
-        self._characters -= self._size(item)
-        return item
-
-    def _size(self, item: Any) -> int:
-        return self.OVERHEAD + (len(item[1]) if item else 0)
-
-
 class ChatLog:
     """Appends one line an event to a file, or to stdout for "-", where the operator may be typing.
 
@@ -4225,6 +4199,8 @@ class ChatLog:
 
     # A slow disk may lag behind by so much: a minute of a busy room, at most 32 MB of memory.
     WAITING = 8 * 1024 * 1024
+    # Characters that a line counts for on top of its own: about what its objects take.
+    OVERHEAD = 64
     # Seconds that close() waits for what was not written yet.
     PATIENCE = 5.0
 
@@ -4232,7 +4208,11 @@ class ChatLog:
         """Raises OSError when the file cannot be opened."""
         self._path = path
         self._line = line
-        self._waiting = _Waiting(self.WAITING)
+        # For each line when it came, the line, and how many were dropped before it; None ends it.
+        self._waiting: "queue.SimpleQueue[Optional[tuple[float, str, int]]]" = queue.SimpleQueue()
+        # Characters that the sequencer has put there, and that the log's thread has taken: each
+        # counts its own, and what is between them waits.
+        self._put = self._taken = 0
         # How many lines found no room since the last one that did; the sequencer's own.
         self._dropped = 0
         # The file has another name now: the log's thread opens it again before the next line.
@@ -4251,22 +4231,18 @@ class ChatLog:
 
     def write(self, line: str) -> None:
         """On the sequencer's thread: never waits."""
-        if self._thread is None:
-            return
-        try:
-            self._waiting.put_nowait((time.time(), line, self._dropped))
+        if self._thread is not None and self._put - self._taken < self.WAITING:
+            self._put += self.OVERHEAD + len(line)
+            self._waiting.put((time.time(), line, self._dropped))
             self._dropped = 0
-        except queue.Full:
+        else:
             self._dropped += 1
 
     def close(self) -> None:
         """Write what waits, and end the thread. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            try:
-                self._waiting.put(None, timeout=self.PATIENCE)
-            except queue.Full:
-                return
+            self._waiting.put(None)
             thread.join(self.PATIENCE)
 
     # On the log's thread
@@ -4275,6 +4251,7 @@ class ChatLog:
         out = _Output(self._path or "", self._line)
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
+            self._taken += self.OVERHEAD + len(line)
             missing += dropped
             if self._moved.is_set():
                 self._moved.clear()
@@ -5173,90 +5150,110 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def _add_history(add: Callable[..., Any]) -> None:
-    """The options of what is kept."""
-    add("--history", metavar="FILE",
+def _options() -> "dict[str, dict[str, Any]]":
+    """The options of the command line but the groups below: their names, and what argparse takes
+    for each."""
+    default = Settings()
+    return {
+        "--bind": dict(default="", metavar="ADDR",
+                       help="listen there only (default: every address)"),
+        "--name": dict(
+            type=_title, default=_machine_name(), metavar="TITLE",
+            help="what the server is called, for those who look for one (default: %(default)s)"),
+        "--no-discovery": dict(
+            action="store_true",
+            help="do not answer those who look for a server without knowing its address"),
+        "--dns-name": dict(
+            action="append", default=[], metavar="NAME",
+            help="a name by which browsers may come, besides the machine's own; more than once for "
+                 "several"),
+        "--host-name": dict(
+            type=_host_title, metavar="NAME",
+            help="the name under which the host speaks; nobody else may have it or one like it "
+                 "(default: Server)"),
+        "--motd": dict(metavar="FILE",
+                       help="message of the day, pinned above the talk of everybody"),
+        "--log": dict(metavar="FILE",
+                      help="append what is said to FILE (- is stdout); private messages are not"),
+        **_HISTORY_OPTIONS,
+        "--grace": dict(
+            type=_positive(float), default=default.grace, metavar="SECONDS",
+            help="how long a lost member stays in the room (default %(default)g)"),
+        "--rate": dict(
+            type=_positive(float), default=default.rate, metavar="N",
+            help="messages a second and member, after a burst of 5 N; what is faster is slowed "
+                 "down and not lost, 0 is no limit (default %(default)g)"),
+        "--max-members": dict(type=_positive(int), default=default.max_members, metavar="N",
+                              help="default %(default)d"),
+        "--max-per-address": dict(
+            type=_positive(int), default=default.max_per_address, metavar="N",
+            help="connections from one address; this machine is exempt (default %(default)d)"),
+        **_FILE_OPTIONS,
+        "--no-web": dict(
+            action="store_true",
+            help="nothing for browsers, and no files, even where chat_web.py is there"),
+        **_ENCRYPTION_OPTIONS,
+        "-v --verbose": dict(action="store_true", help="log more"),
+        "--version": dict(action="version", version=f"Roger {chatproto.__version__}")}
+
+
+# Of what is kept.
+_HISTORY_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--history": dict(
+        metavar="FILE",
         help="keep everything in this SQLite file, private messages too: an ACK then means that "
-             "a message is on disk, and all goes on after a restart or a crash")
-    add("--history-sync", choices=("full", "normal"), default="full",
+             "a message is on disk, and all goes on after a restart or a crash"),
+    "--history-sync": dict(
+        choices=("full", "normal"), default="full",
         help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
-             "messages (a crash of the server alone does not); default full")
-    add("--keep", type=_positive(float), metavar="DAYS",
-        help="delete from the history what is older")
-    add("--keep-messages", type=_positive(int), metavar="N",
-        help="and all but the newest N messages")
-    add("--export", nargs=2, metavar=("OUT", "FILE"),
+             "messages (a crash of the server alone does not); default full"),
+    "--keep": dict(type=_positive(float), metavar="DAYS",
+                   help="delete from the history what is older"),
+    "--keep-messages": dict(type=_positive(int), metavar="N",
+                            help="and all but the newest N messages"),
+    "--export": dict(
+        nargs=2, metavar=("OUT", "FILE"),
         help="write what was said in public, from the history FILE of a server that does not run, "
-             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")
-
-
-def _add_files(add: Callable[..., Any]) -> None:
-    """The options of the files that members hand out."""
-    add("--files", metavar="FOLDER",
+             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")}
+# Of the files that members hand out.
+_FILE_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--files": dict(
+        metavar="FOLDER",
         help="keep the files that members hand out in FOLDER, where only what the server made "
              "itself is touched (default: with --history the folder FILE.files, else one that is "
-             "deleted at the end)")
-    add("--max-file", type=_positive(float), default=100, metavar="MB",
-        help="the largest file (default %(default)g)")
-    add("--max-files", type=_positive(float), default=1000, metavar="MB",
-        help="all of them together (default %(default)g)")
-    add("--no-files", action="store_true", help="no files")
-
-
-def _add_encryption(add: Callable[..., Any]) -> None:
-    """The options of TLS and the password."""
-    add("--tls", action="store_true",
+             "deleted at the end)"),
+    "--max-file": dict(type=_positive(float), default=100, metavar="MB",
+                       help="the largest file (default %(default)g)"),
+    "--max-files": dict(type=_positive(float), default=1000, metavar="MB",
+                        help="all of them together (default %(default)g)"),
+    "--no-files": dict(action="store_true", help="no files")}
+# Of TLS and the password.
+_ENCRYPTION_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--tls": dict(
+        action="store_true",
         help="encrypt everything, for browsers as well, and take nothing in the clear; the "
-             "certificate is made here where none is given, and kept")
-    add("--cert", metavar="FILE", help="use this certificate (PEM); switches --tls on")
-    add("--key", metavar="FILE", help="and its key, where that is not in the same file")
-    add("--password", action="store_true",
-        help="let in only who knows the password that is asked for now; switches --tls on")
-    add("--password-file", metavar="FILE",
-        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+             "certificate is made here where none is given, and kept"),
+    "--cert": dict(metavar="FILE", help="use this certificate (PEM); switches --tls on"),
+    "--key": dict(metavar="FILE", help="and its key, where that is not in the same file"),
+    "--password": dict(
+        action="store_true",
+        help="let in only who knows the password that is asked for now; switches --tls on"),
+    "--password-file": dict(
+        metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")}
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Settings()
     parser = _Parser(
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
         a name {chatproto.MAX_NAME}; the last {LOG_FRAMES} frames or {LOG_BYTES >> 20} MiB are kept
         for those who come back: who reads so slowly that it falls behind them is dropped.""")
-    add = parser.add_argument
-    add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
-        help=f"default {PORT}; 0 takes a free one")
-    add("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
-    add("--name", type=_title, default=_machine_name(), metavar="TITLE",
-        help="what the server is called, for those who look for one (default: %(default)s)")
-    add("--no-discovery", action="store_true",
-        help="do not answer those who look for a server without knowing its address")
-    add("--dns-name", action="append", default=[], metavar="NAME",
-        help="a name by which browsers may come, besides the machine's own; more than once for "
-             "several")
-    add("--host-name", type=_host_title, metavar="NAME",
-        help="the name under which the host speaks; nobody else may have it or one like it "
-             "(default: Server)")
-    add("--motd", metavar="FILE", help="message of the day, pinned above the talk of everybody")
-    add("--log", metavar="FILE",
-        help="append what is said to FILE (- is stdout); private messages are not")
-    _add_history(add)
-    add("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
-        help="how long a lost member stays in the room (default %(default)g)")
-    add("--rate", type=_positive(float), default=default.rate, metavar="N",
-        help="messages a second and member, after a burst of 5 N; what is faster is slowed down "
-             "and not lost, 0 is no limit (default %(default)g)")
-    add("--max-members", type=_positive(int), default=default.max_members, metavar="N",
-        help="default %(default)d")
-    add("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
-        help="connections from one address; this machine is exempt (default %(default)d)")
-    _add_files(add)
-    add("--no-web", action="store_true",
-        help="nothing for browsers, and no files, even where chat_web.py is there")
-    _add_encryption(add)
-    add("-v", "--verbose", action="store_true", help="log more")
-    add("--version", action="version", version=f"Roger {chatproto.__version__}")
+    parser.add_argument("port", nargs="?", type=_port, default=PORT, metavar="PORT",
+                        help=f"default {PORT}; 0 takes a free one")
+    for names, option in _options().items():
+        parser.add_argument(*names.split(), **option)
     return parser
 
 
