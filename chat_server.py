@@ -1169,10 +1169,10 @@ class Journal:
     alone.
 
     add() gives a message its place in the log; commit() puts what was added into the file;
-    publish() lets the readers have it. A commit that fails holds the room ("disk full"): nothing of
-    it is published, and the same commit is tried again. Of the log only LOG_FRAMES and LOG_BYTES
-    stay in memory; who reads below is fed from the file, a piece() each time its window opens, and
-    without a file it is too slow.
+    log.publish() lets the readers have it. A commit that fails holds the room ("disk full"):
+    nothing of it is published, and the same commit is tried again. Of the log only LOG_FRAMES and
+    LOG_BYTES stay in memory; who reads below is fed from the file, a piece() each time its window
+    opens, and without a file it is too slow.
     """
 
     def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float],
@@ -1288,10 +1288,6 @@ class Journal:
             self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
                                  HISTORY)
             self._erased.clear()
-
-    def publish(self, upto: int) -> Optional[News]:
-        """Let the readers have what was committed, up to an id."""
-        return self.log.publish(upto, self._clock())
 
     # Bounds
 
@@ -1872,9 +1868,9 @@ class House:
             why = f": {hold.reason}" if hold.reason else ""
             raise ProtocolError("banned", what + self.holds.until(hold) + why)
 
-    def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
+    def check_say(self, session: Session, say: Say, now: float) -> None:
         """Raise ProtocolError if that may not be said; `now` is the room's clock."""
-        self.check_voice(session, address)
+        self.check_voice(session)
         rules = self.rules
         if say.to is not None and not rules.private:
             raise ProtocolError("private-off", "private messages are off here")
@@ -1883,18 +1879,18 @@ class House:
             raise ProtocolError(
                 "muted", f"one message in {rules.slow:g} s: {math.ceil(wait)} s are left")
 
-    def check_voice(self, session: Session, address: str) -> None:
+    def check_voice(self, session: Session) -> None:
         """Raise ProtocolError if a member may say nothing at all."""
-        mute = self.mute_of(session, address)
+        mute = self.mute_of(session)
         if mute is not None:
             raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
         if self.rules.speak == "host":
             raise ProtocolError("muted", "only the host speaks now, until everybody may again")
 
-    def mute_of(self, session: Session, address: str) -> Optional[Hold]:
-        """What keeps somebody at an address silent."""
+    def mute_of(self, session: Session) -> Optional[Hold]:
+        """What keeps somebody silent."""
         # Mostly nobody is held, and then no name is looked up.
-        return (self.holds.find(("mute",), _keys_of(session.name, session, address))
+        return (self.holds.find(("mute",), _keys_of(session.name, session, session.origin))
                 if self.holds else None)
 
     def is_hosts(self, name: str) -> bool:
@@ -1907,66 +1903,6 @@ def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]"
     """What somebody is known by, for a Hold."""
     return [name_key(name[:chatproto.MAX_NAME]), address,
             *([f"#{session.number}"] if session else [])]
-
-
-# --- Files ---
-
-class Handouts:
-    """Which files there are, and who may upload one. On the sequencer's thread alone.
-
-    What there is of them has chat_web's FileStore, in `journal.files`.
-    """
-
-    def __init__(self, journal: Journal, members: Members, house: House) -> None:
-        self._journal = journal
-        self._members = members
-        self._house = house
-
-    def open(self, store: Any, history: Optional[HistoryFile]) -> None:
-        """Before the sequencer runs: from now on there are files, and those that messages of the
-        history handed out are there again."""
-        if history is None:
-            store.load(None)
-        else:
-            store.load(history.files(), history.forgotten)
-        self._journal.files = store
-        self._house.rules = dataclasses.replace(self._house.rules, files=self.largest)
-
-    @property
-    def largest(self) -> Optional[int]:
-        """Bytes of the largest file that is taken; None: none are."""
-        most: Optional[int] = self._journal.files.most
-        return most if self._house.takes_files else None
-
-    def start(self, secret: str, name: str) -> Any:
-        """Begin an upload for a session. Raises ProtocolError."""
-        session = self._members.owned(secret)
-        if session is None or not session.present or session.allowance is None:
-            raise ProtocolError("not-joined", "only who is in the room hands out files")
-        self._check(session)
-        if session.allowance.take():
-            raise ProtocolError("flooding", "too many at once: a little later")
-        return self._journal.files.start(session.secret_hash, name)
-
-    def take(self, session: Session, say: Say) -> "Optional[dict[str, Any]]":
-        """The file that the next message hands out, if it does. Raises ProtocolError."""
-        if say.file is None:
-            return None
-        self._check(session)
-        file: "dict[str, Any]" = self._journal.files.say(
-            session.secret_hash, say.file["url"], self._journal.last + 1, session.name)
-        return file
-
-    def _check(self, session: Session) -> None:
-        if self.largest is None:
-            raise ProtocolError("bad-file", "the host has switched files off")
-        self._house.check_voice(session, session.origin)
-
-    def sweep(self) -> None:
-        """An event, some time after a restart: forget what those uploaded and did not hand out who
-        have not come back."""
-        present = {session.secret_hash for session in self._members}
-        self._journal.files.drop(lambda file: not file.message and file.owner not in present)
 
 
 # --- Who knows the password ---
@@ -2140,40 +2076,64 @@ class Notes:
             self._who.clear()
 
 
-class Delivery:
+class Shared(NamedTuple):
+    """What the parts of the room have in common."""
+
+    alarm: Alarm
+    # Puts an event into the inbox: post(method, *arguments).
+    post: Callable[..., None]
+    settings: Settings
+    journal: Journal
+    members: Members
+    house: House
+
+
+class Part:
+    """A part of the room. On the sequencer's thread alone."""
+
+    def __init__(self, shared: Shared) -> None:
+        (self._alarm, self._post, self._settings, self._journal, self._members,
+         self._house) = shared
+        # Events that the alarm will post.
+        self._asked: "set[tuple[Any, ...]]" = set()
+
+    def _later(self, when: float, event: Callable[..., None], *arguments: Any) -> None:
+        """Have the alarm post an event: once, however often that is asked for meanwhile. Who comes
+        and is lost a thousand times an hour is to leave no more behind with it than others."""
+        def rung() -> None:
+            self._asked.discard((event, arguments))
+            self._post(event, *arguments)
+        if (event, arguments) not in self._asked:
+            self._asked.add((event, arguments))
+            self._alarm.at(when, rung)
+
+
+class Delivery(Part):
     """What goes out after a batch of events: what is added to the journal is committed and
     published, readers are woken, and then frames are confirmed."""
 
-    def __init__(self, journal: Journal, members: Members, alarm: Alarm,
-                 post: Callable[..., None], record: Callable[[str], None]) -> None:
-        self._journal = journal
-        self._members = members
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
+    def __init__(self, shared: Shared, record: Callable[[str], None]) -> None:
+        super().__init__(shared)
         # Takes a line for the chat log, which is not escaped yet.
         self._record = record
         self.records: "list[str]" = []
         self.notes = Notes()
-        # Connections that come in or end; bare frames for some; those whose frames are to be
-        # confirmed, and those that are to be pinged.
-        self._touched: "dict[Connection, None]" = {}
-        self._bare: "list[tuple[Connection, bytes]]" = []
-        self._to_confirm: "dict[Connection, None]" = {}
-        self._idle: "list[Connection]" = []
-        # More than joins and leaves waits to be published; these alone may go out at `_news_at`.
-        self._is_urgent = False
+        # Connections that come in or end; bare frames for some, which come before their ACKs; those
+        # whose frames are to be confirmed when what they did is committed; and those to be pinged.
+        self.touched: "dict[Connection, None]" = {}
+        self.bare: "list[tuple[Connection, bytes]]" = []
+        self.to_confirm: "dict[Connection, None]" = {}
+        self.idle: "list[Connection]" = []
+        # When what waits to be published may go out: joins and leaves alone wait a little.
         self._news_at = -math.inf
         # Who has frames of its own among what waits.
         self._concerned: "dict[Session, None]" = {}
-        # Events that the alarm will post.
-        self._asked: "set[Callable[[], None]]" = set()
 
     def add(self, message: Message, audience: "tuple[Session, ...]" = (),
             speaker: Optional[Session] = None) -> None:
         """Add what is not only a join or a leave: for everybody, or for a few. It is published at
         once."""
-        self._is_urgent = True
+        self._news_at = -math.inf
         numbers = None
         if audience:
             numbers = frozenset(session.number for session in audience)
@@ -2182,7 +2142,7 @@ class Delivery:
 
     def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
         """The same by the numbers of sessions, of which some may have left; none is everybody."""
-        self._is_urgent = True
+        self._news_at = -math.inf
         self._journal.add(message, numbers or None)
         self._concerned.update((session, None) for session in self._members
                                if session.number in numbers)
@@ -2190,12 +2150,11 @@ class Delivery:
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
         not joined."""
-        session = link.session
+        session, answer = link.session, Error(0, error.code, error.text, about, error.suggestion)
         if session is None or session.link is not link:
-            frame = Error(0, error.code, error.text, about, error.suggestion).encode()
-            self._bare.append((link, frame))
+            self.bare.append((link, answer.encode()))
         else:
-            self.tell_error(session, Error(0, error.code, error.text, about, error.suggestion))
+            self.tell_error(session, answer)
 
     def tell_error(self, session: Session, error: Error) -> None:
         """Add an error for one member; one about a frame of its holds the ACK of that frame."""
@@ -2210,45 +2169,20 @@ class Delivery:
         if session.link is not None:
             session.link.manager.refuse(error.about, error.id)
 
-    def touch(self, link: Connection) -> None:
-        """A connection comes in, or ends."""
-        self._touched[link] = None
-
-    def answer(self, link: Connection, frame: bytes) -> None:
-        """A bare frame for a connection, before its ACK."""
-        self._bare.append((link, frame))
-
-    def confirm(self, link: Connection) -> None:
-        """Confirm what a member sent, when what it did is committed."""
-        self._to_confirm[link] = None
-
-    def ping(self, link: Connection) -> None:
-        """Ping a member."""
-        self._idle.append(link)
-
-    def ask_for(self, event: Callable[[], None], when: float) -> None:
-        """Have the alarm post an event once, however often it is asked for."""
-        def rung() -> None:
-            self._asked.discard(event)
-            self._post(event)
-        if event not in self._asked:
-            self._asked.add(event)
-            self._alarm.at(when, rung)
-
     def news_due(self) -> None:
         """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
 
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
         same is tried again with the next flush()."""
-        ping = self._journal.next_id() if self._idle else 0
+        ping = self._journal.next_id() if self.idle else 0
         if not self._journal.commit():
             return
         for line in self.records:
             self._record(line)
         self.records.clear()
         news = self._publish(ping)
-        touched, self._touched = self._touched, {}
+        touched, self.touched = self.touched, {}
         for link in touched:
             _guarded(link.open, self._journal)
         if news is not None:
@@ -2264,13 +2198,13 @@ class Delivery:
         """What was committed is news: at once, but joins and leaves alone at most every NEWS_EVERY,
         and so is the log. A ping comes behind it."""
         now, journal = self._alarm.clock(), self._journal
-        if not (self._is_urgent or ping or now >= self._news_at):
+        if now < self._news_at and not ping:
             if journal.last > journal.log.end or self.notes:
-                self.ask_for(self.news_due, self._news_at)
+                self._later(self._news_at, self.news_due)
             return None
-        self._news_at, self._is_urgent = now + NEWS_EVERY, False
+        self._news_at = now + NEWS_EVERY
         self.notes.write()
-        return journal.publish(ping - 1 if ping else journal.last)
+        return journal.log.publish(ping - 1 if ping else journal.last, now)
 
     def _wake(self, news: News) -> None:
         """Tell the readers. Where nothing is public only those look whom it concerns."""
@@ -2285,10 +2219,10 @@ class Delivery:
 
     def _write_bare_frames(self) -> None:
         """Answers first: the ACK of a `history` comes behind its answer."""
-        bare, self._bare = self._bare, []
+        bare, self.bare = self.bare, []
         for link, frame in bare:
             link.manager.write_bare(frame)
-        to_confirm, self._to_confirm = self._to_confirm, {}
+        to_confirm, self.to_confirm = self.to_confirm, {}
         for link in to_confirm:
             if link.session is not None:
                 link.manager.confirm(link.session.got)
@@ -2296,15 +2230,13 @@ class Delivery:
     def _ping(self, id: int) -> None:
         """One ping for all who are idle; it is never replayed."""
         frame = Ping(id).encode()
-        idle, self._idle = self._idle, []
+        idle, self.idle = self.idle, []
         for link in idle:
             link.manager.ping(id, frame)
 
     def shorten(self) -> "list[Connection]":
-        """Where the log in memory has reached a bound its oldest tenth goes; return the slow
-        readers whose place is there, when there is no file to feed them from."""
-        if not self._journal.is_too_long:
-            return []
+        """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
+        whose place is there, when there is no file to feed them from."""
         upto, slow = self._journal.shorter(), []
         for session in self._members:
             link = session.link
@@ -2318,27 +2250,18 @@ class Delivery:
         return slow
 
 
-class Entrance:
+class Entrance(Part):
     """Who comes and who goes: joins, resumes, take-overs, the grace time, ends of connections."""
 
-    def __init__(self, journal: Journal, members: Members, delivery: Delivery, alarm: Alarm,
-                 post: Callable[..., None], settings: Settings, house: House) -> None:
-        self._journal = journal
-        self._members = members
+    def __init__(self, shared: Shared, delivery: Delivery) -> None:
+        super().__init__(shared)
         self._delivery = delivery
-        self._house = house
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
-        self._settings = settings
-        self.receipts = Receipts(members)
+        self.receipts = Receipts(shared.members)
         # How many members are connected.
         self.connected = 0
-        # Those whose grace_over() the alarm will post.
-        self._awaited: "set[Session]" = set()
         # Of each address the new sessions that it may have now.
-        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, alarm.clock)
-        self.password = Password(alarm.clock)
+        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
+        self.password = Password(shared.alarm.clock)
 
     def restore(self, history: HistoryFile) -> None:
         """Go on where the file ends. Whoever was here is so again when it resumes: until then it
@@ -2365,9 +2288,7 @@ class Entrance:
         if link.ended:
             return
         if link.session is not None:
-            self._delivery.refuse(link, ProtocolError(
-                "already-joined", f"you are in, as {link.session.name}"))
-            return
+            raise ProtocolError("already-joined", f"you are in, as {link.session.name}")
         session = self._known(join)
         if (session is not None and session.link is not None
                 and session.link.since > link.since and link.hung_up()):
@@ -2381,13 +2302,19 @@ class Entrance:
         except ProtocolError as error:
             self._delivery.notes.add(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
-            self._delivery.refuse(link, error)
             if error.code in ("banned", "full"):
                 self.end(link, error.code)
-            return
+            raise
         if session is None and not may_be_new and self._has_to_wait(link, join):
             return
         self._admit(link, join, session)
+
+    def join_later(self, link: Connection, join: Join) -> None:
+        """An event: a newcomer has waited for its turn."""
+        try:
+            self.join(link, join, may_be_new=True)
+        except ProtocolError as error:
+            self._delivery.refuse(link, error)
 
     def _has_to_wait(self, link: Connection, join: Join) -> bool:
         """Whether the address has had so many new sessions that this one has to wait: it joins
@@ -2398,13 +2325,12 @@ class Entrance:
         allowance = self._newcomers.of(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
-            self._delivery.refuse(link, ProtocolError(
-                "full", "too many new ones come from your address: try again later"))
             self.end(link, "full")
-            return True
+            raise ProtocolError(
+                "full", "too many new ones come from your address: try again later")
         allowance.change(1)
         if wait:
-            self._alarm.at(now + wait, lambda: self._post(self.join, link, join, True))
+            self._later(now + wait, self.join_later, link, join)
         return bool(wait)
 
     def _known(self, join: Join) -> Optional[Session]:
@@ -2483,7 +2409,7 @@ class Entrance:
         self._tell_rules(session)
         self.receipts.come_back(session)
         link.welcome = (welcome, place, refused)
-        self._delivery.touch(link)
+        self._delivery.touched[link] = None
 
     def _tell_rules(self, session: Session) -> None:
         """What holds in the room, where that is not what a client takes for granted."""
@@ -2565,7 +2491,7 @@ class Entrance:
         """End a connection whose session goes on elsewhere or nowhere: after what came before, and
         with `last_words`, which are not in the log."""
         link.end(self._journal.last, last_words)
-        self._delivery.touch(link)
+        self._delivery.touched[link] = None
         session.unlink()
         self.connected -= 1
         # How far it came.
@@ -2578,23 +2504,12 @@ class Entrance:
         session = link.session
         if session is None or session.link is not link:
             link.end(NOWHERE)
-            self._delivery.touch(link)
+            self._delivery.touched[link] = None
             return
         self.close(session, link)
         self._delivery.notes.add("lost", f"{session.name} ({why})")
-        self._await(session)
-
-    def _await(self, session: Session) -> None:
-        """A member has its grace time from now on."""
         session.lost_at = self._alarm.clock()
-        self._end_grace_at(session, session.lost_at + self._settings.grace)
-
-    def _end_grace_at(self, session: Session, when: float) -> None:
-        """Have grace_over() called. Only once: who comes and is lost a thousand times an hour is to
-        leave no more behind with the alarm than others."""
-        if session not in self._awaited:
-            self._awaited.add(session)
-            self._alarm.at(when, lambda: self._post(self.grace_over, session))
+        self._later(session.lost_at + self._settings.grace, self.grace_over, session)
 
     def too_slow(self, link: Connection) -> None:
         """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
@@ -2607,17 +2522,78 @@ class Entrance:
 
     def grace_over(self, session: Session) -> None:
         """A member may have had its time to come back, since it was lost for the last time."""
-        self._awaited.discard(session)
         if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
             lost_at = max(session.lost_at, self._journal.disk.recovered_at)
             if self._alarm.clock() < lost_at + self._settings.grace:
-                self._end_grace_at(session, lost_at + self._settings.grace)
+                self._later(lost_at + self._settings.grace, self.grace_over, session)
             else:
                 self.leave(session, "gone away")
 
 
-class Host:
+class Handouts(Part):
+    """Which files there are, and who may upload one.
+
+    What there is of them has chat_web's FileStore, in `journal.files`.
+    """
+
+    def open(self, store: Any, history: Optional[HistoryFile]) -> None:
+        """Before the sequencer runs: from now on members may upload files, and those that messages
+        of the history handed out are there again."""
+        if history is None:
+            store.load(None)
+        else:
+            store.load(history.files(), history.forgotten)
+        self._journal.files = store
+        self._house.rules = dataclasses.replace(self._house.rules, files=self.largest)
+        self._later(self._alarm.clock() + max(self._settings.grace, FORGET_FILES), self.sweep)
+
+    @property
+    def largest(self) -> Optional[int]:
+        """Bytes of the largest file that is taken; None: none are."""
+        most: Optional[int] = self._journal.files.most
+        return most if self._house.takes_files else None
+
+    def take(self, session: Session, url: str) -> "dict[str, Any]":
+        """The file that the next message hands out. Raises ProtocolError."""
+        self._check(session)
+        file: "dict[str, Any]" = self._journal.files.say(
+            session.secret_hash, url, self._journal.last + 1, session.name)
+        return file
+
+    def _check(self, session: Session) -> None:
+        if self.largest is None:
+            raise ProtocolError("bad-file", "the host has switched files off")
+        self._house.check_voice(session)
+
+    # Events
+
+    def start(self, secret: str, name: str) -> Any:
+        """A session begins to upload a file. Raises ProtocolError."""
+        session = self._members.owned(secret)
+        if session is None or not session.present or session.allowance is None:
+            raise ProtocolError("not-joined", "only who is in the room hands out files")
+        self._check(session)
+        if session.allowance.take():
+            raise ProtocolError("flooding", "too many at once: a little later")
+        return self._journal.files.start(session.secret_hash, name)
+
+    def finish(self, file: Any) -> None:
+        """All of it is there."""
+        self._journal.files.finished(file)
+
+    def give_up(self, file: Any) -> None:
+        """Nothing comes of it."""
+        self._journal.files.drop(lambda other: other is file and not file.message)
+
+    def sweep(self) -> None:
+        """Some time after a restart: forget what those uploaded and did not hand out who have not
+        come back."""
+        present = {session.secret_hash for session in self._members}
+        self._journal.files.drop(lambda file: not file.message and file.owner not in present)
+
+
+class Host(Part):
     """What the host does: with the same words at the console, on its page and from code. Runs on
     the sequencer's thread alone (use ChatServer.ask).
 
@@ -2627,14 +2603,11 @@ class Host:
     HistoryError.
     """
 
-    def __init__(self, journal: Journal, members: Members, delivery: Delivery, entrance: Entrance,
-                 house: House, clock: Callable[[], float], handouts: Handouts) -> None:
-        self._journal = journal
-        self._members = members
+    def __init__(self, shared: Shared, delivery: Delivery, entrance: Entrance,
+                 handouts: Handouts) -> None:
+        super().__init__(shared)
         self._delivery = delivery
         self._entrance = entrance
-        self._house = house
-        self._clock = clock
         self._handouts = handouts
 
     def begin(self, motd: Optional[str], name: Optional[str]) -> None:
@@ -2649,19 +2622,15 @@ class Host:
 
     def users(self) -> "list[tuple[str, str]]":
         """Name and address of each member; the address is "away" in the grace time."""
-        return [(session.name, session.link.address if session.link else "away")
-                for session in self._members]
+        return [(name, address or "away") for name, address, _, _ in self.people()]
 
     def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
         """Name and address of each member, the seconds it is connected (None in the grace time),
         and whether it is muted."""
-        return [self._person(session, self._clock()) for session in self._members]
-
-    def _person(self, session: Session, now: float) -> "tuple[str, str, Optional[float], bool]":
-        is_muted = self._house.mute_of(session, session.origin) is not None
-        link = session.link
-        return (session.name, link.address if link else "", now - link.since if link else None,
-                is_muted)
+        now = self._alarm.clock()
+        return [(session.name, session.link.address if session.link else "",
+                 now - session.link.since if session.link else None,
+                 self._house.mute_of(session) is not None) for session in self._members]
 
     @property
     def rules(self) -> Rules:
@@ -2916,7 +2885,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
-class Room:
+class Room(Part):
     """Turns events into entries of the journal, and tells connections what to do. Runs on the
     sequencer's thread alone.
 
@@ -2928,32 +2897,20 @@ class Room:
                  wall_clock: Callable[[], float] = time.time,
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None) -> None:
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
-        self._settings = settings
-        self.journal = Journal(alarm.clock, wall_clock, history)
-        self._members = Members()
-        self._delivery = Delivery(self.journal, self._members, alarm, post, record)
-        self._house = House(wall_clock)
-        self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
-                                  settings, self._house)
-        self._handouts = Handouts(self.journal, self._members, self._house)
-        self.host = Host(self.journal, self._members, self._delivery, self._entrance, self._house,
-                         alarm.clock, self._handouts)
+        journal = Journal(alarm.clock, wall_clock, history)
+        shared = Shared(alarm, post, settings, journal, Members(), House(wall_clock))
+        super().__init__(shared)
+        self._delivery = Delivery(shared, record)
+        self._entrance = Entrance(shared, self._delivery)
+        self.handouts = Handouts(shared)
+        self.host = Host(shared, self._delivery, self._entrance, self.handouts)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
             self._entrance.restore(history)
-            alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
-
-    def keep_files(self, store: Any, history: Optional[HistoryFile]) -> None:
-        """Before the sequencer runs: let members upload files to chat_web's FileStore."""
-        self._handouts.open(store, history)
-        later = self._alarm.clock() + max(self._settings.grace, FORGET_FILES)
-        self._alarm.at(later, lambda: self._post(self._handouts.sweep))
+            self._later(alarm.clock() + TRIM_EVERY, self.trim)
 
     # Events from connections
 
@@ -2964,6 +2921,8 @@ class Room:
                 return
             try:
                 self._frame(link, message)
+            except ProtocolError as error:
+                self._delivery.refuse(link, error, message.id or None)
             except Exception as error:
                 # A bug may cost this frame, not the others, and no ACK may hide it.
                 # Of what it says nothing is logged: it may be private, or a credential.
@@ -3003,7 +2962,7 @@ class Room:
     def idle(self, link: Connection) -> None:
         """Nothing was sent to a member for PING_AFTER."""
         if link.session is not None and not link.ended:
-            self._delivery.ping(link)
+            self._delivery.idle.append(link)
 
     def lost(self, link: Connection, why: str) -> None:
         """The connection is gone."""
@@ -3016,8 +2975,8 @@ class Room:
         if session is None or link.ended or not (retry or link.manager.is_behind):
             return
         manager = link.manager
-        piece = self.journal.piece(session, manager.acked if retry else manager.sent)
-        if piece is None and self.journal.feeds:
+        piece = self._journal.piece(session, manager.acked if retry else manager.sent)
+        if piece is None and self._journal.feeds:
             # --keep overtook it, or the file cannot be read: it comes back, and is told what is
             # missing.
             self._entrance.end(link, "what it missed is there no more")
@@ -3031,34 +2990,20 @@ class Room:
             if manager.is_behind:
                 self._post(self.feed, link, False)
 
-    # Events from requests about files
-
-    def start_upload(self, secret: str, name: str) -> Any:
-        """A session begins to upload a file. Raises ProtocolError."""
-        return self._handouts.start(secret, name)
-
-    def finish_upload(self, file: Any) -> None:
-        """All of it is there."""
-        self.journal.files.finished(file)
-
-    def give_up_upload(self, file: Any) -> None:
-        """Nothing comes of it."""
-        self.journal.files.drop(lambda other: other is file and not file.message)
-
     # Events from the alarm
 
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
-        later = TRIM_EVERY if self.journal.delete_old() else TRIM_LATER
-        self._alarm.at(self._alarm.clock() + later, lambda: self._post(self.trim))
+        seconds = TRIM_EVERY if self._journal.delete_old() else TRIM_LATER
+        self._later(self._alarm.clock() + seconds, self.trim)
 
     def receipts(self) -> None:
         """Tell speakers how many have heard them, while there is something to tell."""
         now = self._alarm.clock()
         self._entrance.receipts.tell(now)
         if self._entrance.receipts:
-            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
+            self._later(now + RECEIPT_EVERY, self.receipts)
 
     # After a batch of events
 
@@ -3069,19 +3014,25 @@ class Room:
         run before a flush() works.
         """
         self._has_searched = False
-        for link in self._delivery.shorten():
-            self._entrance.too_slow(link)
+        if self._journal.is_too_long:
+            for link in self._delivery.shorten():
+                self._entrance.too_slow(link)
         self._delivery.flush()
+
+    @property
+    def journal(self) -> Journal:
+        """What was said and where."""
+        return self._journal
 
     @property
     def batch_is_large(self) -> bool:
         """Whether to flush before the next event."""
-        return self.journal.added > BATCH_BYTES
+        return self._journal.added > BATCH_BYTES
 
     @property
     def is_held(self) -> bool:
         """Whether everything waits for the history file. Any thread may ask."""
-        return self.journal.disk.failure is not None
+        return self._journal.disk.failure is not None
 
     @property
     def announces(self) -> bool:
@@ -3097,7 +3048,7 @@ class Room:
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
         but after it."""
         self._delivery.notes.write()
-        self.journal.close()
+        self._journal.close()
 
     # Frames of members
 
@@ -3106,26 +3057,25 @@ class Room:
         if isinstance(message, Join):
             self._entrance.join(link, message)
         elif isinstance(message, Invalid) and message.kind == Join.type:
-            self._delivery.refuse(link, message.error)
+            raise message.error
         elif session is None:
-            self._delivery.refuse(link, ProtocolError("not-joined", "join first"),
-                                  message.id or None)
+            raise ProtocolError("not-joined", "join first")
         elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
             self._entrance.too_slow(link)
         elif message.id:
             self._numbered(link, session, message)
 
     def _numbered(self, link: Connection, session: Session, message: Message) -> None:
-        self._delivery.confirm(link)
+        self._delivery.to_confirm[link] = None
         # A duplicate: it was sent again, as its ACK was lost or is still held.
         if message.id <= session.got:
             return
         session.got = message.id
-        self.journal.changed[session] = None
+        self._journal.changed[session] = None
         if isinstance(message, Say):
-            self._chat(link, session, message)
+            self._chat(session, message)
         elif isinstance(message, Rename):
-            self._rename(link, session, message)
+            self._rename(session, message.name)
         elif isinstance(message, Leave):
             self._delivery.notes.add("left", session.name)
             self._entrance.close(session, link)
@@ -3133,7 +3083,7 @@ class Room:
         elif isinstance(message, Recall):
             self._recall(link, session, message)
         elif isinstance(message, Invalid):
-            self._delivery.refuse(link, message.error, message.id)
+            raise message.error
         else:
             # They ask for nothing but their ACK.
             assert isinstance(message, (Ping, Unknown)), message
@@ -3142,21 +3092,19 @@ class Room:
         """Answer with older messages. Of searches only one step is made in a batch, so that many
         who search slow down one another and nobody else: the others are told to ask again."""
         frames: "list[bytes]" = []
-        older: Optional[int] = recall.before or self.journal.last + 1
+        older: Optional[int] = recall.before or self._journal.last + 1
         if recall.find is None or not self._has_searched:
             self._has_searched = self._has_searched or recall.find is not None
-            frames, older = self.journal.older(session, recall)
-        self._delivery.answer(link, Recalled.encode_frames(recall.id, frames, older, recall.find))
+            frames, older = self._journal.older(session, recall)
+        answer = Recalled.encode_frames(recall.id, frames, older, recall.find)
+        self._delivery.bare.append((link, answer))
 
-    def _chat(self, link: Connection, session: Session, say: Say) -> None:
-        journal, now = self.journal, self._alarm.clock()
-        try:
-            self._house.check_say(session, say, session.origin, now)
-            recipient = self._recipient(say)
-            file = self._handouts.take(session, say)
-        except ProtocolError as error:
-            self._delivery.refuse(link, error, say.id)
-            return
+    def _chat(self, session: Session, say: Say) -> None:
+        """Raises ProtocolError for what may not be said."""
+        journal, now = self._journal, self._alarm.clock()
+        self._house.check_say(session, say, now)
+        recipient = self._recipient(say.to, say.seen) if say.to is not None else None
+        file = self.handouts.take(session, say.file["url"]) if say.file is not None else None
         session.said_at = now
         to = recipient.name if recipient else None
         chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to, file)
@@ -3175,36 +3123,31 @@ class Room:
         if listeners:
             self._entrance.receipts.watch(Watch(id, speaker, recipient, listeners,
                                                 now + RECEIPT_UNTIL))
-            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
+            self._later(now + RECEIPT_EVERY, self.receipts)
 
-    def _recipient(self, say: Say) -> Optional[Session]:
+    def _recipient(self, to: str, seen: Optional[int]) -> Session:
         """Whom a private message is for. Raises ProtocolError when there is none of that name, or
         one who took it only after the message was typed."""
-        if say.to is None:
-            return None
-        recipient, name = self._members.called(say.to), say.to[:chatproto.MAX_NAME]
+        recipient, name = self._members.called(to), to[:chatproto.MAX_NAME]
         if recipient is None:
             raise ProtocolError("no-such-user", f"nobody here is called {name}")
-        if say.seen is not None and recipient.named_at > say.seen:
+        if seen is not None and recipient.named_at > seen:
             raise ProtocolError("no-such-user", f"{name} may be another one than you meant: the "
                                 "name was taken only now")
         return recipient
 
-    def _rename(self, link: Connection, session: Session, rename: Rename) -> None:
-        old, new = session.name, rename.name
+    def _rename(self, session: Session, new: str) -> None:
+        """Raises ProtocolError for a name that it cannot have."""
+        old = session.name
         if new == old:
             return
-        try:
-            self._house.check_entry(new, None, "")
-            # "Ann" may become "ann".
-            if name_key(new) != name_key(old):
-                self._entrance.check_free(new)
-        except ProtocolError as error:
-            self._delivery.refuse(link, error, rename.id)
-            return
+        self._house.check_entry(new, None, "")
+        # "Ann" may become "ann".
+        if name_key(new) != name_key(old):
+            self._entrance.check_free(new)
         self._members.rename(session, new)
-        session.named_at = self.journal.next_id()
-        renamed = Renamed(session.named_at, old, new, self.journal.now())
+        session.named_at = self._journal.next_id()
+        renamed = Renamed(session.named_at, old, new, self._journal.now())
         self._delivery.add(renamed, () if session.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
@@ -5371,16 +5314,16 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     store = chat_web.FileStore(arguments.files or beside, int(arguments.max_file * MEGABYTE),
                                int(arguments.max_files * MEGABYTE), history is not None)
     ask, room = server.ask, server.room
-    room.keep_files(store, history)
+    room.handouts.open(store, history)
 
     def finish(file: Any) -> None:
-        ask(room.finish_upload, file)
+        ask(room.handouts.finish, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.store = store
     server.web.clerk = chat_web.Clerk(
-        start=functools.partial(ask, room.start_upload), finish=finish,
-        give_up=functools.partial(ask, room.give_up_upload), address=lambda: invitation.url)
+        start=functools.partial(ask, room.handouts.start), finish=finish,
+        give_up=functools.partial(ask, room.handouts.give_up), address=lambda: invitation.url)
 
 
 def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> "dict[str, Any]":

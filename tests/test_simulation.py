@@ -83,8 +83,8 @@ FAULTS = {
          "key = (wrap, ids[first], 0) if")],
     "10: joins that wait are behind the end of the log": [
         ("chat_server",
-         "                self.ask_for(self.news_due, self._news_at)\n            return None\n",
-         "                self.ask_for(self.news_due, self._news_at)\n"
+         "                self._later(self._news_at, self.news_due)\n            return None\n",
+         "                self._later(self._news_at, self.news_due)\n"
          "            journal.log.end = journal.last\n            return None\n")],
     "11: who is booted is not told": [
         ("chatproto", "            if last_words:\n", "            if False:\n"),
@@ -118,7 +118,7 @@ FAULTS = {
         ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",
          "        self.manager.open(self._sayings.log.end, seen=seen)\n")],
     "no grace time": [
-        ("chat_server", "session.lost_at + self._settings.grace)", "session.lost_at)"),
+        ("chat_server", "session.lost_at + self._settings.grace, self", "session.lost_at, self"),
         ("chat_server", "            if self._alarm.clock() < lost_at + self._settings.grace:\n",
          "            if False:\n")],
     "the client does not look at the epoch": [
@@ -149,7 +149,7 @@ FAULTS = {
         ("chat_server", "if history is None else history.epoch\n", "\n")],
     "live before the file is read to its end": [
         ("chat_server", "            manager.feed(*piece)\n",
-         "            manager.feed(piece[0], max(piece[1], self.journal.log.start), piece[2])\n")],
+         "            manager.feed(piece[0], max(piece[1], self._journal.log.start), piece[2])\n")],
     "private messages in the file are everybody's": [
         ("chat_server", "chats WHERE kind = 'chat' AND one = :number",
          "chats WHERE kind = 'chat' AND one IS NOT NULL")],
