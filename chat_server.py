@@ -607,11 +607,16 @@ class _Database:
 
     @contextlib.contextmanager
     def _in_words(self) -> "Iterator[None]":
-        """Turn what sqlite3 raises (disk full, damaged) into a HistoryError."""
+        """Turn what sqlite3 raises (disk full, damaged) into a HistoryError; say once of each
+        damaged entry that it is left out."""
+        known = len(self.damaged)
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise HistoryError(self._explain(error)) from error
+        if len(self.damaged) > known:
+            logger.error("damaged: %d more entries of the history are left out",
+                         len(self.damaged) - known)
 
     def _explain(self, error: Exception) -> str:
         return f"{self.path}: {_in_our_words(error)}"
@@ -812,22 +817,11 @@ class HistoryFile(_Database):
         on; None: there is nothing older. One call looks at LOOK_ROWS messages or LOOK_BYTES of
         them at most: so it may find fewer than `count`, or none, and still say where to go on.
         """
-        found: "list[tuple[int, bytes]]" = []
-        size, words = 0, [search_key(word) for word in find]
         with self._in_words(), self._select(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
                                             number) as rows:
-            for looked, values in enumerate(rows):
-                row = _Row._make(values)
-                if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
-                    return found, row.id + 1
-                if not self._keep_sound(row.id, row.is_sound):
-                    continue
-                text = search_text(row.frame) if words else ""
-                # NFKC makes 18 characters of one.
-                size += len(row.body) + len(text)
-                if all(word in text for word in words):
-                    found.append((row.id, row.frame))
-        return found, None
+            chats = ((row.id, row.frame if self._keep_sound(row.id, row.is_sound) else b"")
+                     for row in map(_Row._make, rows))
+            return look_through(chats, count, find)
 
     def chat(self, id: int) -> "Optional[tuple[bytes, tuple[int, ...]]]":
         """The frame of a chat, and the numbers of the sessions that it is for (none: everybody);
@@ -1029,9 +1023,22 @@ def search_key(text: str) -> str:
 _SEARCH_PIECE = re.compile(r"[\s\S]{64,128}?(?=[\x00-\x7f])|[\s\S]{1,128}")
 
 
-def search_text(frame: bytes) -> str:
-    """The text of a chat's frame as a search looks at it: words are found whose key is in it."""
-    return search_key(json.loads(frame)["text"])
+def look_through(chats: "Iterable[tuple[int, bytes]]", count: int, find: "Collection[str]") -> (
+        "tuple[list[tuple[int, bytes]], Optional[int]]"):
+    """The first `count` of these chats (id, frame) whose text holds all words, and the id before
+    which to go on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES. The
+    frame of one that is damaged is empty."""
+    found: "list[tuple[int, bytes]]" = []
+    size, words = 0, [search_key(word) for word in find]
+    for looked, (id, frame) in enumerate(chats):
+        if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
+            return found, id + 1
+        text = search_key(json.loads(frame)["text"]) if words and frame else ""
+        # NFKC makes 18 characters of one.
+        size += len(frame) + len(text)
+        if frame and all(word in text for word in words):
+            found.append((id, frame))
+    return found, None
 
 
 def export_history(path: str, output: str) -> int:
@@ -1206,9 +1213,8 @@ class Journal:
         self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
         # Bytes that were added since the last commit.
         self.added = 0
-        # The file could not be read up to this id; how many damaged entries the log was told of.
+        # The file could not be read up to this id.
         self._unreadable = 0
-        self._damaged = 0
         self.disk = Disk(clock)
         if history is not None:
             self._load(history)
@@ -1221,7 +1227,6 @@ class Journal:
             if is_public_chat or frame.startswith(_CHAT_START):
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
-        self._note_damage()
         self.log.publish(self.last, self._clock())
 
     # The order
@@ -1258,36 +1263,34 @@ class Journal:
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
         everything is held."""
-        history = self._history
+        history, kept = self._history, self.files.changes
         self.added = 0
-        is_nothing = not (self._rows or self.changed or self.removed or self._erased
-                          or self.files.changes)
-        if history is not None and not (is_nothing and self.house is None
-                                        and self.last == history.last):
+        if history is not None and (
+                self._rows or self.changed or self.removed or self._erased or kept
+                or self.house is not None or self.last != history.last):
             try:
                 rows = [session.row() for session in self.changed]
                 took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
-                                    self.house, self.files.changes)
+                                    self.house, kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
             self.disk.worked(history.path, took)
-        self._rows.clear()
-        self.changed.clear()
-        self.removed.clear()
         self.house = None
-        self._erase()
-        if self.files.changes:
+        for done in (self._rows, self.changed, self.removed):
+            done.clear()
+        if self._erased:
+            self._erase()
+        if kept:
             self.files.committed()
         return True
 
     def _erase(self) -> None:
         """What the host took back is committed: nobody hears its text any more."""
-        if self._erased:
-            self.log.replace(self._erased)
-            self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
-                                 HISTORY)
-            self._erased.clear()
+        self.log.replace(self._erased)
+        self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
+                             HISTORY)
+        self._erased.clear()
 
     # Bounds
 
@@ -1365,7 +1368,6 @@ class Journal:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
-            self._note_damage()
             found = [(id, frame) for id, frame, is_public_chat in rows
                      if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
@@ -1391,16 +1393,15 @@ class Journal:
         """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
-        words = [search_key(word) for word in (recall.find or "")[:MAX_FIND].split()]
-        found, older = self._older_here(session, before, count, words)
-        if older is None and self._history is not None and len(found) < count:
+        words = (recall.find or "")[:MAX_FIND].split()
+        found, older = look_through(self._chats_before(before, session), count, words)
+        if older is None and self._history is not None:
             try:
                 more, older = self._history.before(min(before, self.log.start + 1),
                                                    count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
-            self._note_damage()
         frames: "list[bytes]" = []
         room = RECALL_BYTES
         for id, frame in found:
@@ -1410,28 +1411,15 @@ class Journal:
             frames.append(frame)
         return frames[::-1], older
 
-    def _older_here(self, session: Session, before: int, count: int,
-                    words: "list[str]") -> "tuple[list[tuple[int, bytes]], Optional[int]]":
-        """The newest chats before an id that `session` may hear, of those in memory, newest first,
-        and where to go on; None when none is left here."""
-        looked = LOOK_ROWS if words else count
+    def _chats_before(self, before: int, session: Session) -> "Iterator[tuple[int, bytes]]":
+        """The newest chats before an id that `session` may hear, of those in memory, newest first:
+        as many as are looked at, and one that tells where to go on."""
         ids: "list[int]" = []
         for number in (None, session.number):
             said = self._chats.get(number, [])
             end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - looked - 1):end]
-        found: "list[tuple[int, bytes]]" = []
-        size = 0
-        for seen, id in enumerate(sorted(ids, reverse=True)):
-            if len(found) == count or seen == looked or size >= LOOK_BYTES:
-                return found, id + 1
-            frame = self.log.frame(id)
-            text = search_text(frame) if words else ""
-            size += len(frame) + len(text) if words else 0
-            if all(word in text for word in words):
-                found.append((id, frame))
-        more_in_file = self._history is not None and self._history.forgotten < self.log.start
-        return found, self.log.start + 1 if more_in_file and len(found) == count else None
+            ids += said[max(0, end - LOOK_ROWS - 1):end]
+        return ((id, self.log.frame(id)) for id in sorted(ids, reverse=True))
 
     # What the host takes back
 
@@ -1471,14 +1459,6 @@ class Journal:
         piece = self.log.piece(max(after, self.log.start), self.log.end, NOWHERE, WINDOW,
                                WINDOW_BYTES)
         return (piece.data.splitlines(keepends=True), piece.place) if piece else ([], after)
-
-    def _note_damage(self) -> None:
-        """Say once of each damaged entry that it is left out."""
-        damaged = len(self._history.damaged) if self._history is not None else 0
-        if damaged > self._damaged:
-            logger.error("damaged: %d more entries of the history are left out",
-                         damaged - self._damaged)
-            self._damaged = damaged
 
     def missing(self, after: int) -> int:
         """How many of the entries behind a place are known to be lost to damage."""
@@ -1604,7 +1584,7 @@ class Members:
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
-        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
+        self._encoded: "Optional[tuple[bytes, int]]" = None
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -1720,12 +1700,7 @@ class Members:
     def _list(self, session: Session) -> None:
         session.listed = True
         self._listed += 1
-        if self._encoded is not None:
-            # A hundredth of what encoding all names would take.
-            before, count = self._encoded
-            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
-            if len(encoded) <= USERS_BYTES:
-                self._encoded = encoded, count + 1
+        self._encoded = None
 
 
 # --- What holds in the room ---
@@ -1760,16 +1735,15 @@ class Holds:
     def __init__(self, clock: Callable[[], float]) -> None:
         # The wall clock: so they outlive a restart.
         self._clock = clock
-        self._holds: "list[Hold]" = []
+        # By kind and key, the oldest first.
         self._by_key: "dict[tuple[str, str], Hold]" = {}
 
-    def __len__(self) -> int:
-        return len(self._holds)
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
 
     def __iter__(self) -> Iterator[Hold]:
         """Those that hold now."""
-        now = self._clock()
-        return iter([hold for hold in self._holds if hold.until is None or hold.until > now])
+        return (hold for hold in dict.fromkeys(self._by_key.values()) if self.left(hold) > 0)
 
     def add(self, hold: Hold) -> None:
         """In the place of what held of that kind for these keys."""
@@ -1779,12 +1753,8 @@ class Holds:
 
     def find(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> Optional[Hold]:
         """What holds of these kinds for one of the keys."""
-        now = self._clock()
-        for kind, key in itertools.product(kinds, keys):
-            hold = self._by_key.get((kind, key))
-            if hold is not None and (hold.until is None or hold.until > now):
-                return hold
-        return None
+        found = map(self._by_key.get, itertools.product(kinds, keys))
+        return next((hold for hold in found if hold is not None and self.left(hold) > 0), None)
 
     def lift(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> "list[Hold]":
         """End what holds of these kinds for one of the keys, and return it."""
@@ -1795,7 +1765,6 @@ class Holds:
 
     def replace(self, holds: "list[Hold]") -> None:
         """These hold now, and no others."""
-        self._holds = holds
         self._by_key = {(hold.kind, key): hold for hold in holds for key in hold.keys}
 
     def left(self, hold: Hold) -> float:
@@ -1954,23 +1923,21 @@ class Password:
 
 # --- Receipts ---
 
+@dataclasses.dataclass
 class Watch:
     """A message whose speaker wants to know who heard it."""
 
-    __slots__ = ("id", "speaker", "recipient", "of", "until", "told", "left")
-
-    def __init__(self, id: int, speaker: Session, recipient: Optional[Session], of: int,
-                 until: float) -> None:
-        self.id = id
-        self.speaker = speaker
-        # Of a private message.
-        self.recipient = recipient
-        self.of = of
-        self.until = until
-        # The last count that was told; -1: none yet.
-        self.told = -1
-        # Members who heard it and left.
-        self.left = 0
+    id: int
+    speaker: Session
+    # Of a private message.
+    recipient: Optional[Session]
+    # How many should hear it, and when nobody asks any more.
+    of: int
+    until: float
+    # The last count that was told; -1: none yet.
+    told: int = -1
+    # Members who heard it and left.
+    left: int = 0
 
 
 class Receipts:
