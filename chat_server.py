@@ -597,11 +597,9 @@ class _Database:
     def _check_place(self) -> None:
         """Raise HistoryError if the file was deleted or replaced: what is written to it now would
         be gone with our process."""
-        try:
+        with contextlib.suppress(OSError):
             if not self._identity or self._place() == self._identity:
                 return
-        except OSError:
-            pass
         raise HistoryError(f"{self.path}: it (or its -wal) was deleted, moved or replaced: "
                            "put it back, or restart the server")
 
@@ -1055,29 +1053,19 @@ def export_history(path: str, output: str) -> int:
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
     try:
-        # What is refused makes no output.
-        with contextlib.closing(_open_to_read(path)) as file, (
-                contextlib.nullcontext(sys.stdout) if output == "-"
-                else open(output, "w", encoding="utf-8")) as lines:
-            count, damaged = _export_lines(file, lines, output.endswith(".txt"))
+        uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
+            file.text_factory = bytes
+            # What is refused makes no output.
+            _check_ours(file, path)
+            with (contextlib.nullcontext(sys.stdout) if output == "-"
+                  else open(output, "w", encoding="utf-8")) as lines:
+                count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise HistoryError(f"{path}: {_in_our_words(error)}") from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
-
-
-def _open_to_read(path: str) -> Any:
-    """A connection to a history file that writes nothing."""
-    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
-    file = sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)
-    try:
-        file.text_factory = bytes
-        _check_ours(file, path)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
@@ -3145,14 +3133,12 @@ def share_core(give_way: bool = False) -> None:
     interrupting it: another 1.05 to 1.5 times, and a third off the slowest.
     """
     if sys.platform == "linux" and _CORE is not None:
-        try:
+        # Where that is forbidden it works as well, only slower.
+        with contextlib.suppress(OSError):
             # 0 is the calling thread.
             os.sched_setaffinity(0, {_CORE})
             if give_way:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:
-            # Forbidden here: it works as well, only slower.
-            pass
 
 
 def cost_of(line: bytes) -> float:
@@ -3207,7 +3193,7 @@ class Allowances:
     """An Allowance for each address. Those that are full are forgotten when there are many."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        self._rate, self._burst, self._clock = rate, burst, clock
+        self._new = functools.partial(Allowance, rate, clock, burst)
         self._kept: "dict[str, Allowance]" = {}
 
     def of(self, origin: str) -> Allowance:
@@ -3215,9 +3201,7 @@ class Allowances:
         if origin not in self._kept and len(self._kept) >= NEW_SESSIONS:
             self._kept = {origin: allowance for origin, allowance in self._kept.items()
                           if not allowance.is_full}
-        if origin not in self._kept:
-            self._kept[origin] = Allowance(self._rate, self._clock, self._burst)
-        return self._kept[origin]
+        return self._kept.setdefault(origin, self._new())
 
 
 class Waiting:
@@ -3247,7 +3231,7 @@ class Connection:
 
     __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
                  "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
-                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
+                 "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
     def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
@@ -3282,9 +3266,9 @@ class Connection:
         self._has_asked = False
         # Why what came is no frame, until the room was told.
         self._failure: Optional[ProtocolError] = None
-        self._is_cut = False
-        # Ends a wait of the flood limit; made (1 KB) for the first one.
-        self._over: Optional[threading.Event] = None
+        # Held until cut(), which so ends a wait of the flood limit. (An Event would take 1 KB.)
+        self._uncut = threading.Lock()
+        self._uncut.acquire()
         self.manager = MessageManager(alarm, room.journal.log, self, wire.write,
                                       getattr(wire, "wrap", None))
         alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by,
@@ -3316,8 +3300,7 @@ class Connection:
         owed = self._pay(self._wire.overhead)
         if self.is_full or owed or self._waits_too_much():
             self.manager.excuse()
-            self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
+            if self._uncut.acquire(timeout=min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
         if self.has_more:
@@ -3472,9 +3455,9 @@ class Connection:
 
     def cut(self) -> None:
         """End the connection now: its thread wakes and ends."""
-        self._is_cut = True
-        if self._over is not None:
-            self._over.set()
+        with contextlib.suppress(RuntimeError):
+            # It was cut before.
+            self._uncut.release()
         self._wire.cut()
 
     # For its MessageManager: chatproto.Peer
@@ -3619,6 +3602,9 @@ class ChatServer(socketserver.ThreadingTCPServer):
     block_on_close = False
     # 5, its default, refuses most of a class that joins at once.
     request_queue_size = 1024
+    # Whether anybody has come from another machine; only the acceptor sets it. Where nobody has for
+    # a while, a firewall may be in the way.
+    visited = False
 
     def __init__(self, host: str = "", port: int = PORT, settings: Settings = DEFAULT,
                  record: Callable[[str], None] = lambda line: None,
@@ -3630,19 +3616,18 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.alarm = Alarm()
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
-        # Protects the three below; a leaf.
+        # Protects the two below, and that no connection comes in after server_close(); a leaf.
         self._lock = threading.Lock()
         # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
         # bare socket while its first bytes are awaited. The oldest first.
         self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
         # Connections of each origin.
         self._addresses: "collections.Counter[str]" = collections.Counter()
-        self._closed = False
-        # Ends the wait of an acceptor that ran out of descriptors.
+        # Set by server_close(); ends the acceptor's waits.
         self._closing = threading.Event()
         # Complaint -> when it was logged; the acceptor's own.
         self._complained: "dict[str, float]" = {}
-        self._acceptor: Optional[threading.Thread] = None
+        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         address, self.address_family = _bind_address(host, port)
         self.sequencer = Sequencer(
             lambda post: Room(self.alarm, post, settings, record=record, history=history))
@@ -3664,7 +3649,6 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def start(self) -> None:
         """Start the sequencer and the acceptor, which ends with server_close()."""
         self.sequencer.start()
-        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         self._acceptor.start()
 
     def say_goodbye(self, text: str, seconds: float = 1.0) -> None:
@@ -3686,14 +3670,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
         with self._lock:
-            self._closed = True
-        self._closing.set()
-        if self._acceptor is not None and self._acceptor.is_alive():
-            try:
+            self._closing.set()
+        if self._acceptor.is_alive():
+            with contextlib.suppress(OSError):
                 # Wakes the acceptor on Linux, but not elsewhere: see ACCEPT_POLL.
                 self.socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             self.shutdown()
             self._acceptor.join()
         super().server_close()
@@ -3733,21 +3714,22 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
-        origin = _origin(request, client_address)
+        origin, address = _origin(request, client_address), _plain_address(client_address)
+        if not self.visited and not _is_loopback(address):
+            own = {each.ip for each in chatproto.own_addresses()}
+            self.visited = address.partition("%")[0] not in own
         with self._lock:
-            same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
+            same = -1 if _is_loopback(address) else self._addresses[origin]
         if same < self.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
         what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
-        try:
+        with contextlib.suppress(OSError):
             if self.identity is None:
                 request.send(Error(0, "full", f"the limit is reached: {what}").encode())
             request.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
         return False
 
     def _cut_unjoined(self) -> None:
@@ -3822,7 +3804,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
                 else SecureSocket(request, self.identity.context))
         thread = threading.current_thread()
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 return
             self._connections[thread] = origin, wire
             self._addresses[origin] += 1
@@ -3915,9 +3897,8 @@ def _take_terminal() -> "Optional[list[Any]]":
     None where that cannot be. Ctrl-C and Ctrl-Z stay signals. Windows has no `termios`, and a
     Python that was built without it is treated alike.
     """
-    if sys.platform == "win32" or os.environ.get("NO_COLOR"):
-        return None
-    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+    if (sys.platform == "win32" or os.environ.get("NO_COLOR")
+            or os.environ.get("TERM", "dumb") in ("", "dumb")):
         return None
     try:
         import termios
@@ -4347,24 +4328,8 @@ def _udp(family: int, ip: str, port: int) -> socket.socket:
 
 # --- The invitation: how others come here ---
 
-FIREWALL_AFTER = 60.0           # seconds
-
-
-class Door(ChatServer):
-    """A ChatServer that knows whether anybody has come from another machine yet.
-
-    Where nobody has for a while, a firewall may be in the way.
-    """
-
-    # Whether anybody has; only the acceptor sets it.
-    visited = False
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """On the acceptor's thread."""
-        address = _plain_address(client_address).partition("%")[0]
-        if not self.visited and not _is_loopback(address):
-            self.visited = address not in {each.ip for each in chatproto.own_addresses()}
-        return super().verify_request(request, client_address)
+# Seconds without anybody from another machine until it is told that a firewall may be in the way.
+FIREWALL_AFTER = 60.0
 
 
 class Invitation:
@@ -5238,10 +5203,8 @@ def _nobody_reads(error: Exception) -> bool:
 
 def complain(what: str) -> None:
     """One line on stderr, where there is one."""
-    try:
+    with contextlib.suppress(OSError):
         print(f"chat_server: {what}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
 def _load_web(console: Console, server: ChatServer, invitation: Invitation,
@@ -5364,7 +5327,7 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     return handler
 
 
-def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
+def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Orders[str]",
           hangs_up: bool) -> None:
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
@@ -5463,7 +5426,7 @@ def _tune_interpreter() -> None:
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,
-           stop: Callable[[], None]) -> "tuple[Door, Console, ChatLog, Invitation]":
+           stop: Callable[[], None]) -> "tuple[ChatServer, Console, ChatLog, Invitation]":
     """Everything but the threads of the server.
 
     Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
@@ -5476,7 +5439,8 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
-        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history, identity)
+        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history,
+                            identity)
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.
