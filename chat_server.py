@@ -1481,6 +1481,11 @@ def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes
 
 # --- Who is here ---
 
+def _hash_of(secret: str) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
 class Session:
     """A member: in the room, in its grace time, or remembered after it left, so that what it sends
     again is not said twice. Only the sequencer changes it."""
@@ -1564,10 +1569,9 @@ class Members:
     def __init__(self) -> None:
         # Those in the room by name_key, in the order of coming.
         self._by_name: "dict[str, Session]" = {}
-        # The same by the hash of their secret; and those who left or were booted, in that order.
+        # By the hash of their secret these and all who left or were booted, in that order.
         self._by_secret: "dict[bytes, Session]" = {}
-        self._gone: "dict[bytes, Session]" = {}
-        # What those count for together; at least that: some came back.
+        # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
@@ -1589,16 +1593,15 @@ class Members:
         """The member of that name, or else who left last under it."""
         key = name_key(name[:chatproto.MAX_NAME])
         return self.called(name) or next(
-            (session for session in reversed(list(self._gone.values()))
+            (session for session in reversed(list(self._by_secret.values()))
              if name_key(session.name) == key), None)
 
     def owned(self, secret: str) -> Optional[Session]:
         """The session, present or gone, whose secret that is."""
-        secret_hash = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-        session = self._by_secret.get(secret_hash) or self._gone.get(secret_hash)
-        if session is None or not hmac.compare_digest(session.secret_hash, secret_hash):
-            return None
-        return session
+        secret_hash = _hash_of(secret)
+        session = self._by_secret.get(secret_hash)
+        is_its = session and hmac.compare_digest(session.secret_hash, secret_hash)
+        return session if is_its else None
 
     @property
     def is_list_full(self) -> bool:
@@ -1608,40 +1611,37 @@ class Members:
     def enter(self, session: Session, name: str) -> None:
         """A session comes into the room."""
         session.name, session.present, session.left_at = name, True, None
-        self._gone.pop(session.secret_hash, None)
         self._by_name[name_key(name)] = self._by_secret[session.secret_hash] = session
         if not self.is_list_full:
             self._list(session)
 
     def remember(self, session: Session) -> None:
-        """A session of the history file that is not in the room."""
-        self._gone[session.secret_hash] = session
+        """A session that is not in the room, and left after all others that are not."""
+        self._by_secret.pop(session.secret_hash, None)
+        self._by_secret[session.secret_hash] = session
         self._gone_weight += session.weight
 
     def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
         """A member goes; return who has its place in the list now, and which sessions are
         remembered no more."""
-        del self._by_name[name_key(session.name)], self._by_secret[session.secret_hash]
+        del self._by_name[name_key(session.name)]
         session.present = False
-        self._gone[session.secret_hash] = session
-        self._gone_weight += session.weight
+        self.remember(session)
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
-        if not session.listed:
-            return None, forgotten
-        session.listed = False
-        self._listed -= 1
-        self._encoded = None
         successor = None
-        if len(self._by_name) > self._listed:
-            successor = next(other for other in self if not other.listed)
-            self._list(successor)
+        if session.listed:
+            self._list(session, False)
+            successor = next((other for other in self if not other.listed), None)
+            if successor is not None:
+                self._list(successor)
         return successor, forgotten
 
     def _forget_some(self) -> "list[Session]":
         """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
         another address before as many of its own are left."""
         origins: "dict[str, list[Session]]" = {}
-        for session in self._gone.values():
+        gone = [session for session in self._by_secret.values() if not session.present]
+        for session in gone:
             origins.setdefault(session.origin, []).append(session)
         # How much of its address stays when a session goes, and all that are worth more.
         ranks: "list[tuple[int, Session]]" = []
@@ -1653,11 +1653,11 @@ class Members:
             ranks += zip(weights, sessions)
         ranks.sort(key=lambda rank: rank[0])
         forgotten = []
-        self._gone_weight = sum(session.weight for session in self._gone.values())
+        self._gone_weight = sum(session.weight for session in gone)
         while self._gone_weight > SESSIONS - SESSIONS // 100:
             session = ranks.pop()[1]
             self._gone_weight -= session.weight
-            forgotten.append(self._gone.pop(session.secret_hash))
+            forgotten.append(self._by_secret.pop(session.secret_hash))
         return forgotten
 
     def rename(self, session: Session, name: str) -> None:
@@ -1685,9 +1685,10 @@ class Members:
             self._encoded = encoded, len(names)
         return self._encoded
 
-    def _list(self, session: Session) -> None:
-        session.listed = True
-        self._listed += 1
+    def _list(self, session: Session, is_in: bool = True) -> None:
+        """A member comes into the list, or goes out of it."""
+        session.listed = is_in
+        self._listed += 1 if is_in else -1
         self._encoded = None
 
 
@@ -1882,11 +1883,7 @@ class Password:
 
     def change(self, text: str) -> None:
         """Ask newcomers for another one from now on. Raises ProtocolError for what is none."""
-        self._digest = self._digest_of(chatproto.check_password(text))
-
-    @staticmethod
-    def _digest_of(text: str) -> bytes:
-        return hashlib.sha256(text.encode("utf-8")).digest()
+        self._digest = _hash_of(chatproto.check_password(text))
 
     def new_secret(self) -> str:
         """The secret of a new session: 192 random bits."""
@@ -1904,7 +1901,7 @@ class Password:
         if wait:
             raise ProtocolError("password", "too many wrong passwords came from your address: try "
                                             f"again in {math.ceil(wait)} s")
-        if not hmac.compare_digest(self._digest, self._digest_of(join.password)):
+        if not hmac.compare_digest(self._digest, _hash_of(join.password)):
             guesses.change(1)
             raise ProtocolError("password", "that is not the password")
 
@@ -2378,7 +2375,7 @@ class Entrance(Part):
         journal = self._journal
         # The id of its own `joined`: so nobody else ever has it.
         number = journal.last + 1
-        secret_hash = hashlib.sha256(secret.encode()).digest()
+        secret_hash = _hash_of(secret)
         if join.session is not None and join.epoch != journal.epoch:
             begun = max(journal.begun, journal.forgotten)
             return Session(number, secret_hash, begun, begun), begun - journal.begun
@@ -3008,6 +3005,7 @@ class Room(Part):
     # Frames of members
 
     def _frame(self, link: Connection, message: Message) -> None:
+        """Raises ProtocolError for what is refused."""
         session = link.session
         if isinstance(message, Join):
             self._entrance.join(link, message)
@@ -3018,30 +3016,23 @@ class Room(Part):
         elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
             self._entrance.too_slow(link)
         elif message.id:
-            self._numbered(link, session, message)
+            self._delivery.to_confirm[link] = None
+            # Else it is a duplicate: it was sent again, as its ACK was lost or is still held.
+            if message.id > session.got:
+                session.got = message.id
+                self._journal.changed[session] = None
+                self._ACTIONS[type(message)](self, link, session, message)
 
-    def _numbered(self, link: Connection, session: Session, message: Message) -> None:
-        self._delivery.to_confirm[link] = None
-        # A duplicate: it was sent again, as its ACK was lost or is still held.
-        if message.id <= session.got:
-            return
-        session.got = message.id
-        self._journal.changed[session] = None
-        if isinstance(message, Say):
-            self._chat(session, message)
-        elif isinstance(message, Rename):
-            self._rename(session, message.name)
-        elif isinstance(message, Leave):
-            self._delivery.notes.add("left", session.name)
-            self._entrance.close(session, link)
-            self._entrance.leave(session, "quit")
-        elif isinstance(message, Recall):
-            self._recall(link, session, message)
-        elif isinstance(message, Invalid):
-            raise message.error
-        else:
-            # They ask for nothing but their ACK.
-            assert isinstance(message, (Ping, Unknown)), message
+    def _acknowledged(self, link: Connection, session: Session, message: Message) -> None:
+        """It asks for nothing but its ACK."""
+
+    def _invalid(self, link: Connection, session: Session, invalid: Invalid) -> None:
+        raise invalid.error
+
+    def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
+        self._delivery.notes.add("left", session.name)
+        self._entrance.close(session, link)
+        self._entrance.leave(session, "quit")
 
     def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
         """Answer with older messages. Of searches only one step is made in a batch, so that many
@@ -3054,7 +3045,7 @@ class Room(Part):
         answer = Recalled.encode_frames(recall.id, frames, older, recall.find)
         self._delivery.bare.append((link, answer))
 
-    def _chat(self, session: Session, say: Say) -> None:
+    def _chat(self, link: Connection, session: Session, say: Say) -> None:
         """Raises ProtocolError for what may not be said."""
         journal, now = self._journal, self._alarm.clock()
         self._house.check_say(session, say, now)
@@ -3091,9 +3082,9 @@ class Room(Part):
                                 "name was taken only now")
         return recipient
 
-    def _rename(self, session: Session, new: str) -> None:
+    def _rename(self, link: Connection, session: Session, rename: Rename) -> None:
         """Raises ProtocolError for a name that it cannot have."""
-        old = session.name
+        old, new = session.name, rename.name
         if new == old:
             return
         self._house.check_entry(new, None, "")
@@ -3106,6 +3097,11 @@ class Room(Part):
         self._delivery.add(renamed, () if session.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
+
+    # What is done with the numbered frames of a member.
+    _ACTIONS: "dict[type[Message], Callable[..., None]]" = {
+        Say: _chat, Rename: _rename, Leave: _leave, Recall: _recall, Invalid: _invalid,
+        Ping: _acknowledged, Unknown: _acknowledged}
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -5082,9 +5078,9 @@ _HISTORY_OPTIONS: "dict[str, dict[str, Any]]" = {
         choices=("full", "normal"), default="full",
         help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
              "messages (a crash of the server alone does not); default full"),
-    "--keep": dict(type=_positive(float), metavar="DAYS",
+    "--keep": dict(type=_positive(float), default=math.inf, metavar="DAYS",
                    help="delete from the history what is older"),
-    "--keep-messages": dict(type=_positive(int), metavar="N",
+    "--keep-messages": dict(type=_positive(int), default=math.inf, metavar="N",
                             help="and all but the newest N messages"),
     "--export": dict(
         nargs=2, metavar=("OUT", "FILE"),
@@ -5141,8 +5137,8 @@ def _machine_name() -> str:
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    keeps = (arguments.keep, arguments.keep_messages) != (None, None)
-    if keeps and arguments.history is None:
+    keeps_all = arguments.keep == arguments.keep_messages == math.inf
+    if arguments.history is None and not keeps_all:
         parser.error("--keep and --keep-messages need --history FILE")
     if arguments.key and not arguments.cert:
         parser.error("--key needs --cert FILE")
@@ -5155,10 +5151,8 @@ def _open_history(arguments: argparse.Namespace) -> Optional[HistoryFile]:
     """The history file that the command line asks for. Raises HistoryError."""
     if arguments.history is None:
         return None
-    seconds = math.inf if arguments.keep is None else arguments.keep * 86_400
-    messages = math.inf if arguments.keep_messages is None else arguments.keep_messages
-    path = os.path.abspath(arguments.history)
-    return HistoryFile(path, arguments.history_sync, seconds, messages)
+    return HistoryFile(os.path.abspath(arguments.history), arguments.history_sync,
+                       arguments.keep * 86_400, arguments.keep_messages)
 
 
 def _identity(arguments: argparse.Namespace, password: Optional[str]) -> Optional[Identity]:
