@@ -696,16 +696,15 @@ class HistoryFile(_Database):
 
     def save(self, last: int, rows: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
              removed: "list[int]", erased: "Collection[int]" = (),
-             house: Optional[str] = None,
-             files: "Mapping[str, Optional[str]]" = NOTHING) -> float:
+             kept: "Mapping[str, Optional[str]]" = NOTHING) -> float:
         """Commit what a batch of events changed; return the seconds that it took.
 
         `last` is the newest id, `rows` are entries as entry_row() makes them, `sessions` rows of
         sessions without their checksums, `removed` numbers of sessions to forget, `erased` ids of
         chats that the host took back: removed_frame() takes their place, and their text is in no
-        part of the file any more; `house` is what holds in the room now, None where that has not
-        changed, and `files` what to keep of some, None to forget one. May be repeated with the same
-        after it failed: nobody knows whether a commit that failed is on the disk.
+        part of the file any more; `kept` is what else has changed (see the table of that name),
+        None to forget it. May be repeated with the same after it failed: nobody knows whether a
+        commit that failed is on the disk.
         """
         started = time.perf_counter()
         with self._in_words():
@@ -719,9 +718,7 @@ class HistoryFile(_Database):
                                              [(number,) for number in removed])
                 for id in erased:
                     self._erase(id)
-                self._keep({f"file:{key}": text for key, text in files.items()})
-                if house is not None:
-                    self._keep({"house": house})
+                self._keep(kept)
                 self._set_state(last, self.forgotten)
             if erased:
                 self._checkpoint()
@@ -932,7 +929,7 @@ class HistoryFile(_Database):
                                    if key == "house" else "a file")
         return found
 
-    def _keep(self, values: "dict[str, Optional[str]]") -> None:
+    def _keep(self, values: "Mapping[str, Optional[str]]") -> None:
         """Inside a transaction."""
         for key, text in values.items():
             if text is None:
@@ -1173,7 +1170,6 @@ class Journal:
     def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float],
                  history: Optional[HistoryFile]) -> None:
         self.log = MessageQueue()
-        self._clock = clock
         self._wall_clock = wall_clock
         self._history = history
         # Which run of ids this is, the newest id, and the newest when this process started.
@@ -1190,11 +1186,10 @@ class Journal:
         self._rows: "list[tuple[Any, ...]]" = []
         self.changed: "dict[Session, None]" = {}
         self.removed: "list[int]" = []
-        # And what takes the place of chats that the host took back, by their ids; and what holds in
-        # the room, where that has changed (see House).
+        # And what takes the place of chats that the host took back, by their ids; and what else it
+        # is to keep, but what is kept of files (see NoFiles).
         self._erased: "dict[int, bytes]" = {}
-        self.house: Optional[str] = None
-        # What to keep of files, see NoFiles.
+        self.kept: "dict[str, Optional[str]]" = {}
         self.files: Any = NoFiles()
         # Of the chats in memory that were said since this process started: who said each (None: the
         # host), and for whom.
@@ -1215,7 +1210,8 @@ class Journal:
             if is_public_chat or frame.startswith(_CHAT_START):
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
-        self.log.publish(self.last, self._clock())
+        # Nobody reads yet: when that is makes no difference.
+        self.log.publish(self.last, 0.0)
 
     # The order
 
@@ -1251,25 +1247,25 @@ class Journal:
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
         everything is held."""
-        history, kept = self._history, self.files.changes
+        history, files = self._history, self.files.changes
         self.added = 0
         if history is not None and (
-                self._rows or self.changed or self.removed or self._erased or kept
-                or self.house is not None or self.last != history.last):
+                self._rows or self.changed or self.removed or self._erased or self.kept or files
+                or self.last != history.last):
             try:
                 rows = [session.row() for session in self.changed]
+                kept = {**self.kept, **{f"file:{key}": text for key, text in files.items()}}
                 took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
-                                    self.house, kept)
+                                    kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
             self.disk.worked(history.path, took)
-        self.house = None
-        for done in (self._rows, self.changed, self.removed):
+        for done in (self._rows, self.changed, self.removed, self.kept):
             done.clear()
         if self._erased:
             self._erase()
-        if kept:
+        if files:
             self.files.committed()
         return True
 
@@ -1305,12 +1301,12 @@ class Journal:
             if not ids:
                 del self._chats[number]
 
-    def delete_old(self) -> bool:
+    def delete_old(self, steady: float) -> bool:
         """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
-        return whether there were any."""
+        return whether there were any. `steady` is a clock that never jumps."""
         assert self._history is not None
         try:
-            more = self._history.trim(self.now(), self._clock())
+            more = self._history.trim(self.now(), steady)
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
@@ -2509,9 +2505,8 @@ class Handouts(Part):
     def take(self, session: Session, url: str) -> "dict[str, Any]":
         """The file that the next message hands out. Raises ProtocolError."""
         self._check(session)
-        file: "dict[str, Any]" = self._journal.files.say(
-            session.secret_hash, url, self._journal.last + 1, session.name)
-        return file
+        return dict(self._journal.files.say(session.secret_hash, url, self._journal.last + 1,
+                                            session.name))
 
     def _check(self, session: Session) -> None:
         if self.largest is None:
@@ -2667,8 +2662,7 @@ class Host(Part):
     def handed_out(self) -> "list[Any]":
         """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
         and `url`."""
-        found: "list[Any]" = self._journal.files.listed()
-        return found
+        return list(self._journal.files.listed())
 
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
@@ -2691,7 +2685,7 @@ class Host(Part):
 
     def _keep(self) -> None:
         """What holds now is kept with the next commit."""
-        self._journal.house = self._house.to_json()
+        self._journal.kept["house"] = self._house.to_json()
 
     # Who is kept out or silent
 
@@ -2947,8 +2941,9 @@ class Room(Part):
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
-        seconds = TRIM_EVERY if self._journal.delete_old() else TRIM_LATER
-        self._later(self._alarm.clock() + seconds, self.trim)
+        now = self._alarm.clock()
+        later = TRIM_EVERY if self._journal.delete_old(now) else TRIM_LATER
+        self._later(now + later, self.trim)
 
     def receipts(self) -> None:
         """Tell speakers how many have heard them, while there is something to tell."""
@@ -4094,7 +4089,6 @@ class ChatLog:
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
         """Raises OSError when the file cannot be opened."""
         self._path = path
-        self._line = line
         # For each line when it came, the line, and how many were dropped before it; None ends it.
         self._waiting: "queue.SimpleQueue[Optional[tuple[float, str, int]]]" = queue.SimpleQueue()
         # Characters that the sequencer has put there, and that the log's thread has taken: each
@@ -4107,7 +4101,8 @@ class ChatLog:
         self._thread: Optional[threading.Thread] = None
         self.reopen()
         if path:
-            self._thread = threading.Thread(target=self._run, name="chat log", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(_Output(path, line),),
+                                            name="chat log", daemon=True)
             self._thread.start()
 
     def reopen(self) -> None:
@@ -4134,8 +4129,7 @@ class ChatLog:
 
     # On the log's thread
 
-    def _run(self) -> None:
-        out = _Output(self._path or "", self._line)
+    def _run(self, out: _Output) -> None:
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
             self._taken += self.OVERHEAD + len(line)
@@ -4219,8 +4213,8 @@ class Responder:
         self._answered: "collections.Counter[str]" = collections.Counter()
         # close() closes the one, which ends the thread's wait at the other.
         self._waking, self._woken = socket.socketpair()
-        self._sockets = list(self._open())
-        self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(list(self._open()),),
+                                        name="discovery", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -4244,26 +4238,27 @@ class Responder:
 
     # On the thread
 
-    def _run(self) -> None:
+    def _run(self, sockets: "list[socket.socket]") -> None:
         with contextlib.ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            for sock in (self._woken, *self._sockets):
+            for sock in (self._woken, *sockets):
                 selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
             look_at = 0.0
             while True:
                 if time.monotonic() >= look_at:
-                    self._listen()
+                    self._listen(sockets)
                     look_at = time.monotonic() + self.LOOK_EVERY
                 for key, _ in selector.select(self.LOOK_EVERY):
                     if key.data is self._woken:
                         return
                     self._attend(key.data)
 
-    def _listen(self) -> None:
+    @staticmethod
+    def _listen(sockets: "list[socket.socket]") -> None:
         """Have the sockets listen to their groups on every interface, also on new ones."""
         versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
         interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
-        for sock, (number, version) in itertools.product(self._sockets, interfaces):
+        for sock, (number, version) in itertools.product(sockets, interfaces):
             if versions[sock.family] == version:
                 # It does already, or the interface has gone.
                 with contextlib.suppress(OSError):
@@ -4363,16 +4358,15 @@ class Invitation:
         """The same as browsers show it: the beginning of the SHA-256 of the public key."""
         return base64.b32decode(self.key.replace("-", "")).hex(" ")
 
-    @property
-    def _scheme(self) -> str:
-        return "https" if self.key else "http"
+    def _page_at(self, host: str) -> str:
+        scheme = "https" if self.key else "http"
+        return f"{scheme}://{chatproto.in_url(host)}:{self._server.port}/"
 
     @property
     def url(self) -> str:
         """The page's address; "" when browsers are not served, or have no way to come."""
         hosts = self.hosts() if self._server.web is not None else []
-        return next((f"{self._scheme}://{chatproto.in_url(host)}:{self._server.port}/"
-                     for host in hosts if "%" not in host), "")
+        return next((self._page_at(host) for host in hosts if "%" not in host), "")
 
     @property
     def host_page(self) -> str:
@@ -4381,8 +4375,7 @@ class Invitation:
         # Only a connection from loopback is known to come from this machine.
         if self._server.web is None or not _is_loopback(own):
             return ""
-        url = f"{self._scheme}://{chatproto.in_url(own)}:{self._server.port}/"
-        return f"{url}#host={self._server.web.secret}"
+        return f"{self._page_at(own)}#host={self._server.web.secret}"
 
     def lines(self) -> "list[str]":
         """What is printed when the server has started."""
@@ -4449,14 +4442,6 @@ class Console:
         self._motd_path = motd_path
         self._chat_log = chat_log
         self._stop = stop
-        self._commands = {
-            "/users": self.users, "/say": self.say, "/mute": self.mute, "/unmute": self.unmute,
-            "/only-host": self.only_host, "/everyone": self.everyone, "/private": self.private,
-            "/slow": self.slow, "/files": self.files, "/remove": self.remove,
-            "/boot": self.boot, "/ban": self.ban, "/unban": self.unban, "/banned": self.banned,
-            "/motd": self.motd, "/host-name": self.host_name,
-            "/password": self.password, "/record": self.record,
-            "/reload": self.reload, "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
@@ -4473,12 +4458,12 @@ class Console:
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self._commands.get(word.lower())
+        run = self._COMMANDS.get(word.lower())
         if run is None:
             raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
                              "/say TEXT speaks to everybody")
         try:
-            return run(rest.strip())
+            return run(self, rest.strip())
         except HistoryError as error:
             raise ValueError(str(error)) from error
 
@@ -4684,7 +4669,7 @@ class Console:
 
     def help(self, rest: str) -> str:
         """/help: this list"""
-        return "\n".join((run.__doc__ or "").strip() for run in self._commands.values())
+        return "\n".join((run.__doc__ or "").strip() for run in self._COMMANDS.values())
 
     def quit(self, rest: str) -> str:
         """/quit: tell everybody, and end the server; /quit now does not ask"""
@@ -4693,6 +4678,13 @@ class Console:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
         return ""
+
+    _COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
+        "/users": users, "/say": say, "/mute": mute, "/unmute": unmute, "/only-host": only_host,
+        "/everyone": everyone, "/private": private, "/slow": slow, "/files": files,
+        "/remove": remove, "/boot": boot, "/ban": ban, "/unban": unban, "/banned": banned,
+        "/motd": motd, "/host-name": host_name, "/password": password, "/record": record,
+        "/reload": reload, "/qr": qr, "/help": help, "/quit": quit}
 
 
 def _how_many(count: int) -> str:
