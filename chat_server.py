@@ -2040,8 +2040,7 @@ class Part:
     """A part of the room. On the sequencer's thread alone."""
 
     def __init__(self, shared: Shared) -> None:
-        (self._alarm, self._post, self._settings, self._journal, self._members,
-         self._house) = shared
+        (self.alarm, self.post, self.settings, self.journal, self.members, self.house) = shared
         # Events that the alarm will post.
         self._asked: "set[tuple[Any, ...]]" = set()
 
@@ -2050,10 +2049,10 @@ class Part:
         and is lost a thousand times an hour is to leave no more behind with it than others."""
         def rung() -> None:
             self._asked.discard((event, arguments))
-            self._post(event, *arguments)
+            self.post(event, *arguments)
         if (event, arguments) not in self._asked:
             self._asked.add((event, arguments))
-            self._alarm.at(when, rung)
+            self.alarm.at(when, rung)
 
 
 class Delivery(Part):
@@ -2086,13 +2085,13 @@ class Delivery(Part):
         if audience:
             numbers = frozenset(session.number for session in audience)
             self._concerned.update(dict.fromkeys(audience))
-        self._journal.add(message, numbers, speaker.number if speaker else None)
+        self.journal.add(message, numbers, speaker.number if speaker else None)
 
     def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
         """The same by the numbers of sessions, of which some may have left; none is everybody."""
         self._news_at = -math.inf
-        self._journal.add(message, numbers or None)
-        self._concerned.update((session, None) for session in self._members
+        self.journal.add(message, numbers or None)
+        self._concerned.update((session, None) for session in self.members
                                if session.number in numbers)
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
@@ -2106,7 +2105,7 @@ class Delivery(Part):
 
     def tell_error(self, session: Session, error: Error) -> None:
         """Add an error for one member; one about a frame of its holds the ACK of that frame."""
-        error = dataclasses.replace(error, id=self._journal.next_id())
+        error = dataclasses.replace(error, id=self.journal.next_id())
         self.add(error, (session,))
         if error.about is None:
             return
@@ -2123,8 +2122,8 @@ class Delivery(Part):
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
         same is tried again with the next flush()."""
-        ping = self._journal.next_id() if self.idle else 0
-        if not self._journal.commit():
+        ping = self.journal.next_id() if self.idle else 0
+        if not self.journal.commit():
             return
         for line in self.records:
             self._record(line)
@@ -2132,7 +2131,7 @@ class Delivery(Part):
         news = self._publish(ping)
         touched, self.touched = self.touched, {}
         for link in touched:
-            _guarded(link.open, self._journal)
+            _guarded(link.open, self.journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2145,7 +2144,7 @@ class Delivery(Part):
     def _publish(self, ping: int) -> Optional[News]:
         """What was committed is news: at once, but joins and leaves alone at most every NEWS_EVERY,
         and so is the log. A ping comes behind it."""
-        now, journal = self._alarm.clock(), self._journal
+        now, journal = self.alarm.clock(), self.journal
         if now < self._news_at and not ping:
             if journal.last > journal.log.end or self.notes:
                 self._later(self._news_at, self.news_due)
@@ -2157,7 +2156,7 @@ class Delivery(Part):
     def _wake(self, news: News) -> None:
         """Tell the readers. Where nothing is public only those look whom it concerns."""
         concerned, self._concerned = self._concerned, {}
-        for session in self._members if news.count else concerned:
+        for session in self.members if news.count else concerned:
             if session.link is not None:
                 try:
                     session.link.manager.wake(news)
@@ -2185,16 +2184,16 @@ class Delivery(Part):
     def shorten(self) -> "list[Connection]":
         """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
         whose place is there, when there is no file to feed them from."""
-        upto, slow = self._journal.shorter(), []
-        for session in self._members:
+        upto, slow = self.journal.shorter(), []
+        for session in self.members:
             link = session.link
             # What comes before its begin is not read from the log.
             if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
-                if link.manager.acked < upto and not self._journal.feeds:
+                if link.manager.acked < upto and not self.journal.feeds:
                     slow.append(link)
-        self._journal.forget(upto)
+        self.journal.forget(upto)
         return slow
 
 
@@ -2217,11 +2216,11 @@ class Entrance(Part):
         numbers: "dict[int, Session]" = {}
         for row in history.sessions():
             session = numbers[row[0]] = Session.from_row(row)
-            self._members.remember(session)
+            self.members.remember(session)
         house = history.house()
         if house is not None:
             try:
-                self._house.from_json(house)
+                self.house.from_json(house)
             except ValueError as why:
                 logger.warning("%s", why)
         for number, _, _, frame in history.refusals():
@@ -2269,7 +2268,7 @@ class Entrance(Part):
         later, in its turn, or is refused where that would be too late."""
         if _is_loopback(link.address):
             return False
-        now = self._alarm.clock()
+        now = self.alarm.clock()
         allowance = self._newcomers.of(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
@@ -2284,43 +2283,43 @@ class Entrance(Part):
     def _known(self, join: Join) -> Optional[Session]:
         """The session that `join` proves to own; None without one, and for one that claims to have
         seen what is not there."""
-        if (join.session is None or join.epoch != self._journal.epoch
-                or join.seen > self._journal.last):
+        if (join.session is None or join.epoch != self.journal.epoch
+                or join.seen > self.journal.last):
             return None
-        return self._members.owned(join.session)
+        return self.members.owned(join.session)
 
     def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        owned = self._members.owned(join.session) if join.session else None
-        self._house.check_entry(join.name, owned, link.origin)
+        owned = self.members.owned(join.session) if join.session else None
+        self.house.check_entry(join.name, owned, link.origin)
         if session is None or join.name != session.name:
             chatproto.check_name(join.name)
-        if len(self._members) >= self._settings.max_members:
+        if len(self.members) >= self.settings.max_members:
             self._make_room()
-        if len(self._members) >= self._settings.max_members:
-            raise ProtocolError("full", f"{self._settings.max_members} members are here: no room "
+        if len(self.members) >= self.settings.max_members:
+            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
                                 "for more")
         self.check_free(join.name)
 
     def _make_room(self) -> None:
         """The room is full: whoever has been away for the longest has had its grace time."""
-        away = [session for session in self._members if session.link is None]
+        away = [session for session in self.members if session.link is None]
         if away:
             self.leave(min(away, key=lambda session: session.lost_at), "gone away")
 
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
         name."""
-        is_hosts = self._house.is_hosts(name)
-        if is_hosts or self._members.called(name) is not None:
+        is_hosts = self.house.is_hosts(name)
+        if is_hosts or self.members.called(name) is not None:
             whose = "the host's" if is_hosts else "taken"
             raise ProtocolError("name-taken", f"the name {name} is {whose}",
-                                self._members.free_name_like(name))
+                                self.members.free_name_like(name))
 
     def _admit(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """A connection comes in: with a new session, or back into its own. Its place in the log is
         taken now; flush() opens it there."""
-        journal = self._journal
+        journal = self.journal
         resumed = session is not None
         secret = join.session if resumed and join.session else self.password.new_secret()
         seen = join.seen if join.epoch == journal.epoch and join.seen <= journal.last else 0
@@ -2361,14 +2360,14 @@ class Entrance(Part):
 
     def _tell_rules(self, session: Session) -> None:
         """What holds in the room, where that is not what a client takes for granted."""
-        if self._house.is_special:
-            rules = dataclasses.replace(self._house.rules, id=self._journal.next_id())
+        if self.house.is_special:
+            rules = dataclasses.replace(self.house.rules, id=self.journal.next_id())
             self._delivery.add(rules, (session,))
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
         here before a restart hears all that was said since, anybody else the last messages."""
-        journal = self._journal
+        journal = self.journal
         # The id of its own `joined`: so nobody else ever has it.
         number = journal.last + 1
         secret_hash = _hash_of(secret)
@@ -2384,43 +2383,43 @@ class Entrance(Part):
         """What refused a frame and cannot be replayed any more is said anew: without it an ACK
         would be a false yes."""
         session.refusals = [error for error in session.refusals if error.id > seen]
-        lost = [error for error in session.refusals if error.id <= self._journal.forgotten]
+        lost = [error for error in session.refusals if error.id <= self.journal.forgotten]
         for error in lost:
             session.refusals.remove(error)
             self._delivery.tell_error(session, error)
 
     def _enter(self, session: Session, name: str) -> None:
         """A new session, or one that had left, comes into the room."""
-        self._members.enter(session, name)
-        self._journal.changed[session] = None
+        self.members.enter(session, name)
+        self.journal.changed[session] = None
         # For a new one the id is the session's number, and so is always taken.
-        joined = Joined(self._journal.next_id(), name, self._journal.now())
+        joined = Joined(self.journal.next_id(), name, self.journal.now())
         if session.listed:
-            self._journal.add(joined)
+            self.journal.add(joined)
         self._delivery.records.append(f"* {name} joined")
-        session.here_since = session.named_at = self._journal.last
+        session.here_since = session.named_at = self.journal.last
 
     def _take_over(self, session: Session) -> None:
         """The owner of a session comes on another connection: the old one ends."""
         if session.link is not None:
             reason = "this session has joined again from elsewhere"
-            self.close(session, session.link, Booted(self._journal.next_id(), reason).encode())
+            self.close(session, session.link, Booted(self.journal.next_id(), reason).encode())
 
     def _welcome(self, session: Session, secret: str, resumed: bool, got: int,
                  missed: int) -> bytes:
-        listed, count = self._members.encoded()
+        listed, count = self.members.encoded()
         users = () if session.listed else (session.name,)
-        here = len(self._members) if len(self._members) > count + len(users) else None
-        journal = self._journal
+        here = len(self.members) if len(self.members) > count + len(users) else None
+        journal = self.journal
         return Welcome(session.name, secret, journal.epoch, users, journal.last, resumed, got,
-                       missed, here, self._house.motd).encode(listed)
+                       missed, here, self.house.motd).encode(listed)
 
     def leave(self, session: Session, reason: str) -> None:
         """A member goes out of the room; its session is remembered for what it may send again."""
-        journal = self._journal
+        journal = self.journal
         self.receipts.leave(session)
         was_listed = session.listed
-        successor, forgotten = self._members.leave(session)
+        successor, forgotten = self.members.leave(session)
         # What it uploaded and did not hand out.
         journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
         session.left_at = journal.now()
@@ -2438,12 +2437,12 @@ class Entrance(Part):
     def close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
         """End a connection whose session goes on elsewhere or nowhere: after what came before, and
         with `last_words`, which are not in the log."""
-        link.end(self._journal.last, last_words)
+        link.end(self.journal.last, last_words)
         self._delivery.touched[link] = None
         session.unlink()
         self.connected -= 1
         # How far it came.
-        self._journal.changed[session] = None
+        self.journal.changed[session] = None
 
     def end(self, link: Connection, why: str) -> None:
         """A connection is over. Its member, if it has one, gets the grace time to come back."""
@@ -2456,8 +2455,8 @@ class Entrance(Part):
             return
         self.close(session, link)
         self._delivery.notes.add("lost", f"{session.name} ({why})")
-        session.lost_at = self._alarm.clock()
-        self._later(session.lost_at + self._settings.grace, self.grace_over, session)
+        session.lost_at = self.alarm.clock()
+        self._later(session.lost_at + self.settings.grace, self.grace_over, session)
 
     def too_slow(self, link: Connection) -> None:
         """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
@@ -2472,9 +2471,9 @@ class Entrance(Part):
         """A member may have had its time to come back, since it was lost for the last time."""
         if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
-            lost_at = max(session.lost_at, self._journal.disk.recovered_at)
-            if self._alarm.clock() < lost_at + self._settings.grace:
-                self._later(lost_at + self._settings.grace, self.grace_over, session)
+            lost_at = max(session.lost_at, self.journal.disk.recovered_at)
+            if self.alarm.clock() < lost_at + self.settings.grace:
+                self._later(lost_at + self.settings.grace, self.grace_over, session)
             else:
                 self.leave(session, "gone away")
 
@@ -2492,52 +2491,52 @@ class Handouts(Part):
             store.load(None)
         else:
             store.load(history.files(), history.forgotten)
-        self._journal.files = store
-        self._house.rules = dataclasses.replace(self._house.rules, files=self.largest)
-        self._later(self._alarm.clock() + max(self._settings.grace, FORGET_FILES), self.sweep)
+        self.journal.files = store
+        self.house.rules = dataclasses.replace(self.house.rules, files=self.largest)
+        self._later(self.alarm.clock() + max(self.settings.grace, FORGET_FILES), self.sweep)
 
     @property
     def largest(self) -> Optional[int]:
         """Bytes of the largest file that is taken; None: none are."""
-        most: Optional[int] = self._journal.files.most
-        return most if self._house.takes_files else None
+        most: Optional[int] = self.journal.files.most
+        return most if self.house.takes_files else None
 
     def take(self, session: Session, url: str) -> "dict[str, Any]":
         """The file that the next message hands out. Raises ProtocolError."""
         self._check(session)
-        return dict(self._journal.files.say(session.secret_hash, url, self._journal.last + 1,
+        return dict(self.journal.files.say(session.secret_hash, url, self.journal.last + 1,
                                             session.name))
 
     def _check(self, session: Session) -> None:
         if self.largest is None:
             raise ProtocolError("bad-file", "the host has switched files off")
-        self._house.check_voice(session)
+        self.house.check_voice(session)
 
     # Events
 
     def start(self, secret: str, name: str) -> Any:
         """A session begins to upload a file. Raises ProtocolError."""
-        session = self._members.owned(secret)
+        session = self.members.owned(secret)
         if session is None or not session.present or session.allowance is None:
             raise ProtocolError("not-joined", "only who is in the room hands out files")
         self._check(session)
         if session.allowance.take():
             raise ProtocolError("flooding", "too many at once: a little later")
-        return self._journal.files.start(session.secret_hash, name)
+        return self.journal.files.start(session.secret_hash, name)
 
     def finish(self, file: Any) -> None:
         """All of it is there."""
-        self._journal.files.finished(file)
+        self.journal.files.finished(file)
 
     def give_up(self, file: Any) -> None:
         """Nothing comes of it."""
-        self._journal.files.drop(lambda other: other is file and not file.message)
+        self.journal.files.drop(lambda other: other is file and not file.message)
 
     def sweep(self) -> None:
         """Some time after a restart: forget what those uploaded and did not hand out who have not
         come back."""
-        present = {session.secret_hash for session in self._members}
-        self._journal.files.drop(lambda file: not file.message and file.owner not in present)
+        present = {session.secret_hash for session in self.members}
+        self.journal.files.drop(lambda file: not file.message and file.owner not in present)
 
 
 class Host(Part):
@@ -2560,10 +2559,10 @@ class Host(Part):
     def begin(self, motd: Optional[str], name: Optional[str]) -> None:
         """Before the sequencer runs: the message of the day's file, unless the history file has one
         that the host set, and the host's name, None for the one that it had."""
-        if not self._house.is_motd_set:
-            self._house.motd = motd
+        if not self.house.is_motd_set:
+            self.house.motd = motd
         if name is not None:
-            self._house.rules = dataclasses.replace(self._house.rules, host=_host_name(name))
+            self.house.rules = dataclasses.replace(self.house.rules, host=_host_name(name))
 
     # What is known
 
@@ -2574,51 +2573,41 @@ class Host(Part):
     def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
         """Name and address of each member, the seconds it is connected (None in the grace time),
         and whether it is muted."""
-        now = self._alarm.clock()
+        now = self.alarm.clock()
         return [(session.name, session.link.address if session.link else "",
                  now - session.link.since if session.link else None,
-                 self._house.mute_of(session) is not None) for session in self._members]
-
-    @property
-    def rules(self) -> Rules:
-        """What holds for all."""
-        return self._house.rules
-
-    @property
-    def motd(self) -> Optional[str]:
-        """The message of the day, which is pinned above the talk."""
-        return self._house.motd
+                 self.house.mute_of(session) is not None) for session in self.members]
 
     def held(self) -> "list[tuple[Hold, float]]":
         """Who is kept out or silent, and for how many seconds more (inf: for good)."""
-        return [(hold, self._house.holds.left(hold)) for hold in self._house.holds]
+        return [(hold, self.house.holds.left(hold)) for hold in self.house.holds]
 
     def talk(self, count: int) -> "list[bytes]":
         """The frames of the last public messages, oldest first. What was private is never shown
         here."""
-        return self._journal.public_chats(count)
+        return self.journal.public_chats(count)
 
     def record(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, and the place behind it: the same one
         when there is no more."""
-        return self._journal.public(after)
+        return self.journal.public(after)
 
     # What is said, and what holds
 
     def say(self, text: str) -> None:
         """Say something to all, under the host's name."""
         chatproto.check_text(text)
-        name = self._house.rules.host
-        self._delivery.add(Chat(self._journal.next_id(), name, text, self._journal.now()))
+        name = self.house.rules.host
+        self._delivery.add(Chat(self.journal.next_id(), name, text, self.journal.now()))
         self._delivery.records.append(f"<{name}> {text}")
 
     def pin(self, text: Optional[str], is_set: bool = True) -> str:
         """Change the message of the day, None for none; without `is_set` it is its file's again."""
-        changes = text != self._house.motd
-        self._house.motd = None if text is None else chatproto.check_text(text)
-        self._house.is_motd_set = is_set
+        changes = text != self.house.motd
+        self.house.motd = None if text is None else chatproto.check_text(text)
+        self.house.is_motd_set = is_set
         if changes:
-            self._delivery.add(Motd(self._journal.next_id(), text))
+            self._delivery.add(Motd(self.journal.next_id(), text))
         self._keep()
         return "it is pinned" if text else "nothing is pinned"
 
@@ -2653,21 +2642,21 @@ class Host(Part):
 
     def files(self, is_on: bool) -> str:
         """Let members upload files, or not; what was handed out stays."""
-        if self._journal.files.most is None:
+        if self.journal.files.most is None:
             raise ValueError("there are no files here")
-        self._house.takes_files = is_on
+        self.house.takes_files = is_on
         self._change(files=self._handouts.largest)
         return f"files are {'on' if is_on else 'off'}"
 
     def handed_out(self) -> "list[Any]":
         """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
         and `url`."""
-        return list(self._journal.files.listed())
+        return list(self.journal.files.listed())
 
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
         name = _host_name(name)
-        taken = [member.name for member in self._members if chatproto.looks_like(member.name, name)]
+        taken = [member.name for member in self.members if chatproto.looks_like(member.name, name)]
         if taken:
             raise ValueError(f"{taken[0]} is here, and has that name or one like it")
         self._change(host=name)
@@ -2675,24 +2664,24 @@ class Host(Part):
 
     def _change(self, **changes: Any) -> bool:
         """Change rules and tell everybody; return whether anything is different."""
-        rules = dataclasses.replace(self._house.rules, **changes)
-        if rules == self._house.rules:
+        rules = dataclasses.replace(self.house.rules, **changes)
+        if rules == self.house.rules:
             return False
-        self._house.rules = rules
-        self._delivery.add(dataclasses.replace(rules, id=self._journal.next_id()))
+        self.house.rules = rules
+        self._delivery.add(dataclasses.replace(rules, id=self.journal.next_id()))
         self._keep()
         return True
 
     def _keep(self) -> None:
         """What holds now is kept with the next commit."""
-        self._journal.kept["house"] = self._house.to_json()
+        self.journal.kept["house"] = self.house.to_json()
 
     # Who is kept out or silent
 
     def mute(self, name: str, seconds: float = math.inf) -> str:
         """Let somebody hear everything and say nothing."""
         hold, words = self._hold("mute", self._known(name), name, seconds)
-        return f"{hold.name} is muted{self._house.holds.until(hold)}{words}"
+        return f"{hold.name} is muted{self.house.holds.until(hold)}{words}"
 
     def unmute(self, name: str) -> str:
         """Let somebody speak again."""
@@ -2711,7 +2700,7 @@ class Host(Part):
         return self._lift(("ban", "boot"), name, "banned", "may come back")
 
     def _known(self, name: str) -> Session:
-        session = self._members.known(name) if name else None
+        session = self.members.known(name) if name else None
         if session is None:
             raise LookupError(f"nobody is or was called {escape(name)}")
         return session
@@ -2721,17 +2710,17 @@ class Host(Part):
         is_address = kind == "ban" and _is_address(name)
         known = None if is_address else self._known(name)
         hold, words = self._hold(kind, known, name, seconds, reason)
-        out = ([member for member in self._members if member.origin == name] if is_address
+        out = ([member for member in self.members if member.origin == name] if is_address
                else [known] if known is not None and known.present else [])
         for session in out:
             self._send_off(session, reason or ("banned" if kind == "ban" else ""))
-        return f"{escape(hold.name)} {how}{self._house.holds.until(hold)}{words}"
+        return f"{escape(hold.name)} {how}{self.house.holds.until(hold)}{words}"
 
     def _send_off(self, session: Session, reason: str) -> None:
         why = f" ({escape(reason)})" if reason else ""
         self._delivery.notes.add("booted", session.name + why)
         if session.link is not None:
-            booted = Booted(self._journal.next_id(), reason)
+            booted = Booted(self.journal.next_id(), reason)
             self._entrance.close(session, session.link, booted.encode())
         self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
 
@@ -2745,9 +2734,9 @@ class Host(Part):
             keys = [name_key(name), f"#{session.number}", *self._address_of(session)]
             words = "" if len(keys) > 2 else (
                 "; others may share its address, so only this name and session are held")
-        until = None if seconds == math.inf else self._journal.now() + seconds
+        until = None if seconds == math.inf else self.journal.now() + seconds
         hold = Hold(kind, name, tuple(keys), until, reason)
-        self._house.holds.add(hold)
+        self.house.holds.add(hold)
         self._keep()
         return hold, words
 
@@ -2755,13 +2744,13 @@ class Host(Part):
         """The address that is this person's alone: not this machine's, nor anybody else's here."""
         address = session.origin
         is_shared = not address or _is_loopback(address) or any(
-            other.origin == address and other is not session for other in self._members)
+            other.origin == address and other is not session for other in self.members)
         return [] if is_shared else [address]
 
     def _lift(self, kinds: "tuple[str, ...]", name: str, what: str, now: str) -> str:
-        session = self._members.known(name)
+        session = self.members.known(name)
         keys = _keys_of(name, session, session.origin if session else "")
-        if not self._house.holds.lift(kinds, filter(None, keys)):
+        if not self.house.holds.lift(kinds, filter(None, keys)):
             raise LookupError(f"{escape(name)} is not {what}")
         self._keep()
         return f"{escape(name)} {now}"
@@ -2771,8 +2760,8 @@ class Host(Part):
     def remove(self, id: int) -> str:
         """Take a message back, public or private. Its text is nowhere any more but where it was
         shown, and in the chat log."""
-        chat = self._journal.chat(id)
-        if chat is None and self._journal.files.drop(lambda file: file.message == id):
+        chat = self.journal.chat(id)
+        if chat is None and self.journal.files.drop(lambda file: file.message == id):
             return f"the file of message {id}, which is kept no more, is removed"
         if chat is None:
             raise LookupError(f"there is no message {id}")
@@ -2796,24 +2785,24 @@ class Host(Part):
         return f"{what} of {escape(name)} {'are' if len(ids) > 1 else 'is'} removed{more}"
 
     def _said_by(self, name: str, count: int) -> "list[int]":
-        number = (None if name_key(name) == name_key(self._house.rules.host)
+        number = (None if name_key(name) == name_key(self.house.rules.host)
                   else self._known(name).number)
-        ids = self._journal.said_by(number, count)
+        ids = self.journal.said_by(number, count)
         if not ids:
             raise LookupError(f"there is no message of {escape(name)}")
         return ids
 
     def _remove(self, ids: "list[int]") -> None:
         gone = set(ids)
-        self._journal.files.drop(lambda file: file.message in gone)
+        self.journal.files.drop(lambda file: file.message in gone)
         for id in sorted(ids):
-            chat = self._journal.chat(id)
+            chat = self.journal.chat(id)
             if chat is None:
                 # It is damaged, and nobody gets it.
                 continue
             frame, numbers = chat
-            self._journal.erase(id, frame)
-            self._delivery.add_for(Removed(self._journal.next_id(), id), numbers)
+            self.journal.erase(id, frame)
+            self._delivery.add_for(Removed(self.journal.next_id(), id), numbers)
             if not numbers:
                 sender = json.loads(frame)["from"]
                 self._delivery.records.append(f"* the host removed a message of {sender}")
@@ -2895,7 +2884,7 @@ class Room(Part):
 
     def slowed(self, link: Connection) -> None:
         """A member is over the flood limit: its frames wait, none is lost."""
-        limit = f"{self._settings.rate:g} messages a second"
+        limit = f"{self.settings.rate:g} messages a second"
         self._delivery.notes.add("slowed down", f"{link.address}, over {limit}")
         self._delivery.refuse(link, ProtocolError(
             "flooding", f"more than {limit}: yours are slowed down, none is lost"))
@@ -2921,8 +2910,8 @@ class Room(Part):
         if session is None or link.ended or not (retry or link.manager.is_behind):
             return
         manager = link.manager
-        piece = self._journal.piece(session, manager.acked if retry else manager.sent)
-        if piece is None and self._journal.feeds:
+        piece = self.journal.piece(session, manager.acked if retry else manager.sent)
+        if piece is None and self.journal.feeds:
             # --keep overtook it, or the file cannot be read: it comes back, and is told what is
             # missing.
             self._entrance.end(link, "what it missed is there no more")
@@ -2934,20 +2923,20 @@ class Room(Part):
         else:
             manager.feed(*piece)
             if manager.is_behind:
-                self._post(self.feed, link, False)
+                self.post(self.feed, link, False)
 
     # Events from the alarm
 
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
-        now = self._alarm.clock()
-        later = TRIM_EVERY if self._journal.delete_old(now) else TRIM_LATER
+        now = self.alarm.clock()
+        later = TRIM_EVERY if self.journal.delete_old(now) else TRIM_LATER
         self._later(now + later, self.trim)
 
     def receipts(self) -> None:
         """Tell speakers how many have heard them, while there is something to tell."""
-        now = self._alarm.clock()
+        now = self.alarm.clock()
         self._entrance.receipts.tell(now)
         if self._entrance.receipts:
             self._later(now + RECEIPT_EVERY, self.receipts)
@@ -2961,30 +2950,25 @@ class Room(Part):
         run before a flush() works.
         """
         self._has_searched = False
-        if self._journal.is_too_long:
+        if self.journal.is_too_long:
             for link in self._delivery.shorten():
                 self._entrance.too_slow(link)
         self._delivery.flush()
 
     @property
-    def journal(self) -> Journal:
-        """What was said and where."""
-        return self._journal
-
-    @property
     def batch_is_large(self) -> bool:
         """Whether to flush before the next event."""
-        return self._journal.added > BATCH_BYTES
+        return self.journal.added > BATCH_BYTES
 
     @property
     def is_held(self) -> bool:
         """Whether everything waits for the history file. Any thread may ask."""
-        return self._journal.disk.failure is not None
+        return self.journal.disk.failure is not None
 
     @property
     def announces(self) -> bool:
         """Whether everybody is told of who comes next. Any thread may ask."""
-        return not self._members.is_list_full
+        return not self.members.is_list_full
 
     @property
     def connected(self) -> int:
@@ -2995,7 +2979,7 @@ class Room(Part):
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
         but after it."""
         self._delivery.notes.write()
-        self._journal.close()
+        self.journal.close()
 
     # Frames of members
 
@@ -3015,7 +2999,7 @@ class Room(Part):
             # Else it is a duplicate: it was sent again, as its ACK was lost or is still held.
             if message.id > session.got:
                 session.got = message.id
-                self._journal.changed[session] = None
+                self.journal.changed[session] = None
                 self._ACTIONS[type(message)](self, link, session, message)
 
     def _acknowledged(self, link: Connection, session: Session, message: Message) -> None:
@@ -3033,17 +3017,17 @@ class Room(Part):
         """Answer with older messages. Of searches only one step is made in a batch, so that many
         who search slow down one another and nobody else: the others are told to ask again."""
         frames: "list[bytes]" = []
-        older: Optional[int] = recall.before or self._journal.last + 1
+        older: Optional[int] = recall.before or self.journal.last + 1
         if recall.find is None or not self._has_searched:
             self._has_searched = self._has_searched or recall.find is not None
-            frames, older = self._journal.older(session, recall)
+            frames, older = self.journal.older(session, recall)
         answer = Recalled.encode_frames(recall.id, frames, older, recall.find)
         self._delivery.bare.append((link, answer))
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
         """Raises ProtocolError for what may not be said."""
-        journal, now = self._journal, self._alarm.clock()
-        self._house.check_say(session, say, now)
+        journal, now = self.journal, self.alarm.clock()
+        self.house.check_say(session, say, now)
         recipient = self._recipient(say.to, say.seen) if say.to is not None else None
         file = self.handouts.take(session, say.file["url"]) if say.file is not None else None
         session.said_at = now
@@ -3060,7 +3044,7 @@ class Room(Part):
 
     def _watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
         """Its speaker wants to know who hears the chat `id`."""
-        listeners = int(recipient is not speaker) if recipient else len(self._members) - 1
+        listeners = int(recipient is not speaker) if recipient else len(self.members) - 1
         if listeners:
             self._entrance.receipts.watch(Watch(id, speaker, recipient, listeners,
                                                 now + RECEIPT_UNTIL))
@@ -3069,7 +3053,7 @@ class Room(Part):
     def _recipient(self, to: str, seen: Optional[int]) -> Session:
         """Whom a private message is for. Raises ProtocolError when there is none of that name, or
         one who took it only after the message was typed."""
-        recipient, name = self._members.called(to), to[:chatproto.MAX_NAME]
+        recipient, name = self.members.called(to), to[:chatproto.MAX_NAME]
         if recipient is None:
             raise ProtocolError("no-such-user", f"nobody here is called {name}")
         if seen is not None and recipient.named_at > seen:
@@ -3082,13 +3066,13 @@ class Room(Part):
         old, new = session.name, rename.name
         if new == old:
             return
-        self._house.check_entry(new, None, "")
+        self.house.check_entry(new, None, "")
         # "Ann" may become "ann".
         if name_key(new) != name_key(old):
             self._entrance.check_free(new)
-        self._members.rename(session, new)
-        session.named_at = self._journal.next_id()
-        renamed = Renamed(session.named_at, old, new, self._journal.now())
+        self.members.rename(session, new)
+        session.named_at = self.journal.next_id()
+        renamed = Renamed(session.named_at, old, new, self.journal.now())
         self._delivery.add(renamed, () if session.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
@@ -3221,13 +3205,13 @@ class Connection:
     """
 
     __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
-                 "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
+                 "_wire", "_room", "_decoder", "_held", "_slowed_at",
                  "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
-                 alarm: Alarm, rate: float, join_by: Optional[float] = None,
-                 origin: str = "") -> None:
+    def __init__(self, wire: Any, address: str, room: Room, rate: float,
+                 join_by: Optional[float] = None, origin: str = "") -> None:
+        alarm = room.alarm
         # Where it comes from, and what that counts for: see _origin().
         self.address = address
         self.origin = origin or address
@@ -3243,8 +3227,6 @@ class Connection:
         self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
         self._room = room
-        self._post = post
-        self._alarm = alarm
         # None: what comes is thrown away, it is no frames any more.
         self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
         # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
@@ -3276,7 +3258,7 @@ class Connection:
             why = str(end)
         finally:
             # After a bug, too: else its member would stay for ever.
-            self._post(self._room.lost, self, why)
+            self._room.post(self._room.lost, self, why)
             self.manager.close()
             # Some who are over are kept for a while.
             self._decoder = None
@@ -3381,13 +3363,13 @@ class Connection:
             if wait is None:
                 batch += self._decode(self._held.pop(0))
         if batch:
-            self._post(self._room.frames, self, batch)
-        now = self._alarm.clock()
+            self._room.post(self._room.frames, self, batch)
+        now = self._room.alarm.clock()
         if wait and now - self._slowed_at >= SAY_AGAIN:
             self._slowed_at = now
-            self._post(self._room.slowed, self)
+            self._room.post(self._room.slowed, self)
         if self._failure is not None and not self._held:
-            self._post(self._room.failed, self, self._failure)
+            self._room.post(self._room.failed, self, self._failure)
             self._failure = None
         return wait
 
@@ -3438,7 +3420,7 @@ class Connection:
         self.manager.close(*(self._last_words or ()))
         self._wire.finish()
         # Its thread keeps it until it is over.
-        self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
+        self._room.alarm.at(self._room.alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
@@ -3455,24 +3437,24 @@ class Connection:
 
     def dead(self) -> None:
         """It acknowledges nothing any more."""
-        self._post(self._room.dead, self)
+        self._room.post(self._room.dead, self)
 
     def idle(self) -> None:
         """It is time for a ping."""
-        self._post(self._room.idle, self)
+        self._room.post(self._room.idle, self)
 
     def behind(self, retry: bool) -> None:
         """It reads what is not in the log."""
-        self._post(self._room.feed, self, retry)
+        self._room.post(self._room.feed, self, retry)
 
     def _join_timeout(self) -> None:
         """On the alarm's thread."""
         if self.session is None and self._room.is_held:
             # Its join may wait.
-            self._alarm.at(self._alarm.clock() + JOIN_TIMEOUT,
+            self._room.alarm.at(self._room.alarm.clock() + JOIN_TIMEOUT,
                            chatproto.weakly(self._join_timeout))
         elif self.session is None:
-            self._post(self._room.overdue, self)
+            self._room.post(self._room.overdue, self)
 
 
 # --- TLS ---
@@ -3831,8 +3813,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             return
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
-        connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
-                                self.settings.rate, join_by, origin)
+        connection = Connection(spoken, address, self.room, self.settings.rate, join_by, origin)
         connection.since = came
         with self._lock:
             # Else it was cut meanwhile.
@@ -4592,7 +4573,7 @@ class Console:
             self._ask(self._host.pin, self.read_motd(), False)
         elif rest:
             self._ask(self._host.pin, None if rest == "-" else rest)
-        return escape_lines(self._host.motd or "there is no message of the day")
+        return escape_lines(self._host.house.motd or "there is no message of the day")
 
     def host_name(self, rest: str) -> str:
         """/host-name NAME: speak under that name from now on"""
@@ -5247,9 +5228,10 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     the sequencer only hands over what there is."""
     people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
                                              host.handed_out()))
-    rules, said = host.rules, map(json.loads, talk)
+    rules, said = host.house.rules, map(json.loads, talk)
     return {
-        "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
+        "people": people, "motd": host.house.motd or "", "name": invitation.name,
+        "url": invitation.url,
         "key": invitation.key, "digits": invitation.digits,
         "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
                   "host": rules.host, "files": rules.files},

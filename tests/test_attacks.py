@@ -125,7 +125,7 @@ def comes(bench, name, origin=ADDRESS, **fields):
 
 def gone(bench):
     """The sessions that are remembered after their member left."""
-    return [session for session in bench.room._members._by_secret.values() if not session.present]
+    return [session for session in bench.room.members._by_secret.values() if not session.present]
 
 
 @pytest.mark.parametrize("talks", [False, True])

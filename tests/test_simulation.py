@@ -16,13 +16,13 @@ TRIES = 250
 FAULTS = {
     "1: a connection confirms before the sequencer has the frame": [
         ("chat_server",
-         "        if batch:\n            self._post(self._room.frames, self, batch)\n",
+         "        if batch:\n            self._room.post(self._room.frames, self, batch)\n",
          "        if batch and self.session and batch[-1].id:\n"
          "            self.manager.confirm(batch[-1].id)\n"
-         "        if batch:\n            self._post(self._room.frames, self, batch)\n")],
+         "        if batch:\n            self._room.post(self._room.frames, self, batch)\n")],
     "1: an ACK before the commit": [
-        ("chat_server", "        if not self._journal.commit():\n            return\n",
-         "        self._journal.commit()\n")],
+        ("chat_server", "        if not self.journal.commit():\n            return\n",
+         "        self.journal.commit()\n")],
     "1: duplicates are taken": [
         ("chat_server", "            if message.id > session.got:\n", "            if True:\n")],
     "2: an ACK overtakes a refusal": [
@@ -88,7 +88,7 @@ FAULTS = {
          "            journal.log.end = journal.last\n            return None\n")],
     "11: who is booted is not told": [
         ("chatproto", "            if last_words:\n", "            if False:\n"),
-        ("chat_server", "        self._house.check_entry(join.name, owned, link.origin)\n", "")],
+        ("chat_server", "        self.house.check_entry(join.name, owned, link.origin)\n", "")],
     "11: a ping is not in flight": [
         ("chatproto", "                self.sent = id\n                self._since",
          "                self._since")],
@@ -116,8 +116,8 @@ FAULTS = {
         ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",
          "        self.manager.open(self._sayings.log.end, seen=seen)\n")],
     "no grace time": [
-        ("chat_server", "session.lost_at + self._settings.grace, self", "session.lost_at, self"),
-        ("chat_server", "            if self._alarm.clock() < lost_at + self._settings.grace:\n",
+        ("chat_server", "session.lost_at + self.settings.grace, self", "session.lost_at, self"),
+        ("chat_server", "            if self.alarm.clock() < lost_at + self.settings.grace:\n",
          "            if False:\n")],
     "the client does not look at the epoch": [
         ("chat_client", "            if welcome.epoch != self._epoch or welcome.last < seen:",
@@ -147,7 +147,7 @@ FAULTS = {
         ("chat_server", "if history is None else history.epoch\n", "\n")],
     "live before the file is read to its end": [
         ("chat_server", "            manager.feed(*piece)\n",
-         "            manager.feed(piece[0], max(piece[1], self._journal.log.start), piece[2])\n")],
+         "            manager.feed(piece[0], max(piece[1], self.journal.log.start), piece[2])\n")],
     "private messages in the file are everybody's": [
         ("chat_server", "chats WHERE kind = 'chat' AND one = :number",
          "chats WHERE kind = 'chat' AND one IS NOT NULL")],
@@ -159,16 +159,16 @@ FAULTS = {
     "what was taken back stays in the file": [
         ("chat_server", "                for id in erased:\n", "                for id in ():\n")],
     "nobody is told what was taken back": [
-        ("chat_server", "            self._delivery.add_for(Removed(self._journal.next_id(), id),"
+        ("chat_server", "            self._delivery.add_for(Removed(self.journal.next_id(), id),"
          " numbers)\n", "")],
     "bans and mutes are forgotten by a restart": [
-        ("chat_server", "                self._house.from_json(house)\n",
+        ("chat_server", "                self.house.from_json(house)\n",
          "                pass\n")],
     "a mute is not looked up": [
         ("chat_server", "        if mute is not None:\n            raise ProtocolError(\"muted\"",
          "        if False:\n            raise ProtocolError(\"muted\"")],
     "who is banned comes back by its session": [
-        ("chat_server", "        self._house.check_entry(join.name, owned, link.origin)\n", "")],
+        ("chat_server", "        self.house.check_entry(join.name, owned, link.origin)\n", "")],
     "older private messages are everybody's": [
         ("chat_server", "        for number in (None, session.number):\n            said",
          "        for number in list(self._chats):\n            said")],
