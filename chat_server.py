@@ -23,12 +23,13 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
-    Handouts    which files there are
     Receipts, Notes
+    Handouts    which files there are
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
     Host        what the host does: at the console, on the host's page, from code
     Room        the events themselves
+The last five are Parts: each has what they share (Shared) as its own.
 They touch no socket, start no thread and read no clock but the ones they are given. Everything that
 changes them is an event, a method with its arguments, posted to the inbox.
 
@@ -3619,6 +3620,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         super().server_bind()
 
+    @property
+    def bound(self) -> str:
+        """The address where it listens; "::" and "0.0.0.0" are every address."""
+        return str(self.server_address[0])
+
     def start(self) -> None:
         """Start the sequencer and the acceptor, which ends with server_close()."""
         self.sequencer.start()
@@ -4186,9 +4192,11 @@ class Responder:
     def __init__(self, server: ChatServer, name: str) -> None:
         """`name` is what the server is called."""
         self._server = server
-        self._name = name
-        # Tells the answers of this run from those of another server of the same name.
-        self._id = secrets.token_hex(8)
+        # What is answered, but how many are here. The id tells the answers of this run from those
+        # of another server of the same name.
+        self._answer = chatproto.Answer(
+            name, server.port, 0, chatproto.__version__, server.identity is not None,
+            secrets.token_hex(8), server.identity.key if server.identity else "")
         # Answers in that second (of time.monotonic()), by address.
         self._second = 0
         self._answered: "collections.Counter[str]" = collections.Counter()
@@ -4205,7 +4213,7 @@ class Responder:
 
     def _open(self) -> "Iterator[socket.socket]":
         """The sockets that can be had: another program may have the port."""
-        server, own = self._server, str(self._server.server_address[0])
+        server, own = self._server, self._server.bound
         families = {server.address_family}
         if own == "::":
             families.add(socket.AF_INET)
@@ -4252,10 +4260,7 @@ class Responder:
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
             if token is not None and self._may_answer(str(asker[0])):
-                here, identity = self._server.room.connected, self._server.identity
-                answer = chatproto.Answer(self._name, self._server.port, here,
-                                          chatproto.__version__, identity is not None, self._id,
-                                          identity.key if identity else "")
+                answer = self._answer._replace(here=self._server.room.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
     def _may_answer(self, asker: str) -> bool:
@@ -4270,7 +4275,7 @@ class Responder:
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
         """Answer from the address where the server listens, as the asker goes there."""
-        own = str(self._server.server_address[0])
+        own = self._server.bound
         if own in ("0.0.0.0", "::") or _is_loopback(own):
             sock.sendto(data, asker)
             return
@@ -4311,12 +4316,11 @@ class Invitation:
         """`name` is what the server is called."""
         self.name = name
         self._server = server
-        self._bound = str(server.server_address[0])
 
     def hosts(self) -> "list[str]":
         """Where others reach this server, the likeliest first; at least one."""
-        if self._bound not in ("0.0.0.0", "::"):
-            return [self._bound]
+        if self._server.bound not in ("0.0.0.0", "::"):
+            return [self._server.bound]
         only_4 = self._server.address_family == socket.AF_INET
         found = [each.host for each in chatproto.lan_addresses()
                  if not (only_4 and each.parsed.version == 6)]
@@ -4352,7 +4356,7 @@ class Invitation:
     @property
     def host_page(self) -> str:
         """The address of the host's page, which only this machine may open; "" if it cannot."""
-        own = "127.0.0.1" if self._bound in ("0.0.0.0", "::") else self._bound
+        own = "127.0.0.1" if self._server.bound in ("0.0.0.0", "::") else self._server.bound
         # Only a connection from loopback is known to come from this machine.
         if self._server.web is None or not _is_loopback(own):
             return ""
@@ -4360,7 +4364,7 @@ class Invitation:
 
     def lines(self) -> "list[str]":
         """What is printed when the server has started."""
-        listening = "0.0.0.0" if self._bound == "::" else self._bound
+        listening = "0.0.0.0" if self._server.bound == "::" else self._server.bound
         first, *others = self.hosts()
         lines = [f"Listening on {chatproto.in_url(listening)}:{self._server.port}",
                  f"Others join with: {self.command}"]
@@ -4373,7 +4377,7 @@ class Invitation:
             lines.append(f"Host's page: {self.host_page}")
         if others:
             lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+        elif self._server.bound in ("0.0.0.0", "::") and first == "127.0.0.1":
             lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
@@ -5300,7 +5304,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
     advise_at = time.monotonic() + FIREWALL_AFTER
-    if _is_loopback(str(server.server_address[0])):
+    if _is_loopback(server.bound):
         advise_at = math.inf
     order = ""
     try:
