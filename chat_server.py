@@ -3514,10 +3514,10 @@ class Sequencer(threading.Thread):
     """The one thread that owns the room: takes all that waits in the inbox, has the room do it, has
     it flush. A daemon: a stuck room must not keep the process alive."""
 
-    def __init__(self, room_of: Callable[[Callable[..., None]], Room]) -> None:
+    def __init__(self, room: Room, inbox: Inbox) -> None:
         super().__init__(name="sequencer", daemon=True)
-        self.inbox = Inbox(INBOX)
-        self.room = room_of(self.inbox.post)
+        self.room = room
+        self.inbox = inbox
 
     def stop(self) -> None:
         """End the thread after what is in the inbox now, but not after a commit that cannot be
@@ -3584,10 +3584,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None,
                  identity: Optional[Identity] = None) -> None:
-        self.settings = settings
         # None: nothing is encrypted.
         self.identity = identity
-        self.alarm = Alarm()
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
         # Protects the two below, and that no connection comes in after server_close(); a leaf.
@@ -3603,10 +3601,10 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self._complained: "dict[str, float]" = {}
         self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         address, self.address_family = _bind_address(host, port)
-        self.sequencer = Sequencer(
-            lambda post: Room(self.alarm, post, settings, record=record, history=history))
-        self.room = self.sequencer.room
-        self.ask = self.sequencer.inbox.ask
+        inbox = Inbox(INBOX)
+        self.ask = inbox.ask
+        self.room = Room(Alarm(), inbox.post, settings, record=record, history=history)
+        self.sequencer = Sequencer(self.room, inbox)
         # This binds; where it cannot it calls server_close().
         super().__init__(address, Handler)
         self.port: int = self.server_address[1]
@@ -3638,8 +3636,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             self.ask(self.room.host.say, text)
         except TimeoutError as error:
             logger.error("%s", error)
-        until = self.alarm.clock() + seconds
-        while self.alarm.clock() < until and not self._closing.wait(0.02):
+        until = self.room.alarm.clock() + seconds
+        while self.room.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
             if all(link.manager.is_empty for _, link in links
@@ -3666,7 +3664,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             connection.cut()
         for thread in threads:
             thread.join(5)
-        self.alarm.close()
+        self.room.alarm.close()
         # Else it is in the middle of a commit: the file is whole all the same.
         if not self.sequencer.is_alive():
             self.room.close()
@@ -3699,7 +3697,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             self.visited = address.partition("%")[0] not in own
         with self._lock:
             same = -1 if _is_loopback(address) else self._addresses[origin]
-        if same < self.settings.max_per_address:
+        if same < self.room.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
@@ -3749,8 +3747,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         in."""
         if self.room.announces:
             self._closing.wait(PACE)
-        until = self.alarm.clock() + ADMIT_WAIT
-        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
+        until = self.room.alarm.clock() + ADMIT_WAIT
+        while (self.sequencer.inbox.backlog > BUSY and self.room.alarm.clock() < until
                and not self._closing.wait(ADMIT_POLL)):
             pass
 
@@ -3768,7 +3766,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def _complain(self, what: str) -> None:
         """Log a shortage, and not again for a while."""
-        kind, now = what[:24], self.alarm.clock()
+        kind, now = what[:24], self.room.alarm.clock()
         if now - self._complained.get(kind, -math.inf) >= SAY_AGAIN:
             self._complained[kind] = now
             logger.warning("%s", what)
@@ -3797,7 +3795,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
                     del self._addresses[origin]
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
-        came = self.alarm.clock()
+        came = self.room.alarm.clock()
         spoken: Any = wire
         until = time.monotonic() + JOIN_TIMEOUT
         try:
@@ -3819,7 +3817,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             return
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
-        connection = Connection(spoken, address, self.room, self.settings.rate, join_by, origin)
+        connection = Connection(spoken, address, self.room, self.room.settings.rate, join_by,
+                                origin)
         connection.since = came
         with self._lock:
             # Else it was cut meanwhile.
