@@ -412,9 +412,10 @@ class _Row(NamedTuple):
             self.id, self.kind, self.one, self.other, self.about, self.speaker)))
 
 
-def _in_our_words(error: Exception) -> str:
+def _in_our_words(path: str, error: Exception) -> str:
+    """What SQLite says of a file."""
     text = str(error)
-    return next((words for fragment, words in _WORDS if fragment in text), text)
+    return f"{path}: {next((words for fragment, words in _WORDS if fragment in text), text)}"
 
 
 def _checksum(row: "tuple[Any, ...]") -> int:
@@ -482,7 +483,7 @@ class _Database:
             return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None,
                                    check_same_thread=False)
         except sqlite3.Error as error:
-            raise HistoryError(self._explain(error)) from error
+            raise HistoryError(_in_our_words(self.path, error)) from error
 
     def _open(self) -> None:
         """Lock the file, refuse what is not ours or damaged, make what is new."""
@@ -612,13 +613,10 @@ class _Database:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise HistoryError(self._explain(error)) from error
+            raise HistoryError(_in_our_words(self.path, error)) from error
         if len(self.damaged) > known:
             logger.error("damaged: %d more entries of the history are left out",
                          len(self.damaged) - known)
-
-    def _explain(self, error: Exception) -> str:
-        return f"{self.path}: {_in_our_words(error)}"
 
 
 class KeepClock:
@@ -1060,7 +1058,7 @@ def export_history(path: str, output: str) -> int:
                   else open(output, "w", encoding="utf-8")) as lines:
                 count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise HistoryError(f"{path}: {_in_our_words(error)}") from error
+        raise HistoryError(_in_our_words(path, error)) from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
@@ -1932,9 +1930,12 @@ class Receipts:
     def __bool__(self) -> bool:
         return bool(self._watched)
 
-    def watch(self, watch: Watch) -> None:
-        """Tell about one more message; at most RECEIPTS, then the oldest is dropped."""
-        self._watched.append(watch)
+    def watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
+        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
+        then the oldest is dropped."""
+        of = int(recipient is not speaker) if recipient else len(self._members) - 1
+        if of:
+            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
 
     def come_back(self, speaker: Session) -> None:
         """What was told last may have been lost with a connection."""
@@ -3041,14 +3042,7 @@ class Room(Part):
             both = (session,) if recipient is session else (session, recipient)
             self._delivery.add(chat, both, speaker=session)
         if session.receipts:
-            self._watch(chat.id, session, recipient, now)
-
-    def _watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
-        """Its speaker wants to know who hears the chat `id`."""
-        listeners = int(recipient is not speaker) if recipient else len(self.members) - 1
-        if listeners:
-            self._entrance.receipts.watch(Watch(id, speaker, recipient, listeners,
-                                                now + RECEIPT_UNTIL))
+            self._entrance.receipts.watch(chat.id, session, recipient, now)
             self._later(now + RECEIPT_EVERY, self.receipts)
 
     def _recipient(self, to: str, seen: Optional[int]) -> Session:
