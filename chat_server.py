@@ -2551,12 +2551,10 @@ class Host(Part):
     HistoryError.
     """
 
-    def __init__(self, shared: Shared, delivery: Delivery, entrance: Entrance,
-                 handouts: Handouts) -> None:
+    def __init__(self, shared: Shared, delivery: Delivery, entrance: Entrance) -> None:
         super().__init__(shared)
         self._delivery = delivery
         self._entrance = entrance
-        self._handouts = handouts
 
     def begin(self, motd: Optional[str], name: Optional[str]) -> None:
         """Before the sequencer runs: the message of the day's file, unless the history file has one
@@ -2647,7 +2645,7 @@ class Host(Part):
         if self.journal.files.most is None:
             raise ValueError("there are no files here")
         self.house.takes_files = is_on
-        self._change(files=self._handouts.largest)
+        self._change(files=self.journal.files.most if is_on else None)
         return f"files are {'on' if is_on else 'off'}"
 
     def handed_out(self) -> "list[Any]":
@@ -2840,7 +2838,7 @@ class Room(Part):
         self._delivery = Delivery(shared, record)
         self._entrance = Entrance(shared, self._delivery)
         self.handouts = Handouts(shared)
-        self.host = Host(shared, self._delivery, self._entrance, self.handouts)
+        self.host = Host(shared, self._delivery, self._entrance)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
@@ -4069,15 +4067,15 @@ class ChatLog:
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
         """Raises OSError when the file cannot be opened."""
         self._path = path
-        # For each line when it came, the line, and how many were dropped before it; None ends it.
-        self._waiting: "queue.SimpleQueue[Optional[tuple[float, str, int]]]" = queue.SimpleQueue()
+        # For each line when it came, the line, and how many were dropped before it; without a line
+        # the file has another name now, and is opened again. None is the end.
+        self._waiting: "queue.SimpleQueue[Optional[tuple[float, Optional[str], int]]]" = (
+            queue.SimpleQueue())
         # Characters that the sequencer has put there, and that the log's thread has taken: each
         # counts its own, and what is between them waits.
         self._put = self._taken = 0
         # How many lines found no room since the last one that did; the sequencer's own.
         self._dropped = 0
-        # The file has another name now: the log's thread opens it again before the next line.
-        self._moved = threading.Event()
         self._thread: Optional[threading.Thread] = None
         self.reopen()
         if path:
@@ -4089,7 +4087,7 @@ class ChatLog:
         """Write to the file's name again, after the file was rotated. Raises OSError."""
         if self._path and self._path != "-":
             open(self._path, "ab").close()
-            self._moved.set()
+            self._waiting.put((0.0, None, 0))
 
     def write(self, line: str) -> None:
         """On the sequencer's thread: never waits."""
@@ -4112,11 +4110,11 @@ class ChatLog:
     def _run(self, out: _Output) -> None:
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
+            if line is None:
+                out.close()
+                continue
             self._taken += self.OVERHEAD + len(line)
             missing += dropped
-            if self._moved.is_set():
-                self._moved.clear()
-                out.close()
             stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
             try:
                 if missing:
