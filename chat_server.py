@@ -4434,7 +4434,7 @@ class Console:
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self._COMMANDS.get(word.lower())
+        run = self.COMMANDS.get(word.lower())
         if run is None:
             raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
                              "/say TEXT speaks to everybody")
@@ -4645,7 +4645,7 @@ class Console:
 
     def help(self, rest: str) -> str:
         """/help: this list"""
-        return "\n".join((run.__doc__ or "").strip() for run in self._COMMANDS.values())
+        return "\n".join((run.__doc__ or "").strip() for run in self.COMMANDS.values())
 
     def quit(self, rest: str) -> str:
         """/quit: tell everybody, and end the server; /quit now does not ask"""
@@ -4655,7 +4655,8 @@ class Console:
         self._stop()
         return ""
 
-    _COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
+    # Each with its method; /help is written in this order.
+    COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
         "/users": users, "/say": say, "/mute": mute, "/unmute": unmute, "/only-host": only_host,
         "/everyone": everyone, "/private": private, "/slow": slow, "/files": files,
         "/remove": remove, "/boot": boot, "/ban": ban, "/unban": unban, "/banned": banned,
@@ -4992,7 +4993,6 @@ class _Parser(argparse.ArgumentParser):
 def _options() -> "dict[str, dict[str, Any]]":
     """The options of the command line but the groups below: their names, and what argparse takes
     for each."""
-    default = Settings()
     return {
         "--bind": dict(default="", metavar="ADDR",
                        help="listen there only (default: every address)"),
@@ -5015,18 +5015,7 @@ def _options() -> "dict[str, dict[str, Any]]":
         "--log": dict(metavar="FILE",
                       help="append what is said to FILE (- is stdout); private messages are not"),
         **_HISTORY_OPTIONS,
-        "--grace": dict(
-            type=_positive(float), default=default.grace, metavar="SECONDS",
-            help="how long a lost member stays in the room (default %(default)g)"),
-        "--rate": dict(
-            type=_positive(float), default=default.rate, metavar="N",
-            help="messages a second and member, after a burst of 5 N; what is faster is slowed "
-                 "down and not lost, 0 is no limit (default %(default)g)"),
-        "--max-members": dict(type=_positive(int), default=default.max_members, metavar="N",
-                              help="default %(default)d"),
-        "--max-per-address": dict(
-            type=_positive(int), default=default.max_per_address, metavar="N",
-            help="connections from one address; this machine is exempt (default %(default)d)"),
+        **_LIMIT_OPTIONS,
         **_FILE_OPTIONS,
         "--no-web": dict(
             action="store_true",
@@ -5054,6 +5043,20 @@ _HISTORY_OPTIONS: "dict[str, dict[str, Any]]" = {
         nargs=2, metavar=("OUT", "FILE"),
         help="write what was said in public, from the history FILE of a server that does not run, "
              "to OUT: text when it ends in .txt, else JSON lines; - is stdout")}
+# Of the limits.
+_LIMIT_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--grace": dict(
+        type=_positive(float), default=DEFAULT.grace, metavar="SECONDS",
+        help="how long a lost member stays in the room (default %(default)g)"),
+    "--rate": dict(
+        type=_positive(float), default=DEFAULT.rate, metavar="N",
+        help="messages a second and member, after a burst of 5 N; what is faster is slowed "
+             "down and not lost, 0 is no limit (default %(default)g)"),
+    "--max-members": dict(type=_positive(int), default=DEFAULT.max_members, metavar="N",
+                          help="default %(default)d"),
+    "--max-per-address": dict(
+        type=_positive(int), default=DEFAULT.max_per_address, metavar="N",
+        help="connections from one address; this machine is exempt (default %(default)d)")}
 # Of the files that members hand out.
 _FILE_OPTIONS: "dict[str, dict[str, Any]]" = {
     "--files": dict(
