@@ -152,7 +152,7 @@ FAULTS = {
         ("chat_server", "chats WHERE kind = 'chat' AND one = :number",
          "chats WHERE kind = 'chat' AND one IS NOT NULL")],
     "what was taken back stays in the log": [
-        ("chat_server", "            self.log.replace(self._erased)\n", "")],
+        ("chat_server", "        self.log.replace(self._erased)\n", "")],
     "what was taken back stays in what newcomers get": [
         ("chat_server", "[(id, self._erased.get(id, frame)) for id, frame in self._recent]",
          "self._recent")],
