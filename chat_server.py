@@ -23,12 +23,13 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
-    Handouts    which files there are
     Receipts, Notes
+    Handouts    which files there are
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
     Host        what the host does: at the console, on the host's page, from code
     Room        the events themselves
+The last five are Parts: each has what they share (Shared) as its own.
 They touch no socket, start no thread and read no clock but the ones they are given. Everything that
 changes them is an event, a method with its arguments, posted to the inbox.
 
@@ -411,9 +412,10 @@ class _Row(NamedTuple):
             self.id, self.kind, self.one, self.other, self.about, self.speaker)))
 
 
-def _in_our_words(error: Exception) -> str:
+def _in_our_words(path: str, error: Exception) -> str:
+    """What SQLite says of a file."""
     text = str(error)
-    return next((words for fragment, words in _WORDS if fragment in text), text)
+    return f"{path}: {next((words for fragment, words in _WORDS if fragment in text), text)}"
 
 
 def _checksum(row: "tuple[Any, ...]") -> int:
@@ -481,7 +483,7 @@ class _Database:
             return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None,
                                    check_same_thread=False)
         except sqlite3.Error as error:
-            raise HistoryError(self._explain(error)) from error
+            raise HistoryError(_in_our_words(self.path, error)) from error
 
     def _open(self) -> None:
         """Lock the file, refuse what is not ours or damaged, make what is new."""
@@ -597,24 +599,24 @@ class _Database:
     def _check_place(self) -> None:
         """Raise HistoryError if the file was deleted or replaced: what is written to it now would
         be gone with our process."""
-        try:
+        with contextlib.suppress(OSError):
             if not self._identity or self._place() == self._identity:
                 return
-        except OSError:
-            pass
         raise HistoryError(f"{self.path}: it (or its -wal) was deleted, moved or replaced: "
                            "put it back, or restart the server")
 
     @contextlib.contextmanager
     def _in_words(self) -> "Iterator[None]":
-        """Turn what sqlite3 raises (disk full, damaged) into a HistoryError."""
+        """Turn what sqlite3 raises (disk full, damaged) into a HistoryError; say once of each
+        damaged entry that it is left out."""
+        known = len(self.damaged)
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise HistoryError(self._explain(error)) from error
-
-    def _explain(self, error: Exception) -> str:
-        return f"{self.path}: {_in_our_words(error)}"
+            raise HistoryError(_in_our_words(self.path, error)) from error
+        if len(self.damaged) > known:
+            logger.error("damaged: %d more entries of the history are left out",
+                         len(self.damaged) - known)
 
 
 class KeepClock:
@@ -693,16 +695,15 @@ class HistoryFile(_Database):
 
     def save(self, last: int, rows: "list[tuple[Any, ...]]", sessions: "list[tuple[Any, ...]]",
              removed: "list[int]", erased: "Collection[int]" = (),
-             house: Optional[str] = None,
-             files: "Mapping[str, Optional[str]]" = NOTHING) -> float:
+             kept: "Mapping[str, Optional[str]]" = NOTHING) -> float:
         """Commit what a batch of events changed; return the seconds that it took.
 
         `last` is the newest id, `rows` are entries as entry_row() makes them, `sessions` rows of
         sessions without their checksums, `removed` numbers of sessions to forget, `erased` ids of
         chats that the host took back: removed_frame() takes their place, and their text is in no
-        part of the file any more; `house` is what holds in the room now, None where that has not
-        changed, and `files` what to keep of some, None to forget one. May be repeated with the same
-        after it failed: nobody knows whether a commit that failed is on the disk.
+        part of the file any more; `kept` is what else has changed (see the table of that name),
+        None to forget it. May be repeated with the same after it failed: nobody knows whether a
+        commit that failed is on the disk.
         """
         started = time.perf_counter()
         with self._in_words():
@@ -716,9 +717,7 @@ class HistoryFile(_Database):
                                              [(number,) for number in removed])
                 for id in erased:
                     self._erase(id)
-                self._keep({f"file:{key}": text for key, text in files.items()})
-                if house is not None:
-                    self._keep({"house": house})
+                self._keep(kept)
                 self._set_state(last, self.forgotten)
             if erased:
                 self._checkpoint()
@@ -812,22 +811,11 @@ class HistoryFile(_Database):
         on; None: there is nothing older. One call looks at LOOK_ROWS messages or LOOK_BYTES of
         them at most: so it may find fewer than `count`, or none, and still say where to go on.
         """
-        found: "list[tuple[int, bytes]]" = []
-        size, words = 0, [search_key(word) for word in find]
         with self._in_words(), self._select(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
                                             number) as rows:
-            for looked, values in enumerate(rows):
-                row = _Row._make(values)
-                if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
-                    return found, row.id + 1
-                if not self._keep_sound(row.id, row.is_sound):
-                    continue
-                text = search_text(row.frame) if words else ""
-                # NFKC makes 18 characters of one.
-                size += len(row.body) + len(text)
-                if all(word in text for word in words):
-                    found.append((row.id, row.frame))
-        return found, None
+            chats = ((row.id, row.frame if self._keep_sound(row.id, row.is_sound) else b"")
+                     for row in map(_Row._make, rows))
+            return look_through(chats, count, find)
 
     def chat(self, id: int) -> "Optional[tuple[bytes, tuple[int, ...]]]":
         """The frame of a chat, and the numbers of the sessions that it is for (none: everybody);
@@ -940,7 +928,7 @@ class HistoryFile(_Database):
                                    if key == "house" else "a file")
         return found
 
-    def _keep(self, values: "dict[str, Optional[str]]") -> None:
+    def _keep(self, values: "Mapping[str, Optional[str]]") -> None:
         """Inside a transaction."""
         for key, text in values.items():
             if text is None:
@@ -1029,9 +1017,22 @@ def search_key(text: str) -> str:
 _SEARCH_PIECE = re.compile(r"[\s\S]{64,128}?(?=[\x00-\x7f])|[\s\S]{1,128}")
 
 
-def search_text(frame: bytes) -> str:
-    """The text of a chat's frame as a search looks at it: words are found whose key is in it."""
-    return search_key(json.loads(frame)["text"])
+def look_through(chats: "Iterable[tuple[int, bytes]]", count: int, find: "Collection[str]") -> (
+        "tuple[list[tuple[int, bytes]], Optional[int]]"):
+    """The first `count` of these chats (id, frame) whose text holds all words, and the id before
+    which to go on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES. The
+    frame of one that is damaged is empty."""
+    found: "list[tuple[int, bytes]]" = []
+    size, words = 0, [search_key(word) for word in find]
+    for looked, (id, frame) in enumerate(chats):
+        if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
+            return found, id + 1
+        text = search_key(json.loads(frame)["text"]) if words and frame else ""
+        # NFKC makes 18 characters of one.
+        size += len(frame) + len(text)
+        if frame and all(word in text for word in words):
+            found.append((id, frame))
+    return found, None
 
 
 def export_history(path: str, output: str) -> int:
@@ -1048,29 +1049,19 @@ def export_history(path: str, output: str) -> int:
     if os.path.exists(output) and os.path.samefile(path, output):
         raise HistoryError(f"{path}: it cannot be exported into itself")
     try:
-        # What is refused makes no output.
-        with contextlib.closing(_open_to_read(path)) as file, (
-                contextlib.nullcontext(sys.stdout) if output == "-"
-                else open(output, "w", encoding="utf-8")) as lines:
-            count, damaged = _export_lines(file, lines, output.endswith(".txt"))
+        uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)) as file:
+            file.text_factory = bytes
+            # What is refused makes no output.
+            _check_ours(file, path)
+            with (contextlib.nullcontext(sys.stdout) if output == "-"
+                  else open(output, "w", encoding="utf-8")) as lines:
+                count, damaged = _export_lines(file, lines, output.endswith(".txt"))
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise HistoryError(f"{path}: {_in_our_words(error)}") from error
+        raise HistoryError(_in_our_words(path, error)) from error
     if damaged:
         logger.warning("%s: damaged: %d lines are left out", path, damaged)
     return count
-
-
-def _open_to_read(path: str) -> Any:
-    """A connection to a history file that writes nothing."""
-    uri = pathlib.Path(path).absolute().as_uri() + "?mode=ro"
-    file = sqlite3.connect(uri, timeout=LOCK_WAIT, uri=True)
-    try:
-        file.text_factory = bytes
-        _check_ours(file, path)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
@@ -1169,16 +1160,15 @@ class Journal:
     alone.
 
     add() gives a message its place in the log; commit() puts what was added into the file;
-    publish() lets the readers have it. A commit that fails holds the room ("disk full"): nothing of
-    it is published, and the same commit is tried again. Of the log only LOG_FRAMES and LOG_BYTES
-    stay in memory; who reads below is fed from the file, a piece() each time its window opens, and
-    without a file it is too slow.
+    log.publish() lets the readers have it. A commit that fails holds the room ("disk full"):
+    nothing of it is published, and the same commit is tried again. Of the log only LOG_FRAMES and
+    LOG_BYTES stay in memory; who reads below is fed from the file, a piece() each time its window
+    opens, and without a file it is too slow.
     """
 
     def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float],
                  history: Optional[HistoryFile]) -> None:
         self.log = MessageQueue()
-        self._clock = clock
         self._wall_clock = wall_clock
         self._history = history
         # Which run of ids this is, the newest id, and the newest when this process started.
@@ -1195,20 +1185,18 @@ class Journal:
         self._rows: "list[tuple[Any, ...]]" = []
         self.changed: "dict[Session, None]" = {}
         self.removed: "list[int]" = []
-        # And what takes the place of chats that the host took back, by their ids; and what holds in
-        # the room, where that has changed (see House).
+        # And what takes the place of chats that the host took back, by their ids; and what else it
+        # is to keep, but what is kept of files (see NoFiles).
         self._erased: "dict[int, bytes]" = {}
-        self.house: Optional[str] = None
-        # What to keep of files, see NoFiles.
+        self.kept: "dict[str, Optional[str]]" = {}
         self.files: Any = NoFiles()
         # Of the chats in memory that were said since this process started: who said each (None: the
         # host), and for whom.
         self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
         # Bytes that were added since the last commit.
         self.added = 0
-        # The file could not be read up to this id; how many damaged entries the log was told of.
+        # The file could not be read up to this id.
         self._unreadable = 0
-        self._damaged = 0
         self.disk = Disk(clock)
         if history is not None:
             self._load(history)
@@ -1221,8 +1209,8 @@ class Journal:
             if is_public_chat or frame.startswith(_CHAT_START):
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
-        self._note_damage()
-        self.log.publish(self.last, self._clock())
+        # Nobody reads yet: when that is makes no difference.
+        self.log.publish(self.last, 0.0)
 
     # The order
 
@@ -1258,40 +1246,34 @@ class Journal:
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
         everything is held."""
-        history = self._history
+        history, files = self._history, self.files.changes
         self.added = 0
-        is_nothing = not (self._rows or self.changed or self.removed or self._erased
-                          or self.files.changes)
-        if history is not None and not (is_nothing and self.house is None
-                                        and self.last == history.last):
+        if history is not None and (
+                self._rows or self.changed or self.removed or self._erased or self.kept or files
+                or self.last != history.last):
             try:
                 rows = [session.row() for session in self.changed]
+                kept = {**self.kept, **{f"file:{key}": text for key, text in files.items()}}
                 took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
-                                    self.house, self.files.changes)
+                                    kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
             self.disk.worked(history.path, took)
-        self._rows.clear()
-        self.changed.clear()
-        self.removed.clear()
-        self.house = None
-        self._erase()
-        if self.files.changes:
+        for done in (self._rows, self.changed, self.removed, self.kept):
+            done.clear()
+        if self._erased:
+            self._erase()
+        if files:
             self.files.committed()
         return True
 
     def _erase(self) -> None:
         """What the host took back is committed: nobody hears its text any more."""
-        if self._erased:
-            self.log.replace(self._erased)
-            self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
-                                 HISTORY)
-            self._erased.clear()
-
-    def publish(self, upto: int) -> Optional[News]:
-        """Let the readers have what was committed, up to an id."""
-        return self.log.publish(upto, self._clock())
+        self.log.replace(self._erased)
+        self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
+                             HISTORY)
+        self._erased.clear()
 
     # Bounds
 
@@ -1318,12 +1300,12 @@ class Journal:
             if not ids:
                 del self._chats[number]
 
-    def delete_old(self) -> bool:
+    def delete_old(self, steady: float) -> bool:
         """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
-        return whether there were any."""
+        return whether there were any. `steady` is a clock that never jumps."""
         assert self._history is not None
         try:
-            more = self._history.trim(self.now(), self._clock())
+            more = self._history.trim(self.now(), steady)
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
@@ -1369,7 +1351,6 @@ class Journal:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
-            self._note_damage()
             found = [(id, frame) for id, frame, is_public_chat in rows
                      if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
@@ -1395,16 +1376,15 @@ class Journal:
         """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
-        words = [search_key(word) for word in (recall.find or "")[:MAX_FIND].split()]
-        found, older = self._older_here(session, before, count, words)
-        if older is None and self._history is not None and len(found) < count:
+        words = (recall.find or "")[:MAX_FIND].split()
+        found, older = look_through(self._chats_before(before, session), count, words)
+        if older is None and self._history is not None:
             try:
                 more, older = self._history.before(min(before, self.log.start + 1),
                                                    count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
-            self._note_damage()
         frames: "list[bytes]" = []
         room = RECALL_BYTES
         for id, frame in found:
@@ -1414,28 +1394,15 @@ class Journal:
             frames.append(frame)
         return frames[::-1], older
 
-    def _older_here(self, session: Session, before: int, count: int,
-                    words: "list[str]") -> "tuple[list[tuple[int, bytes]], Optional[int]]":
-        """The newest chats before an id that `session` may hear, of those in memory, newest first,
-        and where to go on; None when none is left here."""
-        looked = LOOK_ROWS if words else count
+    def _chats_before(self, before: int, session: Session) -> "Iterator[tuple[int, bytes]]":
+        """The newest chats before an id that `session` may hear, of those in memory, newest first:
+        as many as are looked at, and one that tells where to go on."""
         ids: "list[int]" = []
         for number in (None, session.number):
             said = self._chats.get(number, [])
             end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - looked - 1):end]
-        found: "list[tuple[int, bytes]]" = []
-        size = 0
-        for seen, id in enumerate(sorted(ids, reverse=True)):
-            if len(found) == count or seen == looked or size >= LOOK_BYTES:
-                return found, id + 1
-            frame = self.log.frame(id)
-            text = search_text(frame) if words else ""
-            size += len(frame) + len(text) if words else 0
-            if all(word in text for word in words):
-                found.append((id, frame))
-        more_in_file = self._history is not None and self._history.forgotten < self.log.start
-        return found, self.log.start + 1 if more_in_file and len(found) == count else None
+            ids += said[max(0, end - LOOK_ROWS - 1):end]
+        return ((id, self.log.frame(id)) for id in sorted(ids, reverse=True))
 
     # What the host takes back
 
@@ -1476,14 +1443,6 @@ class Journal:
                                WINDOW_BYTES)
         return (piece.data.splitlines(keepends=True), piece.place) if piece else ([], after)
 
-    def _note_damage(self) -> None:
-        """Say once of each damaged entry that it is left out."""
-        damaged = len(self._history.damaged) if self._history is not None else 0
-        if damaged > self._damaged:
-            logger.error("damaged: %d more entries of the history are left out",
-                         damaged - self._damaged)
-            self._damaged = damaged
-
     def missing(self, after: int) -> int:
         """How many of the entries behind a place are known to be lost to damage."""
         damaged = self._history.damaged if self._history is not None else ()
@@ -1516,6 +1475,11 @@ def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes
 
 
 # --- Who is here ---
+
+def _hash_of(secret: str) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
 
 class Session:
     """A member: in the room, in its grace time, or remembered after it left, so that what it sends
@@ -1600,15 +1564,14 @@ class Members:
     def __init__(self) -> None:
         # Those in the room by name_key, in the order of coming.
         self._by_name: "dict[str, Session]" = {}
-        # The same by the hash of their secret; and those who left or were booted, in that order.
+        # By the hash of their secret these and all who left or were booted, in that order.
         self._by_secret: "dict[bytes, Session]" = {}
-        self._gone: "dict[bytes, Session]" = {}
-        # What those count for together; at least that: some came back.
+        # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
-        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
+        self._encoded: "Optional[tuple[bytes, int]]" = None
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -1625,16 +1588,15 @@ class Members:
         """The member of that name, or else who left last under it."""
         key = name_key(name[:chatproto.MAX_NAME])
         return self.called(name) or next(
-            (session for session in reversed(list(self._gone.values()))
+            (session for session in reversed(list(self._by_secret.values()))
              if name_key(session.name) == key), None)
 
     def owned(self, secret: str) -> Optional[Session]:
         """The session, present or gone, whose secret that is."""
-        secret_hash = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-        session = self._by_secret.get(secret_hash) or self._gone.get(secret_hash)
-        if session is None or not hmac.compare_digest(session.secret_hash, secret_hash):
-            return None
-        return session
+        secret_hash = _hash_of(secret)
+        session = self._by_secret.get(secret_hash)
+        is_its = session and hmac.compare_digest(session.secret_hash, secret_hash)
+        return session if is_its else None
 
     @property
     def is_list_full(self) -> bool:
@@ -1644,40 +1606,37 @@ class Members:
     def enter(self, session: Session, name: str) -> None:
         """A session comes into the room."""
         session.name, session.present, session.left_at = name, True, None
-        self._gone.pop(session.secret_hash, None)
         self._by_name[name_key(name)] = self._by_secret[session.secret_hash] = session
         if not self.is_list_full:
             self._list(session)
 
     def remember(self, session: Session) -> None:
-        """A session of the history file that is not in the room."""
-        self._gone[session.secret_hash] = session
+        """A session that is not in the room, and left after all others that are not."""
+        self._by_secret.pop(session.secret_hash, None)
+        self._by_secret[session.secret_hash] = session
         self._gone_weight += session.weight
 
     def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
         """A member goes; return who has its place in the list now, and which sessions are
         remembered no more."""
-        del self._by_name[name_key(session.name)], self._by_secret[session.secret_hash]
+        del self._by_name[name_key(session.name)]
         session.present = False
-        self._gone[session.secret_hash] = session
-        self._gone_weight += session.weight
+        self.remember(session)
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
-        if not session.listed:
-            return None, forgotten
-        session.listed = False
-        self._listed -= 1
-        self._encoded = None
         successor = None
-        if len(self._by_name) > self._listed:
-            successor = next(other for other in self if not other.listed)
-            self._list(successor)
+        if session.listed:
+            self._list(session, False)
+            successor = next((other for other in self if not other.listed), None)
+            if successor is not None:
+                self._list(successor)
         return successor, forgotten
 
     def _forget_some(self) -> "list[Session]":
         """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
         another address before as many of its own are left."""
         origins: "dict[str, list[Session]]" = {}
-        for session in self._gone.values():
+        gone = [session for session in self._by_secret.values() if not session.present]
+        for session in gone:
             origins.setdefault(session.origin, []).append(session)
         # How much of its address stays when a session goes, and all that are worth more.
         ranks: "list[tuple[int, Session]]" = []
@@ -1689,11 +1648,11 @@ class Members:
             ranks += zip(weights, sessions)
         ranks.sort(key=lambda rank: rank[0])
         forgotten = []
-        self._gone_weight = sum(session.weight for session in self._gone.values())
+        self._gone_weight = sum(session.weight for session in gone)
         while self._gone_weight > SESSIONS - SESSIONS // 100:
             session = ranks.pop()[1]
             self._gone_weight -= session.weight
-            forgotten.append(self._gone.pop(session.secret_hash))
+            forgotten.append(self._by_secret.pop(session.secret_hash))
         return forgotten
 
     def rename(self, session: Session, name: str) -> None:
@@ -1721,15 +1680,11 @@ class Members:
             self._encoded = encoded, len(names)
         return self._encoded
 
-    def _list(self, session: Session) -> None:
-        session.listed = True
-        self._listed += 1
-        if self._encoded is not None:
-            # A hundredth of what encoding all names would take.
-            before, count = self._encoded
-            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
-            if len(encoded) <= USERS_BYTES:
-                self._encoded = encoded, count + 1
+    def _list(self, session: Session, is_in: bool = True) -> None:
+        """A member comes into the list, or goes out of it."""
+        session.listed = is_in
+        self._listed += 1 if is_in else -1
+        self._encoded = None
 
 
 # --- What holds in the room ---
@@ -1764,16 +1719,15 @@ class Holds:
     def __init__(self, clock: Callable[[], float]) -> None:
         # The wall clock: so they outlive a restart.
         self._clock = clock
-        self._holds: "list[Hold]" = []
+        # By kind and key, the oldest first.
         self._by_key: "dict[tuple[str, str], Hold]" = {}
 
-    def __len__(self) -> int:
-        return len(self._holds)
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
 
     def __iter__(self) -> Iterator[Hold]:
         """Those that hold now."""
-        now = self._clock()
-        return iter([hold for hold in self._holds if hold.until is None or hold.until > now])
+        return (hold for hold in dict.fromkeys(self._by_key.values()) if self.left(hold) > 0)
 
     def add(self, hold: Hold) -> None:
         """In the place of what held of that kind for these keys."""
@@ -1783,12 +1737,8 @@ class Holds:
 
     def find(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> Optional[Hold]:
         """What holds of these kinds for one of the keys."""
-        now = self._clock()
-        for kind, key in itertools.product(kinds, keys):
-            hold = self._by_key.get((kind, key))
-            if hold is not None and (hold.until is None or hold.until > now):
-                return hold
-        return None
+        found = map(self._by_key.get, itertools.product(kinds, keys))
+        return next((hold for hold in found if hold is not None and self.left(hold) > 0), None)
 
     def lift(self, kinds: "tuple[str, ...]", keys: "Iterable[str]") -> "list[Hold]":
         """End what holds of these kinds for one of the keys, and return it."""
@@ -1799,7 +1749,6 @@ class Holds:
 
     def replace(self, holds: "list[Hold]") -> None:
         """These hold now, and no others."""
-        self._holds = holds
         self._by_key = {(hold.kind, key): hold for hold in holds for key in hold.keys}
 
     def left(self, hold: Hold) -> float:
@@ -1872,9 +1821,9 @@ class House:
             why = f": {hold.reason}" if hold.reason else ""
             raise ProtocolError("banned", what + self.holds.until(hold) + why)
 
-    def check_say(self, session: Session, say: Say, address: str, now: float) -> None:
+    def check_say(self, session: Session, say: Say, now: float) -> None:
         """Raise ProtocolError if that may not be said; `now` is the room's clock."""
-        self.check_voice(session, address)
+        self.check_voice(session)
         rules = self.rules
         if say.to is not None and not rules.private:
             raise ProtocolError("private-off", "private messages are off here")
@@ -1883,18 +1832,18 @@ class House:
             raise ProtocolError(
                 "muted", f"one message in {rules.slow:g} s: {math.ceil(wait)} s are left")
 
-    def check_voice(self, session: Session, address: str) -> None:
+    def check_voice(self, session: Session) -> None:
         """Raise ProtocolError if a member may say nothing at all."""
-        mute = self.mute_of(session, address)
+        mute = self.mute_of(session)
         if mute is not None:
             raise ProtocolError("muted", "the host has muted you" + self.holds.until(mute))
         if self.rules.speak == "host":
             raise ProtocolError("muted", "only the host speaks now, until everybody may again")
 
-    def mute_of(self, session: Session, address: str) -> Optional[Hold]:
-        """What keeps somebody at an address silent."""
+    def mute_of(self, session: Session) -> Optional[Hold]:
+        """What keeps somebody silent."""
         # Mostly nobody is held, and then no name is looked up.
-        return (self.holds.find(("mute",), _keys_of(session.name, session, address))
+        return (self.holds.find(("mute",), _keys_of(session.name, session, session.origin))
                 if self.holds else None)
 
     def is_hosts(self, name: str) -> bool:
@@ -1907,66 +1856,6 @@ def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]"
     """What somebody is known by, for a Hold."""
     return [name_key(name[:chatproto.MAX_NAME]), address,
             *([f"#{session.number}"] if session else [])]
-
-
-# --- Files ---
-
-class Handouts:
-    """Which files there are, and who may upload one. On the sequencer's thread alone.
-
-    What there is of them has chat_web's FileStore, in `journal.files`.
-    """
-
-    def __init__(self, journal: Journal, members: Members, house: House) -> None:
-        self._journal = journal
-        self._members = members
-        self._house = house
-
-    def open(self, store: Any, history: Optional[HistoryFile]) -> None:
-        """Before the sequencer runs: from now on there are files, and those that messages of the
-        history handed out are there again."""
-        if history is None:
-            store.load(None)
-        else:
-            store.load(history.files(), history.forgotten)
-        self._journal.files = store
-        self._house.rules = dataclasses.replace(self._house.rules, files=self.largest)
-
-    @property
-    def largest(self) -> Optional[int]:
-        """Bytes of the largest file that is taken; None: none are."""
-        most: Optional[int] = self._journal.files.most
-        return most if self._house.takes_files else None
-
-    def start(self, secret: str, name: str) -> Any:
-        """Begin an upload for a session. Raises ProtocolError."""
-        session = self._members.owned(secret)
-        if session is None or not session.present or session.allowance is None:
-            raise ProtocolError("not-joined", "only who is in the room hands out files")
-        self._check(session)
-        if session.allowance.take():
-            raise ProtocolError("flooding", "too many at once: a little later")
-        return self._journal.files.start(session.secret_hash, name)
-
-    def take(self, session: Session, say: Say) -> "Optional[dict[str, Any]]":
-        """The file that the next message hands out, if it does. Raises ProtocolError."""
-        if say.file is None:
-            return None
-        self._check(session)
-        file: "dict[str, Any]" = self._journal.files.say(
-            session.secret_hash, say.file["url"], self._journal.last + 1, session.name)
-        return file
-
-    def _check(self, session: Session) -> None:
-        if self.largest is None:
-            raise ProtocolError("bad-file", "the host has switched files off")
-        self._house.check_voice(session, session.origin)
-
-    def sweep(self) -> None:
-        """An event, some time after a restart: forget what those uploaded and did not hand out who
-        have not come back."""
-        present = {session.secret_hash for session in self._members}
-        self._journal.files.drop(lambda file: not file.message and file.owner not in present)
 
 
 # --- Who knows the password ---
@@ -1989,11 +1878,7 @@ class Password:
 
     def change(self, text: str) -> None:
         """Ask newcomers for another one from now on. Raises ProtocolError for what is none."""
-        self._digest = self._digest_of(chatproto.check_password(text))
-
-    @staticmethod
-    def _digest_of(text: str) -> bytes:
-        return hashlib.sha256(text.encode("utf-8")).digest()
+        self._digest = _hash_of(chatproto.check_password(text))
 
     def new_secret(self) -> str:
         """The secret of a new session: 192 random bits."""
@@ -2011,30 +1896,28 @@ class Password:
         if wait:
             raise ProtocolError("password", "too many wrong passwords came from your address: try "
                                             f"again in {math.ceil(wait)} s")
-        if not hmac.compare_digest(self._digest, self._digest_of(join.password)):
+        if not hmac.compare_digest(self._digest, _hash_of(join.password)):
             guesses.change(1)
             raise ProtocolError("password", "that is not the password")
 
 
 # --- Receipts ---
 
+@dataclasses.dataclass
 class Watch:
     """A message whose speaker wants to know who heard it."""
 
-    __slots__ = ("id", "speaker", "recipient", "of", "until", "told", "left")
-
-    def __init__(self, id: int, speaker: Session, recipient: Optional[Session], of: int,
-                 until: float) -> None:
-        self.id = id
-        self.speaker = speaker
-        # Of a private message.
-        self.recipient = recipient
-        self.of = of
-        self.until = until
-        # The last count that was told; -1: none yet.
-        self.told = -1
-        # Members who heard it and left.
-        self.left = 0
+    id: int
+    speaker: Session
+    # Of a private message.
+    recipient: Optional[Session]
+    # How many should hear it, and when nobody asks any more.
+    of: int
+    until: float
+    # The last count that was told; -1: none yet.
+    told: int = -1
+    # Members who heard it and left.
+    left: int = 0
 
 
 class Receipts:
@@ -2047,9 +1930,12 @@ class Receipts:
     def __bool__(self) -> bool:
         return bool(self._watched)
 
-    def watch(self, watch: Watch) -> None:
-        """Tell about one more message; at most RECEIPTS, then the oldest is dropped."""
-        self._watched.append(watch)
+    def watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
+        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
+        then the oldest is dropped."""
+        of = int(recipient is not speaker) if recipient else len(self._members) - 1
+        if of:
+            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
 
     def come_back(self, speaker: Session) -> None:
         """What was told last may have been lost with a connection."""
@@ -2140,66 +2026,88 @@ class Notes:
             self._who.clear()
 
 
-class Delivery:
+class Shared(NamedTuple):
+    """What the parts of the room have in common."""
+
+    alarm: Alarm
+    # Puts an event into the inbox: post(method, *arguments).
+    post: Callable[..., None]
+    settings: Settings
+    journal: Journal
+    members: Members
+    house: House
+
+
+class Part:
+    """A part of the room. On the sequencer's thread alone."""
+
+    def __init__(self, shared: Shared) -> None:
+        (self.alarm, self.post, self.settings, self.journal, self.members, self.house) = shared
+        # Events that the alarm will post.
+        self._asked: "set[tuple[Any, ...]]" = set()
+
+    def _later(self, when: float, event: Callable[..., None], *arguments: Any) -> None:
+        """Have the alarm post an event: once, however often that is asked for meanwhile. Who comes
+        and is lost a thousand times an hour is to leave no more behind with it than others."""
+        def rung() -> None:
+            self._asked.discard((event, arguments))
+            self.post(event, *arguments)
+        if (event, arguments) not in self._asked:
+            self._asked.add((event, arguments))
+            self.alarm.at(when, rung)
+
+
+class Delivery(Part):
     """What goes out after a batch of events: what is added to the journal is committed and
     published, readers are woken, and then frames are confirmed."""
 
-    def __init__(self, journal: Journal, members: Members, alarm: Alarm,
-                 post: Callable[..., None], record: Callable[[str], None]) -> None:
-        self._journal = journal
-        self._members = members
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
+    def __init__(self, shared: Shared, record: Callable[[str], None]) -> None:
+        super().__init__(shared)
         # Takes a line for the chat log, which is not escaped yet.
         self._record = record
         self.records: "list[str]" = []
         self.notes = Notes()
-        # Connections that come in or end; bare frames for some; those whose frames are to be
-        # confirmed, and those that are to be pinged.
-        self._touched: "dict[Connection, None]" = {}
-        self._bare: "list[tuple[Connection, bytes]]" = []
-        self._to_confirm: "dict[Connection, None]" = {}
-        self._idle: "list[Connection]" = []
-        # More than joins and leaves waits to be published; these alone may go out at `_news_at`.
-        self._is_urgent = False
+        # Connections that come in or end; bare frames for some, which come before their ACKs; those
+        # whose frames are to be confirmed when what they did is committed; and those to be pinged.
+        self.touched: "dict[Connection, None]" = {}
+        self.bare: "list[tuple[Connection, bytes]]" = []
+        self.to_confirm: "dict[Connection, None]" = {}
+        self.idle: "list[Connection]" = []
+        # When what waits to be published may go out: joins and leaves alone wait a little.
         self._news_at = -math.inf
         # Who has frames of its own among what waits.
         self._concerned: "dict[Session, None]" = {}
-        # Events that the alarm will post.
-        self._asked: "set[Callable[[], None]]" = set()
 
     def add(self, message: Message, audience: "tuple[Session, ...]" = (),
             speaker: Optional[Session] = None) -> None:
         """Add what is not only a join or a leave: for everybody, or for a few. It is published at
         once."""
-        self._is_urgent = True
+        self._news_at = -math.inf
         numbers = None
         if audience:
             numbers = frozenset(session.number for session in audience)
             self._concerned.update(dict.fromkeys(audience))
-        self._journal.add(message, numbers, speaker.number if speaker else None)
+        self.journal.add(message, numbers, speaker.number if speaker else None)
 
     def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
         """The same by the numbers of sessions, of which some may have left; none is everybody."""
-        self._is_urgent = True
-        self._journal.add(message, numbers or None)
-        self._concerned.update((session, None) for session in self._members
+        self._news_at = -math.inf
+        self.journal.add(message, numbers or None)
+        self._concerned.update((session, None) for session in self.members
                                if session.number in numbers)
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
         not joined."""
-        session = link.session
+        session, answer = link.session, Error(0, error.code, error.text, about, error.suggestion)
         if session is None or session.link is not link:
-            frame = Error(0, error.code, error.text, about, error.suggestion).encode()
-            self._bare.append((link, frame))
+            self.bare.append((link, answer.encode()))
         else:
-            self.tell_error(session, Error(0, error.code, error.text, about, error.suggestion))
+            self.tell_error(session, answer)
 
     def tell_error(self, session: Session, error: Error) -> None:
         """Add an error for one member; one about a frame of its holds the ACK of that frame."""
-        error = dataclasses.replace(error, id=self._journal.next_id())
+        error = dataclasses.replace(error, id=self.journal.next_id())
         self.add(error, (session,))
         if error.about is None:
             return
@@ -2210,47 +2118,22 @@ class Delivery:
         if session.link is not None:
             session.link.manager.refuse(error.about, error.id)
 
-    def touch(self, link: Connection) -> None:
-        """A connection comes in, or ends."""
-        self._touched[link] = None
-
-    def answer(self, link: Connection, frame: bytes) -> None:
-        """A bare frame for a connection, before its ACK."""
-        self._bare.append((link, frame))
-
-    def confirm(self, link: Connection) -> None:
-        """Confirm what a member sent, when what it did is committed."""
-        self._to_confirm[link] = None
-
-    def ping(self, link: Connection) -> None:
-        """Ping a member."""
-        self._idle.append(link)
-
-    def ask_for(self, event: Callable[[], None], when: float) -> None:
-        """Have the alarm post an event once, however often it is asked for."""
-        def rung() -> None:
-            self._asked.discard(event)
-            self._post(event)
-        if event not in self._asked:
-            self._asked.add(event)
-            self._alarm.at(when, rung)
-
     def news_due(self) -> None:
         """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
 
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
         same is tried again with the next flush()."""
-        ping = self._journal.next_id() if self._idle else 0
-        if not self._journal.commit():
+        ping = self.journal.next_id() if self.idle else 0
+        if not self.journal.commit():
             return
         for line in self.records:
             self._record(line)
         self.records.clear()
         news = self._publish(ping)
-        touched, self._touched = self._touched, {}
+        touched, self.touched = self.touched, {}
         for link in touched:
-            _guarded(link.open, self._journal)
+            _guarded(link.open, self.journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2263,19 +2146,19 @@ class Delivery:
     def _publish(self, ping: int) -> Optional[News]:
         """What was committed is news: at once, but joins and leaves alone at most every NEWS_EVERY,
         and so is the log. A ping comes behind it."""
-        now, journal = self._alarm.clock(), self._journal
-        if not (self._is_urgent or ping or now >= self._news_at):
+        now, journal = self.alarm.clock(), self.journal
+        if now < self._news_at and not ping:
             if journal.last > journal.log.end or self.notes:
-                self.ask_for(self.news_due, self._news_at)
+                self._later(self._news_at, self.news_due)
             return None
-        self._news_at, self._is_urgent = now + NEWS_EVERY, False
+        self._news_at = now + NEWS_EVERY
         self.notes.write()
-        return journal.publish(ping - 1 if ping else journal.last)
+        return journal.log.publish(ping - 1 if ping else journal.last, now)
 
     def _wake(self, news: News) -> None:
         """Tell the readers. Where nothing is public only those look whom it concerns."""
         concerned, self._concerned = self._concerned, {}
-        for session in self._members if news.count else concerned:
+        for session in self.members if news.count else concerned:
             if session.link is not None:
                 try:
                     session.link.manager.wake(news)
@@ -2285,10 +2168,10 @@ class Delivery:
 
     def _write_bare_frames(self) -> None:
         """Answers first: the ACK of a `history` comes behind its answer."""
-        bare, self._bare = self._bare, []
+        bare, self.bare = self.bare, []
         for link, frame in bare:
             link.manager.write_bare(frame)
-        to_confirm, self._to_confirm = self._to_confirm, {}
+        to_confirm, self.to_confirm = self.to_confirm, {}
         for link in to_confirm:
             if link.session is not None:
                 link.manager.confirm(link.session.got)
@@ -2296,49 +2179,38 @@ class Delivery:
     def _ping(self, id: int) -> None:
         """One ping for all who are idle; it is never replayed."""
         frame = Ping(id).encode()
-        idle, self._idle = self._idle, []
+        idle, self.idle = self.idle, []
         for link in idle:
             link.manager.ping(id, frame)
 
     def shorten(self) -> "list[Connection]":
-        """Where the log in memory has reached a bound its oldest tenth goes; return the slow
-        readers whose place is there, when there is no file to feed them from."""
-        if not self._journal.is_too_long:
-            return []
-        upto, slow = self._journal.shorter(), []
-        for session in self._members:
+        """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
+        whose place is there, when there is no file to feed them from."""
+        upto, slow = self.journal.shorter(), []
+        for session in self.members:
             link = session.link
             # What comes before its begin is not read from the log.
             if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
                 # Perhaps all of it was private to others.
                 link.manager.catch_up()
-                if link.manager.acked < upto and not self._journal.feeds:
+                if link.manager.acked < upto and not self.journal.feeds:
                     slow.append(link)
-        self._journal.forget(upto)
+        self.journal.forget(upto)
         return slow
 
 
-class Entrance:
+class Entrance(Part):
     """Who comes and who goes: joins, resumes, take-overs, the grace time, ends of connections."""
 
-    def __init__(self, journal: Journal, members: Members, delivery: Delivery, alarm: Alarm,
-                 post: Callable[..., None], settings: Settings, house: House) -> None:
-        self._journal = journal
-        self._members = members
+    def __init__(self, shared: Shared, delivery: Delivery) -> None:
+        super().__init__(shared)
         self._delivery = delivery
-        self._house = house
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
-        self._settings = settings
-        self.receipts = Receipts(members)
+        self.receipts = Receipts(shared.members)
         # How many members are connected.
         self.connected = 0
-        # Those whose grace_over() the alarm will post.
-        self._awaited: "set[Session]" = set()
         # Of each address the new sessions that it may have now.
-        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, alarm.clock)
-        self.password = Password(alarm.clock)
+        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
+        self.password = Password(shared.alarm.clock)
 
     def restore(self, history: HistoryFile) -> None:
         """Go on where the file ends. Whoever was here is so again when it resumes: until then it
@@ -2346,11 +2218,11 @@ class Entrance:
         numbers: "dict[int, Session]" = {}
         for row in history.sessions():
             session = numbers[row[0]] = Session.from_row(row)
-            self._members.remember(session)
+            self.members.remember(session)
         house = history.house()
         if house is not None:
             try:
-                self._house.from_json(house)
+                self.house.from_json(house)
             except ValueError as why:
                 logger.warning("%s", why)
         for number, _, _, frame in history.refusals():
@@ -2365,9 +2237,7 @@ class Entrance:
         if link.ended:
             return
         if link.session is not None:
-            self._delivery.refuse(link, ProtocolError(
-                "already-joined", f"you are in, as {link.session.name}"))
-            return
+            raise ProtocolError("already-joined", f"you are in, as {link.session.name}")
         session = self._known(join)
         if (session is not None and session.link is not None
                 and session.link.since > link.since and link.hung_up()):
@@ -2381,72 +2251,77 @@ class Entrance:
         except ProtocolError as error:
             self._delivery.notes.add(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
-            self._delivery.refuse(link, error)
             if error.code in ("banned", "full"):
                 self.end(link, error.code)
-            return
+            raise
         if session is None and not may_be_new and self._has_to_wait(link, join):
             return
         self._admit(link, join, session)
+
+    def join_later(self, link: Connection, join: Join) -> None:
+        """An event: a newcomer has waited for its turn."""
+        try:
+            self.join(link, join, may_be_new=True)
+        except ProtocolError as error:
+            self._delivery.refuse(link, error)
 
     def _has_to_wait(self, link: Connection, join: Join) -> bool:
         """Whether the address has had so many new sessions that this one has to wait: it joins
         later, in its turn, or is refused where that would be too late."""
         if _is_loopback(link.address):
             return False
-        now = self._alarm.clock()
+        now = self.alarm.clock()
         allowance = self._newcomers.of(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
-            self._delivery.refuse(link, ProtocolError(
-                "full", "too many new ones come from your address: try again later"))
             self.end(link, "full")
-            return True
+            raise ProtocolError(
+                "full", "too many new ones come from your address: try again later")
         allowance.change(1)
         if wait:
-            self._alarm.at(now + wait, lambda: self._post(self.join, link, join, True))
+            self._later(now + wait, self.join_later, link, join)
         return bool(wait)
 
     def _known(self, join: Join) -> Optional[Session]:
         """The session that `join` proves to own; None without one, and for one that claims to have
         seen what is not there."""
-        if (join.session is None or join.epoch != self._journal.epoch
-                or join.seen > self._journal.last):
+        if (join.session is None or join.epoch != self.journal.epoch
+                or join.seen > self.journal.last):
             return None
-        return self._members.owned(join.session)
+        return self.members.owned(join.session)
 
     def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        owned = self._members.owned(join.session) if join.session else None
-        self._house.check_entry(join.name, owned, link.origin)
+        owned = self.members.owned(join.session) if join.session else None
+        self.house.check_entry(join.name, owned, link.origin)
         if session is None or join.name != session.name:
             chatproto.check_name(join.name)
-        if len(self._members) >= self._settings.max_members:
+        if len(self.members) >= self.settings.max_members:
             self._make_room()
-        if len(self._members) >= self._settings.max_members:
-            raise ProtocolError("full", f"{self._settings.max_members} members are here: no room "
+        if len(self.members) >= self.settings.max_members:
+            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
                                 "for more")
         self.check_free(join.name)
 
     def _make_room(self) -> None:
         """The room is full: whoever has been away for the longest has had its grace time."""
-        away = [session for session in self._members if session.link is None]
+        away = [session for session in self.members if session.link is None]
         if away:
             self.leave(min(away, key=lambda session: session.lost_at), "gone away")
 
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
         name."""
-        is_hosts = self._house.is_hosts(name)
-        if is_hosts or self._members.called(name) is not None:
+        is_hosts = self.house.is_hosts(name)
+        if is_hosts or self.members.called(name) is not None:
             whose = "the host's" if is_hosts else "taken"
             raise ProtocolError("name-taken", f"the name {name} is {whose}",
-                                self._members.free_name_like(name))
+                                self.members.free_name_like(name))
 
     def _admit(self, link: Connection, join: Join, session: Optional[Session]) -> None:
         """A connection comes in: with a new session, or back into its own. Its place in the log is
         taken now; flush() opens it there."""
-        journal = self._journal
+        journal = self.journal
         resumed = session is not None
         secret = join.session if resumed and join.session else self.password.new_secret()
         seen = join.seen if join.epoch == journal.epoch and join.seen <= journal.last else 0
@@ -2483,21 +2358,21 @@ class Entrance:
         self._tell_rules(session)
         self.receipts.come_back(session)
         link.welcome = (welcome, place, refused)
-        self._delivery.touch(link)
+        self._delivery.touched[link] = None
 
     def _tell_rules(self, session: Session) -> None:
         """What holds in the room, where that is not what a client takes for granted."""
-        if self._house.is_special:
-            rules = dataclasses.replace(self._house.rules, id=self._journal.next_id())
+        if self.house.is_special:
+            rules = dataclasses.replace(self.house.rules, id=self.journal.next_id())
             self._delivery.add(rules, (session,))
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
         here before a restart hears all that was said since, anybody else the last messages."""
-        journal = self._journal
+        journal = self.journal
         # The id of its own `joined`: so nobody else ever has it.
         number = journal.last + 1
-        secret_hash = hashlib.sha256(secret.encode()).digest()
+        secret_hash = _hash_of(secret)
         if join.session is not None and join.epoch != journal.epoch:
             begun = max(journal.begun, journal.forgotten)
             return Session(number, secret_hash, begun, begun), begun - journal.begun
@@ -2510,43 +2385,43 @@ class Entrance:
         """What refused a frame and cannot be replayed any more is said anew: without it an ACK
         would be a false yes."""
         session.refusals = [error for error in session.refusals if error.id > seen]
-        lost = [error for error in session.refusals if error.id <= self._journal.forgotten]
+        lost = [error for error in session.refusals if error.id <= self.journal.forgotten]
         for error in lost:
             session.refusals.remove(error)
             self._delivery.tell_error(session, error)
 
     def _enter(self, session: Session, name: str) -> None:
         """A new session, or one that had left, comes into the room."""
-        self._members.enter(session, name)
-        self._journal.changed[session] = None
+        self.members.enter(session, name)
+        self.journal.changed[session] = None
         # For a new one the id is the session's number, and so is always taken.
-        joined = Joined(self._journal.next_id(), name, self._journal.now())
+        joined = Joined(self.journal.next_id(), name, self.journal.now())
         if session.listed:
-            self._journal.add(joined)
+            self.journal.add(joined)
         self._delivery.records.append(f"* {name} joined")
-        session.here_since = session.named_at = self._journal.last
+        session.here_since = session.named_at = self.journal.last
 
     def _take_over(self, session: Session) -> None:
         """The owner of a session comes on another connection: the old one ends."""
         if session.link is not None:
             reason = "this session has joined again from elsewhere"
-            self.close(session, session.link, Booted(self._journal.next_id(), reason).encode())
+            self.close(session, session.link, Booted(self.journal.next_id(), reason).encode())
 
     def _welcome(self, session: Session, secret: str, resumed: bool, got: int,
                  missed: int) -> bytes:
-        listed, count = self._members.encoded()
+        listed, count = self.members.encoded()
         users = () if session.listed else (session.name,)
-        here = len(self._members) if len(self._members) > count + len(users) else None
-        journal = self._journal
+        here = len(self.members) if len(self.members) > count + len(users) else None
+        journal = self.journal
         return Welcome(session.name, secret, journal.epoch, users, journal.last, resumed, got,
-                       missed, here, self._house.motd).encode(listed)
+                       missed, here, self.house.motd).encode(listed)
 
     def leave(self, session: Session, reason: str) -> None:
         """A member goes out of the room; its session is remembered for what it may send again."""
-        journal = self._journal
+        journal = self.journal
         self.receipts.leave(session)
         was_listed = session.listed
-        successor, forgotten = self._members.leave(session)
+        successor, forgotten = self.members.leave(session)
         # What it uploaded and did not hand out.
         journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
         session.left_at = journal.now()
@@ -2564,12 +2439,12 @@ class Entrance:
     def close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
         """End a connection whose session goes on elsewhere or nowhere: after what came before, and
         with `last_words`, which are not in the log."""
-        link.end(self._journal.last, last_words)
-        self._delivery.touch(link)
+        link.end(self.journal.last, last_words)
+        self._delivery.touched[link] = None
         session.unlink()
         self.connected -= 1
         # How far it came.
-        self._journal.changed[session] = None
+        self.journal.changed[session] = None
 
     def end(self, link: Connection, why: str) -> None:
         """A connection is over. Its member, if it has one, gets the grace time to come back."""
@@ -2578,23 +2453,12 @@ class Entrance:
         session = link.session
         if session is None or session.link is not link:
             link.end(NOWHERE)
-            self._delivery.touch(link)
+            self._delivery.touched[link] = None
             return
         self.close(session, link)
         self._delivery.notes.add("lost", f"{session.name} ({why})")
-        self._await(session)
-
-    def _await(self, session: Session) -> None:
-        """A member has its grace time from now on."""
-        session.lost_at = self._alarm.clock()
-        self._end_grace_at(session, session.lost_at + self._settings.grace)
-
-    def _end_grace_at(self, session: Session, when: float) -> None:
-        """Have grace_over() called. Only once: who comes and is lost a thousand times an hour is to
-        leave no more behind with the alarm than others."""
-        if session not in self._awaited:
-            self._awaited.add(session)
-            self._alarm.at(when, lambda: self._post(self.grace_over, session))
+        session.lost_at = self.alarm.clock()
+        self._later(session.lost_at + self.settings.grace, self.grace_over, session)
 
     def too_slow(self, link: Connection) -> None:
         """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
@@ -2607,17 +2471,77 @@ class Entrance:
 
     def grace_over(self, session: Session) -> None:
         """A member may have had its time to come back, since it was lost for the last time."""
-        self._awaited.discard(session)
         if session.present and session.link is None:
             # Nobody could come back while nothing could be kept.
-            lost_at = max(session.lost_at, self._journal.disk.recovered_at)
-            if self._alarm.clock() < lost_at + self._settings.grace:
-                self._end_grace_at(session, lost_at + self._settings.grace)
+            lost_at = max(session.lost_at, self.journal.disk.recovered_at)
+            if self.alarm.clock() < lost_at + self.settings.grace:
+                self._later(lost_at + self.settings.grace, self.grace_over, session)
             else:
                 self.leave(session, "gone away")
 
 
-class Host:
+class Handouts(Part):
+    """Which files there are, and who may upload one.
+
+    What there is of them has chat_web's FileStore, in `journal.files`.
+    """
+
+    def open(self, store: Any, history: Optional[HistoryFile]) -> None:
+        """Before the sequencer runs: from now on members may upload files, and those that messages
+        of the history handed out are there again."""
+        if history is None:
+            store.load(None)
+        else:
+            store.load(history.files(), history.forgotten)
+        self.journal.files = store
+        self.house.rules = dataclasses.replace(self.house.rules, files=self.largest)
+        self._later(self.alarm.clock() + max(self.settings.grace, FORGET_FILES), self.sweep)
+
+    @property
+    def largest(self) -> Optional[int]:
+        """Bytes of the largest file that is taken; None: none are."""
+        most: Optional[int] = self.journal.files.most
+        return most if self.house.takes_files else None
+
+    def take(self, session: Session, url: str) -> "dict[str, Any]":
+        """The file that the next message hands out. Raises ProtocolError."""
+        self._check(session)
+        return dict(self.journal.files.say(session.secret_hash, url, self.journal.last + 1,
+                                            session.name))
+
+    def _check(self, session: Session) -> None:
+        if self.largest is None:
+            raise ProtocolError("bad-file", "the host has switched files off")
+        self.house.check_voice(session)
+
+    # Events
+
+    def start(self, secret: str, name: str) -> Any:
+        """A session begins to upload a file. Raises ProtocolError."""
+        session = self.members.owned(secret)
+        if session is None or not session.present or session.allowance is None:
+            raise ProtocolError("not-joined", "only who is in the room hands out files")
+        self._check(session)
+        if session.allowance.take():
+            raise ProtocolError("flooding", "too many at once: a little later")
+        return self.journal.files.start(session.secret_hash, name)
+
+    def finish(self, file: Any) -> None:
+        """All of it is there."""
+        self.journal.files.finished(file)
+
+    def give_up(self, file: Any) -> None:
+        """Nothing comes of it."""
+        self.journal.files.drop(lambda other: other is file and not file.message)
+
+    def sweep(self) -> None:
+        """Some time after a restart: forget what those uploaded and did not hand out who have not
+        come back."""
+        present = {session.secret_hash for session in self.members}
+        self.journal.files.drop(lambda file: not file.message and file.owner not in present)
+
+
+class Host(Part):
     """What the host does: with the same words at the console, on its page and from code. Runs on
     the sequencer's thread alone (use ChatServer.ask).
 
@@ -2627,82 +2551,63 @@ class Host:
     HistoryError.
     """
 
-    def __init__(self, journal: Journal, members: Members, delivery: Delivery, entrance: Entrance,
-                 house: House, clock: Callable[[], float], handouts: Handouts) -> None:
-        self._journal = journal
-        self._members = members
+    def __init__(self, shared: Shared, delivery: Delivery, entrance: Entrance) -> None:
+        super().__init__(shared)
         self._delivery = delivery
         self._entrance = entrance
-        self._house = house
-        self._clock = clock
-        self._handouts = handouts
 
     def begin(self, motd: Optional[str], name: Optional[str]) -> None:
         """Before the sequencer runs: the message of the day's file, unless the history file has one
         that the host set, and the host's name, None for the one that it had."""
-        if not self._house.is_motd_set:
-            self._house.motd = motd
+        if not self.house.is_motd_set:
+            self.house.motd = motd
         if name is not None:
-            self._house.rules = dataclasses.replace(self._house.rules, host=_host_name(name))
+            self.house.rules = dataclasses.replace(self.house.rules, host=_host_name(name))
 
     # What is known
 
     def users(self) -> "list[tuple[str, str]]":
         """Name and address of each member; the address is "away" in the grace time."""
-        return [(session.name, session.link.address if session.link else "away")
-                for session in self._members]
+        return [(name, address or "away") for name, address, _, _ in self.people()]
 
     def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
         """Name and address of each member, the seconds it is connected (None in the grace time),
         and whether it is muted."""
-        return [self._person(session, self._clock()) for session in self._members]
-
-    def _person(self, session: Session, now: float) -> "tuple[str, str, Optional[float], bool]":
-        is_muted = self._house.mute_of(session, session.origin) is not None
-        link = session.link
-        return (session.name, link.address if link else "", now - link.since if link else None,
-                is_muted)
-
-    @property
-    def rules(self) -> Rules:
-        """What holds for all."""
-        return self._house.rules
-
-    @property
-    def motd(self) -> Optional[str]:
-        """The message of the day, which is pinned above the talk."""
-        return self._house.motd
+        now = self.alarm.clock()
+        return [(session.name, session.link.address if session.link else "",
+                 now - session.link.since if session.link else None,
+                 self.house.mute_of(session) is not None) for session in self.members]
 
     def held(self) -> "list[tuple[Hold, float]]":
         """Who is kept out or silent, and for how many seconds more (inf: for good)."""
-        return [(hold, self._house.holds.left(hold)) for hold in self._house.holds]
+        return [(hold, self.house.holds.left(hold)) for hold in self.house.holds]
 
     def talk(self, count: int) -> "list[bytes]":
         """The frames of the last public messages, oldest first. What was private is never shown
         here."""
-        return self._journal.public_chats(count)
+        return self.journal.public_chats(count)
 
     def record(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, and the place behind it: the same one
         when there is no more."""
-        return self._journal.public(after)
+        return self.journal.public(after)
 
     # What is said, and what holds
 
     def say(self, text: str) -> None:
         """Say something to all, under the host's name."""
         chatproto.check_text(text)
-        name = self._house.rules.host
-        self._delivery.add(Chat(self._journal.next_id(), name, text, self._journal.now()))
+        name = self.house.rules.host
+        self._delivery.add(Chat(self.journal.next_id(), name, text, self.journal.now()))
         self._delivery.records.append(f"<{name}> {text}")
 
     def pin(self, text: Optional[str], is_set: bool = True) -> str:
         """Change the message of the day, None for none; without `is_set` it is its file's again."""
-        changes = text != self._house.motd
-        self._house.motd = None if text is None else chatproto.check_text(text)
-        self._house.is_motd_set = is_set
+        changes = text != self.house.motd
+        self.house.motd = None if text is None else chatproto.check_text(text)
+        self.house.is_motd_set = is_set
         if changes:
-            self._delivery.add(Motd(self._journal.next_id(), text))
+            self._delivery.add(Motd(self.journal.next_id(), text))
         self._keep()
         return "it is pinned" if text else "nothing is pinned"
 
@@ -2737,22 +2642,21 @@ class Host:
 
     def files(self, is_on: bool) -> str:
         """Let members upload files, or not; what was handed out stays."""
-        if self._journal.files.most is None:
+        if self.journal.files.most is None:
             raise ValueError("there are no files here")
-        self._house.takes_files = is_on
-        self._change(files=self._handouts.largest)
+        self.house.takes_files = is_on
+        self._change(files=self.journal.files.most if is_on else None)
         return f"files are {'on' if is_on else 'off'}"
 
     def handed_out(self) -> "list[Any]":
         """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
         and `url`."""
-        found: "list[Any]" = self._journal.files.listed()
-        return found
+        return list(self.journal.files.listed())
 
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
         name = _host_name(name)
-        taken = [member.name for member in self._members if chatproto.looks_like(member.name, name)]
+        taken = [member.name for member in self.members if chatproto.looks_like(member.name, name)]
         if taken:
             raise ValueError(f"{taken[0]} is here, and has that name or one like it")
         self._change(host=name)
@@ -2760,24 +2664,24 @@ class Host:
 
     def _change(self, **changes: Any) -> bool:
         """Change rules and tell everybody; return whether anything is different."""
-        rules = dataclasses.replace(self._house.rules, **changes)
-        if rules == self._house.rules:
+        rules = dataclasses.replace(self.house.rules, **changes)
+        if rules == self.house.rules:
             return False
-        self._house.rules = rules
-        self._delivery.add(dataclasses.replace(rules, id=self._journal.next_id()))
+        self.house.rules = rules
+        self._delivery.add(dataclasses.replace(rules, id=self.journal.next_id()))
         self._keep()
         return True
 
     def _keep(self) -> None:
         """What holds now is kept with the next commit."""
-        self._journal.house = self._house.to_json()
+        self.journal.kept["house"] = self.house.to_json()
 
     # Who is kept out or silent
 
     def mute(self, name: str, seconds: float = math.inf) -> str:
         """Let somebody hear everything and say nothing."""
         hold, words = self._hold("mute", self._known(name), name, seconds)
-        return f"{hold.name} is muted{self._house.holds.until(hold)}{words}"
+        return f"{hold.name} is muted{self.house.holds.until(hold)}{words}"
 
     def unmute(self, name: str) -> str:
         """Let somebody speak again."""
@@ -2796,7 +2700,7 @@ class Host:
         return self._lift(("ban", "boot"), name, "banned", "may come back")
 
     def _known(self, name: str) -> Session:
-        session = self._members.known(name) if name else None
+        session = self.members.known(name) if name else None
         if session is None:
             raise LookupError(f"nobody is or was called {escape(name)}")
         return session
@@ -2806,17 +2710,17 @@ class Host:
         is_address = kind == "ban" and _is_address(name)
         known = None if is_address else self._known(name)
         hold, words = self._hold(kind, known, name, seconds, reason)
-        out = ([member for member in self._members if member.origin == name] if is_address
+        out = ([member for member in self.members if member.origin == name] if is_address
                else [known] if known is not None and known.present else [])
         for session in out:
             self._send_off(session, reason or ("banned" if kind == "ban" else ""))
-        return f"{escape(hold.name)} {how}{self._house.holds.until(hold)}{words}"
+        return f"{escape(hold.name)} {how}{self.house.holds.until(hold)}{words}"
 
     def _send_off(self, session: Session, reason: str) -> None:
         why = f" ({escape(reason)})" if reason else ""
         self._delivery.notes.add("booted", session.name + why)
         if session.link is not None:
-            booted = Booted(self._journal.next_id(), reason)
+            booted = Booted(self.journal.next_id(), reason)
             self._entrance.close(session, session.link, booted.encode())
         self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
 
@@ -2830,9 +2734,9 @@ class Host:
             keys = [name_key(name), f"#{session.number}", *self._address_of(session)]
             words = "" if len(keys) > 2 else (
                 "; others may share its address, so only this name and session are held")
-        until = None if seconds == math.inf else self._journal.now() + seconds
+        until = None if seconds == math.inf else self.journal.now() + seconds
         hold = Hold(kind, name, tuple(keys), until, reason)
-        self._house.holds.add(hold)
+        self.house.holds.add(hold)
         self._keep()
         return hold, words
 
@@ -2840,13 +2744,13 @@ class Host:
         """The address that is this person's alone: not this machine's, nor anybody else's here."""
         address = session.origin
         is_shared = not address or _is_loopback(address) or any(
-            other.origin == address and other is not session for other in self._members)
+            other.origin == address and other is not session for other in self.members)
         return [] if is_shared else [address]
 
     def _lift(self, kinds: "tuple[str, ...]", name: str, what: str, now: str) -> str:
-        session = self._members.known(name)
+        session = self.members.known(name)
         keys = _keys_of(name, session, session.origin if session else "")
-        if not self._house.holds.lift(kinds, filter(None, keys)):
+        if not self.house.holds.lift(kinds, filter(None, keys)):
             raise LookupError(f"{escape(name)} is not {what}")
         self._keep()
         return f"{escape(name)} {now}"
@@ -2856,8 +2760,8 @@ class Host:
     def remove(self, id: int) -> str:
         """Take a message back, public or private. Its text is nowhere any more but where it was
         shown, and in the chat log."""
-        chat = self._journal.chat(id)
-        if chat is None and self._journal.files.drop(lambda file: file.message == id):
+        chat = self.journal.chat(id)
+        if chat is None and self.journal.files.drop(lambda file: file.message == id):
             return f"the file of message {id}, which is kept no more, is removed"
         if chat is None:
             raise LookupError(f"there is no message {id}")
@@ -2881,24 +2785,24 @@ class Host:
         return f"{what} of {escape(name)} {'are' if len(ids) > 1 else 'is'} removed{more}"
 
     def _said_by(self, name: str, count: int) -> "list[int]":
-        number = (None if name_key(name) == name_key(self._house.rules.host)
+        number = (None if name_key(name) == name_key(self.house.rules.host)
                   else self._known(name).number)
-        ids = self._journal.said_by(number, count)
+        ids = self.journal.said_by(number, count)
         if not ids:
             raise LookupError(f"there is no message of {escape(name)}")
         return ids
 
     def _remove(self, ids: "list[int]") -> None:
         gone = set(ids)
-        self._journal.files.drop(lambda file: file.message in gone)
+        self.journal.files.drop(lambda file: file.message in gone)
         for id in sorted(ids):
-            chat = self._journal.chat(id)
+            chat = self.journal.chat(id)
             if chat is None:
                 # It is damaged, and nobody gets it.
                 continue
             frame, numbers = chat
-            self._journal.erase(id, frame)
-            self._delivery.add_for(Removed(self._journal.next_id(), id), numbers)
+            self.journal.erase(id, frame)
+            self._delivery.add_for(Removed(self.journal.next_id(), id), numbers)
             if not numbers:
                 sender = json.loads(frame)["from"]
                 self._delivery.records.append(f"* the host removed a message of {sender}")
@@ -2916,7 +2820,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
-class Room:
+class Room(Part):
     """Turns events into entries of the journal, and tells connections what to do. Runs on the
     sequencer's thread alone.
 
@@ -2928,32 +2832,20 @@ class Room:
                  wall_clock: Callable[[], float] = time.time,
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None) -> None:
-        self._alarm = alarm
-        # Puts an event into the inbox: post(method, *arguments).
-        self._post = post
-        self._settings = settings
-        self.journal = Journal(alarm.clock, wall_clock, history)
-        self._members = Members()
-        self._delivery = Delivery(self.journal, self._members, alarm, post, record)
-        self._house = House(wall_clock)
-        self._entrance = Entrance(self.journal, self._members, self._delivery, alarm, post,
-                                  settings, self._house)
-        self._handouts = Handouts(self.journal, self._members, self._house)
-        self.host = Host(self.journal, self._members, self._delivery, self._entrance, self._house,
-                         alarm.clock, self._handouts)
+        journal = Journal(alarm.clock, wall_clock, history)
+        shared = Shared(alarm, post, settings, journal, Members(), House(wall_clock))
+        super().__init__(shared)
+        self._delivery = Delivery(shared, record)
+        self._entrance = Entrance(shared, self._delivery)
+        self.handouts = Handouts(shared)
+        self.host = Host(shared, self._delivery, self._entrance)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
             self._entrance.restore(history)
-            alarm.at(alarm.clock() + TRIM_EVERY, lambda: self._post(self.trim))
-
-    def keep_files(self, store: Any, history: Optional[HistoryFile]) -> None:
-        """Before the sequencer runs: let members upload files to chat_web's FileStore."""
-        self._handouts.open(store, history)
-        later = self._alarm.clock() + max(self._settings.grace, FORGET_FILES)
-        self._alarm.at(later, lambda: self._post(self._handouts.sweep))
+            self._later(alarm.clock() + TRIM_EVERY, self.trim)
 
     # Events from connections
 
@@ -2964,6 +2856,8 @@ class Room:
                 return
             try:
                 self._frame(link, message)
+            except ProtocolError as error:
+                self._delivery.refuse(link, error, message.id or None)
             except Exception as error:
                 # A bug may cost this frame, not the others, and no ACK may hide it.
                 # Of what it says nothing is logged: it may be private, or a credential.
@@ -2990,7 +2884,7 @@ class Room:
 
     def slowed(self, link: Connection) -> None:
         """A member is over the flood limit: its frames wait, none is lost."""
-        limit = f"{self._settings.rate:g} messages a second"
+        limit = f"{self.settings.rate:g} messages a second"
         self._delivery.notes.add("slowed down", f"{link.address}, over {limit}")
         self._delivery.refuse(link, ProtocolError(
             "flooding", f"more than {limit}: yours are slowed down, none is lost"))
@@ -3003,7 +2897,7 @@ class Room:
     def idle(self, link: Connection) -> None:
         """Nothing was sent to a member for PING_AFTER."""
         if link.session is not None and not link.ended:
-            self._delivery.ping(link)
+            self._delivery.idle.append(link)
 
     def lost(self, link: Connection, why: str) -> None:
         """The connection is gone."""
@@ -3029,36 +2923,23 @@ class Room:
         else:
             manager.feed(*piece)
             if manager.is_behind:
-                self._post(self.feed, link, False)
-
-    # Events from requests about files
-
-    def start_upload(self, secret: str, name: str) -> Any:
-        """A session begins to upload a file. Raises ProtocolError."""
-        return self._handouts.start(secret, name)
-
-    def finish_upload(self, file: Any) -> None:
-        """All of it is there."""
-        self.journal.files.finished(file)
-
-    def give_up_upload(self, file: Any) -> None:
-        """Nothing comes of it."""
-        self.journal.files.drop(lambda other: other is file and not file.message)
+                self.post(self.feed, link, False)
 
     # Events from the alarm
 
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
-        later = TRIM_EVERY if self.journal.delete_old() else TRIM_LATER
-        self._alarm.at(self._alarm.clock() + later, lambda: self._post(self.trim))
+        now = self.alarm.clock()
+        later = TRIM_EVERY if self.journal.delete_old(now) else TRIM_LATER
+        self._later(now + later, self.trim)
 
     def receipts(self) -> None:
         """Tell speakers how many have heard them, while there is something to tell."""
-        now = self._alarm.clock()
+        now = self.alarm.clock()
         self._entrance.receipts.tell(now)
         if self._entrance.receipts:
-            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
+            self._later(now + RECEIPT_EVERY, self.receipts)
 
     # After a batch of events
 
@@ -3069,8 +2950,9 @@ class Room:
         run before a flush() works.
         """
         self._has_searched = False
-        for link in self._delivery.shorten():
-            self._entrance.too_slow(link)
+        if self.journal.is_too_long:
+            for link in self._delivery.shorten():
+                self._entrance.too_slow(link)
         self._delivery.flush()
 
     @property
@@ -3086,7 +2968,7 @@ class Room:
     @property
     def announces(self) -> bool:
         """Whether everybody is told of who comes next. Any thread may ask."""
-        return not self._members.is_list_full
+        return not self.members.is_list_full
 
     @property
     def connected(self) -> int:
@@ -3102,41 +2984,34 @@ class Room:
     # Frames of members
 
     def _frame(self, link: Connection, message: Message) -> None:
+        """Raises ProtocolError for what is refused."""
         session = link.session
         if isinstance(message, Join):
             self._entrance.join(link, message)
         elif isinstance(message, Invalid) and message.kind == Join.type:
-            self._delivery.refuse(link, message.error)
+            raise message.error
         elif session is None:
-            self._delivery.refuse(link, ProtocolError("not-joined", "join first"),
-                                  message.id or None)
+            raise ProtocolError("not-joined", "join first")
         elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
             self._entrance.too_slow(link)
         elif message.id:
-            self._numbered(link, session, message)
+            self._delivery.to_confirm[link] = None
+            # Else it is a duplicate: it was sent again, as its ACK was lost or is still held.
+            if message.id > session.got:
+                session.got = message.id
+                self.journal.changed[session] = None
+                self._ACTIONS[type(message)](self, link, session, message)
 
-    def _numbered(self, link: Connection, session: Session, message: Message) -> None:
-        self._delivery.confirm(link)
-        # A duplicate: it was sent again, as its ACK was lost or is still held.
-        if message.id <= session.got:
-            return
-        session.got = message.id
-        self.journal.changed[session] = None
-        if isinstance(message, Say):
-            self._chat(link, session, message)
-        elif isinstance(message, Rename):
-            self._rename(link, session, message)
-        elif isinstance(message, Leave):
-            self._delivery.notes.add("left", session.name)
-            self._entrance.close(session, link)
-            self._entrance.leave(session, "quit")
-        elif isinstance(message, Recall):
-            self._recall(link, session, message)
-        elif isinstance(message, Invalid):
-            self._delivery.refuse(link, message.error, message.id)
-        else:
-            # They ask for nothing but their ACK.
-            assert isinstance(message, (Ping, Unknown)), message
+    def _acknowledged(self, link: Connection, session: Session, message: Message) -> None:
+        """It asks for nothing but its ACK."""
+
+    def _invalid(self, link: Connection, session: Session, invalid: Invalid) -> None:
+        raise invalid.error
+
+    def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
+        self._delivery.notes.add("left", session.name)
+        self._entrance.close(session, link)
+        self._entrance.leave(session, "quit")
 
     def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
         """Answer with older messages. Of searches only one step is made in a batch, so that many
@@ -3146,17 +3021,15 @@ class Room:
         if recall.find is None or not self._has_searched:
             self._has_searched = self._has_searched or recall.find is not None
             frames, older = self.journal.older(session, recall)
-        self._delivery.answer(link, Recalled.encode_frames(recall.id, frames, older, recall.find))
+        answer = Recalled.encode_frames(recall.id, frames, older, recall.find)
+        self._delivery.bare.append((link, answer))
 
     def _chat(self, link: Connection, session: Session, say: Say) -> None:
-        journal, now = self.journal, self._alarm.clock()
-        try:
-            self._house.check_say(session, say, session.origin, now)
-            recipient = self._recipient(say)
-            file = self._handouts.take(session, say)
-        except ProtocolError as error:
-            self._delivery.refuse(link, error, say.id)
-            return
+        """Raises ProtocolError for what may not be said."""
+        journal, now = self.journal, self.alarm.clock()
+        self.house.check_say(session, say, now)
+        recipient = self._recipient(say.to, say.seen) if say.to is not None else None
+        file = self.handouts.take(session, say.file["url"]) if say.file is not None else None
         session.said_at = now
         to = recipient.name if recipient else None
         chat = Chat(journal.next_id(), session.name, say.text, journal.now(), say.id, to, file)
@@ -3167,47 +3040,40 @@ class Room:
             both = (session,) if recipient is session else (session, recipient)
             self._delivery.add(chat, both, speaker=session)
         if session.receipts:
-            self._watch(chat.id, session, recipient, now)
+            self._entrance.receipts.watch(chat.id, session, recipient, now)
+            self._later(now + RECEIPT_EVERY, self.receipts)
 
-    def _watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
-        """Its speaker wants to know who hears the chat `id`."""
-        listeners = int(recipient is not speaker) if recipient else len(self._members) - 1
-        if listeners:
-            self._entrance.receipts.watch(Watch(id, speaker, recipient, listeners,
-                                                now + RECEIPT_UNTIL))
-            self._delivery.ask_for(self.receipts, now + RECEIPT_EVERY)
-
-    def _recipient(self, say: Say) -> Optional[Session]:
+    def _recipient(self, to: str, seen: Optional[int]) -> Session:
         """Whom a private message is for. Raises ProtocolError when there is none of that name, or
         one who took it only after the message was typed."""
-        if say.to is None:
-            return None
-        recipient, name = self._members.called(say.to), say.to[:chatproto.MAX_NAME]
+        recipient, name = self.members.called(to), to[:chatproto.MAX_NAME]
         if recipient is None:
             raise ProtocolError("no-such-user", f"nobody here is called {name}")
-        if say.seen is not None and recipient.named_at > say.seen:
+        if seen is not None and recipient.named_at > seen:
             raise ProtocolError("no-such-user", f"{name} may be another one than you meant: the "
                                 "name was taken only now")
         return recipient
 
     def _rename(self, link: Connection, session: Session, rename: Rename) -> None:
+        """Raises ProtocolError for a name that it cannot have."""
         old, new = session.name, rename.name
         if new == old:
             return
-        try:
-            self._house.check_entry(new, None, "")
-            # "Ann" may become "ann".
-            if name_key(new) != name_key(old):
-                self._entrance.check_free(new)
-        except ProtocolError as error:
-            self._delivery.refuse(link, error, rename.id)
-            return
-        self._members.rename(session, new)
+        self.house.check_entry(new, None, "")
+        # "Ann" may become "ann".
+        if name_key(new) != name_key(old):
+            self._entrance.check_free(new)
+        self.members.rename(session, new)
         session.named_at = self.journal.next_id()
         renamed = Renamed(session.named_at, old, new, self.journal.now())
         self._delivery.add(renamed, () if session.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
+
+    # What is done with the numbered frames of a member.
+    _ACTIONS: "dict[type[Message], Callable[..., None]]" = {
+        Say: _chat, Rename: _rename, Leave: _leave, Recall: _recall, Invalid: _invalid,
+        Ping: _acknowledged, Unknown: _acknowledged}
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -3235,14 +3101,12 @@ def share_core(give_way: bool = False) -> None:
     interrupting it: another 1.05 to 1.5 times, and a third off the slowest.
     """
     if sys.platform == "linux" and _CORE is not None:
-        try:
+        # Where that is forbidden it works as well, only slower.
+        with contextlib.suppress(OSError):
             # 0 is the calling thread.
             os.sched_setaffinity(0, {_CORE})
             if give_way:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:
-            # Forbidden here: it works as well, only slower.
-            pass
 
 
 def cost_of(line: bytes) -> float:
@@ -3297,7 +3161,7 @@ class Allowances:
     """An Allowance for each address. Those that are full are forgotten when there are many."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        self._rate, self._burst, self._clock = rate, burst, clock
+        self._new = functools.partial(Allowance, rate, clock, burst)
         self._kept: "dict[str, Allowance]" = {}
 
     def of(self, origin: str) -> Allowance:
@@ -3305,9 +3169,7 @@ class Allowances:
         if origin not in self._kept and len(self._kept) >= NEW_SESSIONS:
             self._kept = {origin: allowance for origin, allowance in self._kept.items()
                           if not allowance.is_full}
-        if origin not in self._kept:
-            self._kept[origin] = Allowance(self._rate, self._clock, self._burst)
-        return self._kept[origin]
+        return self._kept.setdefault(origin, self._new())
 
 
 class Waiting:
@@ -3336,13 +3198,13 @@ class Connection:
     """
 
     __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
-                 "_wire", "_room", "_post", "_alarm", "_decoder", "_held", "_slowed_at",
-                 "_has_asked", "_failure", "_last_words", "_is_cut", "_over", "_waiting",
+                 "_wire", "_room", "_decoder", "_held", "_slowed_at",
+                 "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, post: Callable[..., None],
-                 alarm: Alarm, rate: float, join_by: Optional[float] = None,
-                 origin: str = "") -> None:
+    def __init__(self, wire: Any, address: str, room: Room, rate: float,
+                 join_by: Optional[float] = None, origin: str = "") -> None:
+        alarm = room.alarm
         # Where it comes from, and what that counts for: see _origin().
         self.address = address
         self.origin = origin or address
@@ -3358,8 +3220,6 @@ class Connection:
         self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
         self._room = room
-        self._post = post
-        self._alarm = alarm
         # None: what comes is thrown away, it is no frames any more.
         self._decoder: Optional[FrameDecoder] = FrameDecoder(FROM_CLIENT)
         # Lines that wait for the flood limit; bounded by HELD, HELD_BYTES and one read.
@@ -3372,9 +3232,9 @@ class Connection:
         self._has_asked = False
         # Why what came is no frame, until the room was told.
         self._failure: Optional[ProtocolError] = None
-        self._is_cut = False
-        # Ends a wait of the flood limit; made (1 KB) for the first one.
-        self._over: Optional[threading.Event] = None
+        # Held until cut(), which so ends a wait of the flood limit. (An Event would take 1 KB.)
+        self._uncut = threading.Lock()
+        self._uncut.acquire()
         self.manager = MessageManager(alarm, room.journal.log, self, wire.write,
                                       getattr(wire, "wrap", None))
         alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by,
@@ -3391,7 +3251,7 @@ class Connection:
             why = str(end)
         finally:
             # After a bug, too: else its member would stay for ever.
-            self._post(self._room.lost, self, why)
+            self._room.post(self._room.lost, self, why)
             self.manager.close()
             # Some who are over are kept for a while.
             self._decoder = None
@@ -3406,8 +3266,7 @@ class Connection:
         owed = self._pay(self._wire.overhead)
         if self.is_full or owed or self._waits_too_much():
             self.manager.excuse()
-            self._over = self._over or threading.Event()
-            if self._is_cut or self._over.wait(min(owed or wait or 1.0, 1.0)):
+            if self._uncut.acquire(timeout=min(owed or wait or 1.0, 1.0)):
                 raise ConnectionClosed("cut")
             return b""
         if self.has_more:
@@ -3497,13 +3356,13 @@ class Connection:
             if wait is None:
                 batch += self._decode(self._held.pop(0))
         if batch:
-            self._post(self._room.frames, self, batch)
-        now = self._alarm.clock()
+            self._room.post(self._room.frames, self, batch)
+        now = self._room.alarm.clock()
         if wait and now - self._slowed_at >= SAY_AGAIN:
             self._slowed_at = now
-            self._post(self._room.slowed, self)
+            self._room.post(self._room.slowed, self)
         if self._failure is not None and not self._held:
-            self._post(self._room.failed, self, self._failure)
+            self._room.post(self._room.failed, self, self._failure)
             self._failure = None
         return wait
 
@@ -3554,7 +3413,7 @@ class Connection:
         self.manager.close(*(self._last_words or ()))
         self._wire.finish()
         # Its thread keeps it until it is over.
-        self._alarm.at(self._alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
+        self._room.alarm.at(self._room.alarm.clock() + LAST_WORDS, chatproto.weakly(self.cut))
 
     def hung_up(self) -> bool:
         """True when the member has given the connection up already."""
@@ -3562,33 +3421,33 @@ class Connection:
 
     def cut(self) -> None:
         """End the connection now: its thread wakes and ends."""
-        self._is_cut = True
-        if self._over is not None:
-            self._over.set()
+        with contextlib.suppress(RuntimeError):
+            # It was cut before.
+            self._uncut.release()
         self._wire.cut()
 
     # For its MessageManager: chatproto.Peer
 
     def dead(self) -> None:
         """It acknowledges nothing any more."""
-        self._post(self._room.dead, self)
+        self._room.post(self._room.dead, self)
 
     def idle(self) -> None:
         """It is time for a ping."""
-        self._post(self._room.idle, self)
+        self._room.post(self._room.idle, self)
 
     def behind(self, retry: bool) -> None:
         """It reads what is not in the log."""
-        self._post(self._room.feed, self, retry)
+        self._room.post(self._room.feed, self, retry)
 
     def _join_timeout(self) -> None:
         """On the alarm's thread."""
         if self.session is None and self._room.is_held:
             # Its join may wait.
-            self._alarm.at(self._alarm.clock() + JOIN_TIMEOUT,
+            self._room.alarm.at(self._room.alarm.clock() + JOIN_TIMEOUT,
                            chatproto.weakly(self._join_timeout))
         elif self.session is None:
-            self._post(self._room.overdue, self)
+            self._room.post(self._room.overdue, self)
 
 
 # --- TLS ---
@@ -3647,10 +3506,10 @@ class Sequencer(threading.Thread):
     """The one thread that owns the room: takes all that waits in the inbox, has the room do it, has
     it flush. A daemon: a stuck room must not keep the process alive."""
 
-    def __init__(self, room_of: Callable[[Callable[..., None]], Room]) -> None:
+    def __init__(self, room: Room, inbox: Inbox) -> None:
         super().__init__(name="sequencer", daemon=True)
-        self.inbox = Inbox(INBOX)
-        self.room = room_of(self.inbox.post)
+        self.room = room
+        self.inbox = inbox
 
     def stop(self) -> None:
         """End the thread after what is in the inbox now, but not after a commit that cannot be
@@ -3709,35 +3568,35 @@ class ChatServer(socketserver.ThreadingTCPServer):
     block_on_close = False
     # 5, its default, refuses most of a class that joins at once.
     request_queue_size = 1024
+    # Whether anybody has come from another machine; only the acceptor sets it. Where nobody has for
+    # a while, a firewall may be in the way.
+    visited = False
 
     def __init__(self, host: str = "", port: int = PORT, settings: Settings = DEFAULT,
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None,
                  identity: Optional[Identity] = None) -> None:
-        self.settings = settings
         # None: nothing is encrypted.
         self.identity = identity
-        self.alarm = Alarm()
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
-        # Protects the three below; a leaf.
+        # Protects the two below, and that no connection comes in after server_close(); a leaf.
         self._lock = threading.Lock()
         # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
         # bare socket while its first bytes are awaited. The oldest first.
         self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
         # Connections of each origin.
         self._addresses: "collections.Counter[str]" = collections.Counter()
-        self._closed = False
-        # Ends the wait of an acceptor that ran out of descriptors.
+        # Set by server_close(); ends the acceptor's waits.
         self._closing = threading.Event()
         # Complaint -> when it was logged; the acceptor's own.
         self._complained: "dict[str, float]" = {}
-        self._acceptor: Optional[threading.Thread] = None
+        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         address, self.address_family = _bind_address(host, port)
-        self.sequencer = Sequencer(
-            lambda post: Room(self.alarm, post, settings, record=record, history=history))
-        self.room = self.sequencer.room
-        self.ask = self.sequencer.inbox.ask
+        inbox = Inbox(INBOX)
+        self.ask = inbox.ask
+        self.room = Room(Alarm(), inbox.post, settings, record=record, history=history)
+        self.sequencer = Sequencer(self.room, inbox)
         # This binds; where it cannot it calls server_close().
         super().__init__(address, Handler)
         self.port: int = self.server_address[1]
@@ -3751,10 +3610,14 @@ class ChatServer(socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         super().server_bind()
 
+    @property
+    def bound(self) -> str:
+        """The address where it listens; "::" and "0.0.0.0" are every address."""
+        return str(self.server_address[0])
+
     def start(self) -> None:
         """Start the sequencer and the acceptor, which ends with server_close()."""
         self.sequencer.start()
-        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         self._acceptor.start()
 
     def say_goodbye(self, text: str, seconds: float = 1.0) -> None:
@@ -3765,8 +3628,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             self.ask(self.room.host.say, text)
         except TimeoutError as error:
             logger.error("%s", error)
-        until = self.alarm.clock() + seconds
-        while self.alarm.clock() < until and not self._closing.wait(0.02):
+        until = self.room.alarm.clock() + seconds
+        while self.room.alarm.clock() < until and not self._closing.wait(0.02):
             with self._lock:
                 links = list(self._connections.values())
             if all(link.manager.is_empty for _, link in links
@@ -3776,14 +3639,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
         with self._lock:
-            self._closed = True
-        self._closing.set()
-        if self._acceptor is not None and self._acceptor.is_alive():
-            try:
+            self._closing.set()
+        if self._acceptor.is_alive():
+            with contextlib.suppress(OSError):
                 # Wakes the acceptor on Linux, but not elsewhere: see ACCEPT_POLL.
                 self.socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             self.shutdown()
             self._acceptor.join()
         super().server_close()
@@ -3796,7 +3656,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             connection.cut()
         for thread in threads:
             thread.join(5)
-        self.alarm.close()
+        self.room.alarm.close()
         # Else it is in the middle of a commit: the file is whole all the same.
         if not self.sequencer.is_alive():
             self.room.close()
@@ -3823,21 +3683,22 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
-        origin = _origin(request, client_address)
+        origin, address = _origin(request, client_address), _plain_address(client_address)
+        if not self.visited and not _is_loopback(address):
+            own = {each.ip for each in chatproto.own_addresses()}
+            self.visited = address.partition("%")[0] not in own
         with self._lock:
-            same = -1 if _is_loopback(_plain_address(client_address)) else self._addresses[origin]
-        if same < self.settings.max_per_address:
+            same = -1 if _is_loopback(address) else self._addresses[origin]
+        if same < self.room.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
         what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
-        try:
+        with contextlib.suppress(OSError):
             if self.identity is None:
                 request.send(Error(0, "full", f"the limit is reached: {what}").encode())
             request.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
         return False
 
     def _cut_unjoined(self) -> None:
@@ -3878,8 +3739,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         in."""
         if self.room.announces:
             self._closing.wait(PACE)
-        until = self.alarm.clock() + ADMIT_WAIT
-        while (self.sequencer.inbox.backlog > BUSY and self.alarm.clock() < until
+        until = self.room.alarm.clock() + ADMIT_WAIT
+        while (self.sequencer.inbox.backlog > BUSY and self.room.alarm.clock() < until
                and not self._closing.wait(ADMIT_POLL)):
             pass
 
@@ -3897,7 +3758,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def _complain(self, what: str) -> None:
         """Log a shortage, and not again for a while."""
-        kind, now = what[:24], self.alarm.clock()
+        kind, now = what[:24], self.room.alarm.clock()
         if now - self._complained.get(kind, -math.inf) >= SAY_AGAIN:
             self._complained[kind] = now
             logger.warning("%s", what)
@@ -3912,7 +3773,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
                 else SecureSocket(request, self.identity.context))
         thread = threading.current_thread()
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 return
             self._connections[thread] = origin, wire
             self._addresses[origin] += 1
@@ -3926,7 +3787,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
                     del self._addresses[origin]
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
-        came = self.alarm.clock()
+        came = self.room.alarm.clock()
         spoken: Any = wire
         until = time.monotonic() + JOIN_TIMEOUT
         try:
@@ -3948,8 +3809,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             return
         # The wait for the first byte counts; a request's does not.
         join_by = came + JOIN_TIMEOUT if spoken is wire else None
-        connection = Connection(spoken, address, self.room, self.sequencer.inbox.post, self.alarm,
-                                self.settings.rate, join_by, origin)
+        connection = Connection(spoken, address, self.room, self.room.settings.rate, join_by,
+                                origin)
         connection.since = came
         with self._lock:
             # Else it was cut meanwhile.
@@ -4005,9 +3866,8 @@ def _take_terminal() -> "Optional[list[Any]]":
     None where that cannot be. Ctrl-C and Ctrl-Z stay signals. Windows has no `termios`, and a
     Python that was built without it is treated alike.
     """
-    if sys.platform == "win32" or os.environ.get("NO_COLOR"):
-        return None
-    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+    if (sys.platform == "win32" or os.environ.get("NO_COLOR")
+            or os.environ.get("TERM", "dumb") in ("", "dumb")):
         return None
     try:
         import termios
@@ -4187,32 +4047,6 @@ class OperatorLine:
 
 # --- The chat log ---
 
-class _Waiting(queue.Queue[Any]):
-    """A queue whose bound is in characters: its size is theirs, by the hooks of queue.Queue."""
-
-    # Characters that an entry counts for on top of its own: about what its objects take.
-    OVERHEAD = 64
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self._characters = 0
-
-    def _qsize(self) -> int:
-        return self._characters
-
-    def _put(self, item: Any) -> None:
-        super()._put(item)
-        self._characters += self._size(item)
-
-    def _get(self) -> Any:
-        item = super()._get()
-        self._characters -= self._size(item)
-        return item
-
-    def _size(self, item: Any) -> int:
-        return self.OVERHEAD + (len(item[1]) if item else 0)
-
-
 class ChatLog:
     """Appends one line an event to a file, or to stdout for "-", where the operator may be typing.
 
@@ -4225,60 +4059,62 @@ class ChatLog:
 
     # A slow disk may lag behind by so much: a minute of a busy room, at most 32 MB of memory.
     WAITING = 8 * 1024 * 1024
+    # Characters that a line counts for on top of its own: about what its objects take.
+    OVERHEAD = 64
     # Seconds that close() waits for what was not written yet.
     PATIENCE = 5.0
 
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
         """Raises OSError when the file cannot be opened."""
         self._path = path
-        self._line = line
-        self._waiting = _Waiting(self.WAITING)
+        # For each line when it came, the line, and how many were dropped before it; without a line
+        # the file has another name now, and is opened again. None is the end.
+        self._waiting: "queue.SimpleQueue[Optional[tuple[float, Optional[str], int]]]" = (
+            queue.SimpleQueue())
+        # Characters that the sequencer has put there, and that the log's thread has taken: each
+        # counts its own, and what is between them waits.
+        self._put = self._taken = 0
         # How many lines found no room since the last one that did; the sequencer's own.
         self._dropped = 0
-        # The file has another name now: the log's thread opens it again before the next line.
-        self._moved = threading.Event()
         self._thread: Optional[threading.Thread] = None
         self.reopen()
         if path:
-            self._thread = threading.Thread(target=self._run, name="chat log", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(_Output(path, line),),
+                                            name="chat log", daemon=True)
             self._thread.start()
 
     def reopen(self) -> None:
         """Write to the file's name again, after the file was rotated. Raises OSError."""
         if self._path and self._path != "-":
             open(self._path, "ab").close()
-            self._moved.set()
+            self._waiting.put((0.0, None, 0))
 
     def write(self, line: str) -> None:
         """On the sequencer's thread: never waits."""
-        if self._thread is None:
-            return
-        try:
-            self._waiting.put_nowait((time.time(), line, self._dropped))
+        if self._thread is not None and self._put - self._taken < self.WAITING:
+            self._put += self.OVERHEAD + len(line)
+            self._waiting.put((time.time(), line, self._dropped))
             self._dropped = 0
-        except queue.Full:
+        else:
             self._dropped += 1
 
     def close(self) -> None:
         """Write what waits, and end the thread. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            try:
-                self._waiting.put(None, timeout=self.PATIENCE)
-            except queue.Full:
-                return
+            self._waiting.put(None)
             thread.join(self.PATIENCE)
 
     # On the log's thread
 
-    def _run(self) -> None:
-        out = _Output(self._path or "", self._line)
+    def _run(self, out: _Output) -> None:
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
-            missing += dropped
-            if self._moved.is_set():
-                self._moved.clear()
+            if line is None:
                 out.close()
+                continue
+            self._taken += self.OVERHEAD + len(line)
+            missing += dropped
             stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
             try:
                 if missing:
@@ -4347,16 +4183,18 @@ class Responder:
     def __init__(self, server: ChatServer, name: str) -> None:
         """`name` is what the server is called."""
         self._server = server
-        self._name = name
-        # Tells the answers of this run from those of another server of the same name.
-        self._id = secrets.token_hex(8)
+        # What is answered, but how many are here. The id tells the answers of this run from those
+        # of another server of the same name.
+        self._answer = chatproto.Answer(
+            name, server.port, 0, chatproto.__version__, server.identity is not None,
+            secrets.token_hex(8), server.identity.key if server.identity else "")
         # Answers in that second (of time.monotonic()), by address.
         self._second = 0
         self._answered: "collections.Counter[str]" = collections.Counter()
         # close() closes the one, which ends the thread's wait at the other.
         self._waking, self._woken = socket.socketpair()
-        self._sockets = list(self._open())
-        self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(list(self._open()),),
+                                        name="discovery", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -4366,7 +4204,7 @@ class Responder:
 
     def _open(self) -> "Iterator[socket.socket]":
         """The sockets that can be had: another program may have the port."""
-        server, own = self._server, str(self._server.server_address[0])
+        server, own = self._server, self._server.bound
         families = {server.address_family}
         if own == "::":
             families.add(socket.AF_INET)
@@ -4380,26 +4218,27 @@ class Responder:
 
     # On the thread
 
-    def _run(self) -> None:
+    def _run(self, sockets: "list[socket.socket]") -> None:
         with contextlib.ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            for sock in (self._woken, *self._sockets):
+            for sock in (self._woken, *sockets):
                 selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
             look_at = 0.0
             while True:
                 if time.monotonic() >= look_at:
-                    self._listen()
+                    self._listen(sockets)
                     look_at = time.monotonic() + self.LOOK_EVERY
                 for key, _ in selector.select(self.LOOK_EVERY):
                     if key.data is self._woken:
                         return
                     self._attend(key.data)
 
-    def _listen(self) -> None:
+    @staticmethod
+    def _listen(sockets: "list[socket.socket]") -> None:
         """Have the sockets listen to their groups on every interface, also on new ones."""
         versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
         interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
-        for sock, (number, version) in itertools.product(self._sockets, interfaces):
+        for sock, (number, version) in itertools.product(sockets, interfaces):
             if versions[sock.family] == version:
                 # It does already, or the interface has gone.
                 with contextlib.suppress(OSError):
@@ -4412,10 +4251,7 @@ class Responder:
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
             if token is not None and self._may_answer(str(asker[0])):
-                here, identity = self._server.room.connected, self._server.identity
-                answer = chatproto.Answer(self._name, self._server.port, here,
-                                          chatproto.__version__, identity is not None, self._id,
-                                          identity.key if identity else "")
+                answer = self._answer._replace(here=self._server.room.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
     def _may_answer(self, asker: str) -> bool:
@@ -4430,7 +4266,7 @@ class Responder:
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
         """Answer from the address where the server listens, as the asker goes there."""
-        own = str(self._server.server_address[0])
+        own = self._server.bound
         if own in ("0.0.0.0", "::") or _is_loopback(own):
             sock.sendto(data, asker)
             return
@@ -4460,24 +4296,8 @@ def _udp(family: int, ip: str, port: int) -> socket.socket:
 
 # --- The invitation: how others come here ---
 
-FIREWALL_AFTER = 60.0           # seconds
-
-
-class Door(ChatServer):
-    """A ChatServer that knows whether anybody has come from another machine yet.
-
-    Where nobody has for a while, a firewall may be in the way.
-    """
-
-    # Whether anybody has; only the acceptor sets it.
-    visited = False
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """On the acceptor's thread."""
-        address = _plain_address(client_address).partition("%")[0]
-        if not self.visited and not _is_loopback(address):
-            self.visited = address not in {each.ip for each in chatproto.own_addresses()}
-        return super().verify_request(request, client_address)
+# Seconds without anybody from another machine until it is told that a firewall may be in the way.
+FIREWALL_AFTER = 60.0
 
 
 class Invitation:
@@ -4487,12 +4307,11 @@ class Invitation:
         """`name` is what the server is called."""
         self.name = name
         self._server = server
-        self._bound = str(server.server_address[0])
 
     def hosts(self) -> "list[str]":
         """Where others reach this server, the likeliest first; at least one."""
-        if self._bound not in ("0.0.0.0", "::"):
-            return [self._bound]
+        if self._server.bound not in ("0.0.0.0", "::"):
+            return [self._server.bound]
         only_4 = self._server.address_family == socket.AF_INET
         found = [each.host for each in chatproto.lan_addresses()
                  if not (only_4 and each.parsed.version == 6)]
@@ -4515,30 +4334,28 @@ class Invitation:
         """The same as browsers show it: the beginning of the SHA-256 of the public key."""
         return base64.b32decode(self.key.replace("-", "")).hex(" ")
 
-    @property
-    def _scheme(self) -> str:
-        return "https" if self.key else "http"
+    def _page_at(self, host: str) -> str:
+        scheme = "https" if self.key else "http"
+        return f"{scheme}://{chatproto.in_url(host)}:{self._server.port}/"
 
     @property
     def url(self) -> str:
         """The page's address; "" when browsers are not served, or have no way to come."""
         hosts = self.hosts() if self._server.web is not None else []
-        return next((f"{self._scheme}://{chatproto.in_url(host)}:{self._server.port}/"
-                     for host in hosts if "%" not in host), "")
+        return next((self._page_at(host) for host in hosts if "%" not in host), "")
 
     @property
     def host_page(self) -> str:
         """The address of the host's page, which only this machine may open; "" if it cannot."""
-        own = "127.0.0.1" if self._bound in ("0.0.0.0", "::") else self._bound
+        own = "127.0.0.1" if self._server.bound in ("0.0.0.0", "::") else self._server.bound
         # Only a connection from loopback is known to come from this machine.
         if self._server.web is None or not _is_loopback(own):
             return ""
-        url = f"{self._scheme}://{chatproto.in_url(own)}:{self._server.port}/"
-        return f"{url}#host={self._server.web.secret}"
+        return f"{self._page_at(own)}#host={self._server.web.secret}"
 
     def lines(self) -> "list[str]":
         """What is printed when the server has started."""
-        listening = "0.0.0.0" if self._bound == "::" else self._bound
+        listening = "0.0.0.0" if self._server.bound == "::" else self._server.bound
         first, *others = self.hosts()
         lines = [f"Listening on {chatproto.in_url(listening)}:{self._server.port}",
                  f"Others join with: {self.command}"]
@@ -4551,7 +4368,7 @@ class Invitation:
             lines.append(f"Host's page: {self.host_page}")
         if others:
             lines.append(f"Should {first} lead nowhere: {', '.join(others[:5])}")
-        elif self._bound in ("0.0.0.0", "::") and first == "127.0.0.1":
+        elif self._server.bound in ("0.0.0.0", "::") and first == "127.0.0.1":
             lines.append("This machine is in no network yet: nobody else can come")
         return lines
 
@@ -4601,14 +4418,6 @@ class Console:
         self._motd_path = motd_path
         self._chat_log = chat_log
         self._stop = stop
-        self._commands = {
-            "/users": self.users, "/say": self.say, "/mute": self.mute, "/unmute": self.unmute,
-            "/only-host": self.only_host, "/everyone": self.everyone, "/private": self.private,
-            "/slow": self.slow, "/files": self.files, "/remove": self.remove,
-            "/boot": self.boot, "/ban": self.ban, "/unban": self.unban, "/banned": self.banned,
-            "/motd": self.motd, "/host-name": self.host_name,
-            "/password": self.password, "/record": self.record,
-            "/reload": self.reload, "/qr": self.qr, "/help": self.help, "/quit": self.quit}
 
     def command(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
@@ -4625,12 +4434,12 @@ class Console:
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self._commands.get(word.lower())
+        run = self.COMMANDS.get(word.lower())
         if run is None:
             raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
                              "/say TEXT speaks to everybody")
         try:
-            return run(rest.strip())
+            return run(self, rest.strip())
         except HistoryError as error:
             raise ValueError(str(error)) from error
 
@@ -4759,7 +4568,7 @@ class Console:
             self._ask(self._host.pin, self.read_motd(), False)
         elif rest:
             self._ask(self._host.pin, None if rest == "-" else rest)
-        return escape_lines(self._host.motd or "there is no message of the day")
+        return escape_lines(self._host.house.motd or "there is no message of the day")
 
     def host_name(self, rest: str) -> str:
         """/host-name NAME: speak under that name from now on"""
@@ -4836,7 +4645,7 @@ class Console:
 
     def help(self, rest: str) -> str:
         """/help: this list"""
-        return "\n".join((run.__doc__ or "").strip() for run in self._commands.values())
+        return "\n".join((run.__doc__ or "").strip() for run in self.COMMANDS.values())
 
     def quit(self, rest: str) -> str:
         """/quit: tell everybody, and end the server; /quit now does not ask"""
@@ -4845,6 +4654,14 @@ class Console:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
         return ""
+
+    # Each with its method; /help is written in this order.
+    COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
+        "/users": users, "/say": say, "/mute": mute, "/unmute": unmute, "/only-host": only_host,
+        "/everyone": everyone, "/private": private, "/slow": slow, "/files": files,
+        "/remove": remove, "/boot": boot, "/ban": ban, "/unban": unban, "/banned": banned,
+        "/motd": motd, "/host-name": host_name, "/password": password, "/record": record,
+        "/reload": reload, "/qr": qr, "/help": help, "/quit": quit}
 
 
 def _how_many(count: int) -> str:
@@ -5173,90 +4990,112 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def _add_history(add: Callable[..., Any]) -> None:
-    """The options of what is kept."""
-    add("--history", metavar="FILE",
+def _options() -> "dict[str, dict[str, Any]]":
+    """The options of the command line but the groups below: their names, and what argparse takes
+    for each."""
+    return {
+        "--bind": dict(default="", metavar="ADDR",
+                       help="listen there only (default: every address)"),
+        "--name": dict(
+            type=_title, default=_machine_name(), metavar="TITLE",
+            help="what the server is called, for those who look for one (default: %(default)s)"),
+        "--no-discovery": dict(
+            action="store_true",
+            help="do not answer those who look for a server without knowing its address"),
+        "--dns-name": dict(
+            action="append", default=[], metavar="NAME",
+            help="a name by which browsers may come, besides the machine's own; more than once for "
+                 "several"),
+        "--host-name": dict(
+            type=_host_title, metavar="NAME",
+            help="the name under which the host speaks; nobody else may have it or one like it "
+                 "(default: Server)"),
+        "--motd": dict(metavar="FILE",
+                       help="message of the day, pinned above the talk of everybody"),
+        "--log": dict(metavar="FILE",
+                      help="append what is said to FILE (- is stdout); private messages are not"),
+        **_HISTORY_OPTIONS,
+        **_LIMIT_OPTIONS,
+        **_FILE_OPTIONS,
+        "--no-web": dict(
+            action="store_true",
+            help="nothing for browsers, and no files, even where chat_web.py is there"),
+        **_ENCRYPTION_OPTIONS,
+        "-v --verbose": dict(action="store_true", help="log more"),
+        "--version": dict(action="version", version=f"Roger {chatproto.__version__}")}
+
+
+# Of what is kept.
+_HISTORY_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--history": dict(
+        metavar="FILE",
         help="keep everything in this SQLite file, private messages too: an ACK then means that "
-             "a message is on disk, and all goes on after a restart or a crash")
-    add("--history-sync", choices=("full", "normal"), default="full",
+             "a message is on disk, and all goes on after a restart or a crash"),
+    "--history-sync": dict(
+        choices=("full", "normal"), default="full",
         help="normal: faster on a slow disk, but a power cut may take the last acknowledged "
-             "messages (a crash of the server alone does not); default full")
-    add("--keep", type=_positive(float), metavar="DAYS",
-        help="delete from the history what is older")
-    add("--keep-messages", type=_positive(int), metavar="N",
-        help="and all but the newest N messages")
-    add("--export", nargs=2, metavar=("OUT", "FILE"),
+             "messages (a crash of the server alone does not); default full"),
+    "--keep": dict(type=_positive(float), default=math.inf, metavar="DAYS",
+                   help="delete from the history what is older"),
+    "--keep-messages": dict(type=_positive(int), default=math.inf, metavar="N",
+                            help="and all but the newest N messages"),
+    "--export": dict(
+        nargs=2, metavar=("OUT", "FILE"),
         help="write what was said in public, from the history FILE of a server that does not run, "
-             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")
-
-
-def _add_files(add: Callable[..., Any]) -> None:
-    """The options of the files that members hand out."""
-    add("--files", metavar="FOLDER",
+             "to OUT: text when it ends in .txt, else JSON lines; - is stdout")}
+# Of the limits.
+_LIMIT_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--grace": dict(
+        type=_positive(float), default=DEFAULT.grace, metavar="SECONDS",
+        help="how long a lost member stays in the room (default %(default)g)"),
+    "--rate": dict(
+        type=_positive(float), default=DEFAULT.rate, metavar="N",
+        help="messages a second and member, after a burst of 5 N; what is faster is slowed "
+             "down and not lost, 0 is no limit (default %(default)g)"),
+    "--max-members": dict(type=_positive(int), default=DEFAULT.max_members, metavar="N",
+                          help="default %(default)d"),
+    "--max-per-address": dict(
+        type=_positive(int), default=DEFAULT.max_per_address, metavar="N",
+        help="connections from one address; this machine is exempt (default %(default)d)")}
+# Of the files that members hand out.
+_FILE_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--files": dict(
+        metavar="FOLDER",
         help="keep the files that members hand out in FOLDER, where only what the server made "
              "itself is touched (default: with --history the folder FILE.files, else one that is "
-             "deleted at the end)")
-    add("--max-file", type=_positive(float), default=100, metavar="MB",
-        help="the largest file (default %(default)g)")
-    add("--max-files", type=_positive(float), default=1000, metavar="MB",
-        help="all of them together (default %(default)g)")
-    add("--no-files", action="store_true", help="no files")
-
-
-def _add_encryption(add: Callable[..., Any]) -> None:
-    """The options of TLS and the password."""
-    add("--tls", action="store_true",
+             "deleted at the end)"),
+    "--max-file": dict(type=_positive(float), default=100, metavar="MB",
+                       help="the largest file (default %(default)g)"),
+    "--max-files": dict(type=_positive(float), default=1000, metavar="MB",
+                        help="all of them together (default %(default)g)"),
+    "--no-files": dict(action="store_true", help="no files")}
+# Of TLS and the password.
+_ENCRYPTION_OPTIONS: "dict[str, dict[str, Any]]" = {
+    "--tls": dict(
+        action="store_true",
         help="encrypt everything, for browsers as well, and take nothing in the clear; the "
-             "certificate is made here where none is given, and kept")
-    add("--cert", metavar="FILE", help="use this certificate (PEM); switches --tls on")
-    add("--key", metavar="FILE", help="and its key, where that is not in the same file")
-    add("--password", action="store_true",
-        help="let in only who knows the password that is asked for now; switches --tls on")
-    add("--password-file", metavar="FILE",
-        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")
+             "certificate is made here where none is given, and kept"),
+    "--cert": dict(metavar="FILE", help="use this certificate (PEM); switches --tls on"),
+    "--key": dict(metavar="FILE", help="and its key, where that is not in the same file"),
+    "--password": dict(
+        action="store_true",
+        help="let in only who knows the password that is asked for now; switches --tls on"),
+    "--password-file": dict(
+        metavar="FILE",
+        help="the same, but it stands in FILE (or else in the environment's ROGER_PASSWORD)")}
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Settings()
     parser = _Parser(
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
         a name {chatproto.MAX_NAME}; the last {LOG_FRAMES} frames or {LOG_BYTES >> 20} MiB are kept
         for those who come back: who reads so slowly that it falls behind them is dropped.""")
-    add = parser.add_argument
-    add("port", nargs="?", type=_port, default=PORT, metavar="PORT",
-        help=f"default {PORT}; 0 takes a free one")
-    add("--bind", default="", metavar="ADDR", help="listen there only (default: every address)")
-    add("--name", type=_title, default=_machine_name(), metavar="TITLE",
-        help="what the server is called, for those who look for one (default: %(default)s)")
-    add("--no-discovery", action="store_true",
-        help="do not answer those who look for a server without knowing its address")
-    add("--dns-name", action="append", default=[], metavar="NAME",
-        help="a name by which browsers may come, besides the machine's own; more than once for "
-             "several")
-    add("--host-name", type=_host_title, metavar="NAME",
-        help="the name under which the host speaks; nobody else may have it or one like it "
-             "(default: Server)")
-    add("--motd", metavar="FILE", help="message of the day, pinned above the talk of everybody")
-    add("--log", metavar="FILE",
-        help="append what is said to FILE (- is stdout); private messages are not")
-    _add_history(add)
-    add("--grace", type=_positive(float), default=default.grace, metavar="SECONDS",
-        help="how long a lost member stays in the room (default %(default)g)")
-    add("--rate", type=_positive(float), default=default.rate, metavar="N",
-        help="messages a second and member, after a burst of 5 N; what is faster is slowed down "
-             "and not lost, 0 is no limit (default %(default)g)")
-    add("--max-members", type=_positive(int), default=default.max_members, metavar="N",
-        help="default %(default)d")
-    add("--max-per-address", type=_positive(int), default=default.max_per_address, metavar="N",
-        help="connections from one address; this machine is exempt (default %(default)d)")
-    _add_files(add)
-    add("--no-web", action="store_true",
-        help="nothing for browsers, and no files, even where chat_web.py is there")
-    _add_encryption(add)
-    add("-v", "--verbose", action="store_true", help="log more")
-    add("--version", action="version", version=f"Roger {chatproto.__version__}")
+    parser.add_argument("port", nargs="?", type=_port, default=PORT, metavar="PORT",
+                        help=f"default {PORT}; 0 takes a free one")
+    for names, option in _options().items():
+        parser.add_argument(*names.split(), **option)
     return parser
 
 
@@ -5269,8 +5108,8 @@ def _machine_name() -> str:
 def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    keeps = (arguments.keep, arguments.keep_messages) != (None, None)
-    if keeps and arguments.history is None:
+    keeps_all = arguments.keep == arguments.keep_messages == math.inf
+    if arguments.history is None and not keeps_all:
         parser.error("--keep and --keep-messages need --history FILE")
     if arguments.key and not arguments.cert:
         parser.error("--key needs --cert FILE")
@@ -5283,10 +5122,8 @@ def _open_history(arguments: argparse.Namespace) -> Optional[HistoryFile]:
     """The history file that the command line asks for. Raises HistoryError."""
     if arguments.history is None:
         return None
-    seconds = math.inf if arguments.keep is None else arguments.keep * 86_400
-    messages = math.inf if arguments.keep_messages is None else arguments.keep_messages
-    path = os.path.abspath(arguments.history)
-    return HistoryFile(path, arguments.history_sync, seconds, messages)
+    return HistoryFile(os.path.abspath(arguments.history), arguments.history_sync,
+                       arguments.keep * 86_400, arguments.keep_messages)
 
 
 def _identity(arguments: argparse.Namespace, password: Optional[str]) -> Optional[Identity]:
@@ -5331,10 +5168,8 @@ def _nobody_reads(error: Exception) -> bool:
 
 def complain(what: str) -> None:
     """One line on stderr, where there is one."""
-    try:
+    with contextlib.suppress(OSError):
         print(f"chat_server: {what}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
 def _load_web(console: Console, server: ChatServer, invitation: Invitation,
@@ -5374,16 +5209,16 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     store = chat_web.FileStore(arguments.files or beside, int(arguments.max_file * MEGABYTE),
                                int(arguments.max_files * MEGABYTE), history is not None)
     ask, room = server.ask, server.room
-    room.keep_files(store, history)
+    room.handouts.open(store, history)
 
     def finish(file: Any) -> None:
-        ask(room.finish_upload, file)
+        ask(room.handouts.finish, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.store = store
     server.web.clerk = chat_web.Clerk(
-        start=functools.partial(ask, room.start_upload), finish=finish,
-        give_up=functools.partial(ask, room.give_up_upload), address=lambda: invitation.url)
+        start=functools.partial(ask, room.handouts.start), finish=finish,
+        give_up=functools.partial(ask, room.handouts.give_up), address=lambda: invitation.url)
 
 
 def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> "dict[str, Any]":
@@ -5391,9 +5226,10 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     the sequencer only hands over what there is."""
     people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
                                              host.handed_out()))
-    rules, said = host.rules, map(json.loads, talk)
+    rules, said = host.house.rules, map(json.loads, talk)
     return {
-        "people": people, "motd": host.motd or "", "name": invitation.name, "url": invitation.url,
+        "people": people, "motd": host.house.motd or "", "name": invitation.name,
+        "url": invitation.url,
         "key": invitation.key, "digits": invitation.digits,
         "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
                   "host": rules.host, "files": rules.files},
@@ -5457,12 +5293,12 @@ def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     return handler
 
 
-def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[str]",
+def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Orders[str]",
           hangs_up: bool) -> None:
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
     advise_at = time.monotonic() + FIREWALL_AFTER
-    if _is_loopback(str(server.server_address[0])):
+    if _is_loopback(server.bound):
         advise_at = math.inf
     order = ""
     try:
@@ -5556,7 +5392,7 @@ def _tune_interpreter() -> None:
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,
-           stop: Callable[[], None]) -> "tuple[Door, Console, ChatLog, Invitation]":
+           stop: Callable[[], None]) -> "tuple[ChatServer, Console, ChatLog, Invitation]":
     """Everything but the threads of the server.
 
     Raises OSError, UnicodeError for an address that cannot be one, ProtocolError for a message of
@@ -5569,7 +5405,8 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
-        server = Door(arguments.bind, arguments.port, settings, chat_log.write, history, identity)
+        server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history,
+                            identity)
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.

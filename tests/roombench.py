@@ -185,7 +185,7 @@ class BenchMember:
         self.seen = self.last_id = 0
         self.wire = Wire(self)
         self.connection = (kind or chat_server.Connection)(
-            self.wire, ADDRESS, bench.room, bench.post, bench.alarm, 0)
+            self.wire, ADDRESS, bench.room, 0)
         bench.members.append(self)
 
     is_over = property(lambda self: self.wire.finished or self.wire.was_cut)

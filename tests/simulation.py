@@ -232,8 +232,8 @@ class History:
         all."""
         if client.gone:
             return
-        owned = client.session._session and self.server.room._members.owned(client.session._session)
-        if owned and self.server.room._house.holds.find(("boot", "ban"), [f"#{owned.number}"]):
+        owned = client.session._session and self.server.room.members.owned(client.session._session)
+        if owned and self.server.room.house.holds.find(("boot", "ban"), [f"#{owned.number}"]):
             self.wrong(f"{client.name} does not know that it was booted")
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")

@@ -194,7 +194,7 @@ class Link:
             connection, self.connection = self.connection, None
             self.cut = True
             connection.manager.close()
-            connection._post(connection._room.lost, connection, "lost")
+            connection._room.post(connection._room.lost, connection, "lost")
             self.world.after(0, lambda: self.client.lost(self, "end"))
 
 
@@ -290,8 +290,7 @@ class Server:
         self.links.append(link)
         self.addresses += 1
         return self.world.modules.chat_server.Connection(
-            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, self.post, self.alarm,
-            0)
+            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, 0)
 
     def post(self, method, *arguments):
         if not self.inbox:
@@ -386,12 +385,12 @@ class Deeds:
 
     def look(self):
         """Whoever is kept out is not here, and stays so; whoever is muted stays so."""
-        holds = self.room._house.holds
+        holds = self.room.house.holds
         for kinds, number in self.held:
             if not holds.find(kinds, [f"#{number}"]):
                 self.faults.append(f"session {number} is free again of {kinds}")
         kept_out = {number for kinds, number in self.held if "ban" in kinds}
-        for session in self.room._members if not self.room.is_held else ():
+        for session in self.room.members if not self.room.is_held else ():
             if session.number in kept_out:
                 self.faults.append(f"session {session.number} was put out, and is here")
 
@@ -444,7 +443,7 @@ class Deeds:
     def _session(self, client):
         """Its session, while it is here."""
         secret = client.session._session
-        session = self.room._members.owned(secret) if secret else None
+        session = self.room.members.owned(secret) if secret else None
         return session if session is not None and session.present else None
 
 

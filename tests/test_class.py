@@ -174,12 +174,12 @@ def test_what_cannot_be(order, error, words):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.say("hello")
     bob.take()
-    before = bench.room._house.to_json(), bench.last, bench.host("users")
+    before = bench.room.house.to_json(), bench.last, bench.host("users")
     with pytest.raises(Exception) as raised:
         bench.host(*order)
     assert words in str(raised.value)
     assert isinstance(raised.value, error) or type(raised.value).__name__ == "ProtocolError"
-    assert (bench.room._house.to_json(), bench.last, bench.host("users")) == before
+    assert (bench.room.house.to_json(), bench.last, bench.host("users")) == before
     assert bob.take() == []
 
 

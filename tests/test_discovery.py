@@ -147,7 +147,7 @@ def test_answer_of_another_version():
 @pytest.fixture
 def responder():
     """A server on loopback that answers, and how to close it."""
-    server = chat_server.Door("127.0.0.1", 0)
+    server = chat_server.ChatServer("127.0.0.1", 0)
     server.start()
     responders = [chat_server.Responder(server, "Lab 3")]
     yield server

@@ -512,7 +512,7 @@ def test_firewall_line(visited, told, caplog, monkeypatch):
     monkeypatch.setattr(chat_server, "FIREWALL_AFTER", 0)
     monkeypatch.setattr(chat_server, "_next_order",
                         lambda orders, given=iter(["", chat_server.STOP]): next(given))
-    server = chat_server.Door("", 0)
+    server = chat_server.ChatServer("", 0)
     server.start()
     server.visited = visited
     caplog.set_level("INFO", "roger")
@@ -537,7 +537,7 @@ def test_visitors_come_from_elsewhere(monkeypatch, address, visited):
     """This machine itself is no visitor, by whichever address it comes."""
     own = [chatproto.Address("192.168.1.20", "eth0", 2, chatproto.WIRE)]
     monkeypatch.setattr(chatproto, "own_addresses", lambda: own)
-    server = chat_server.Door("127.0.0.1", 0)
+    server = chat_server.ChatServer("127.0.0.1", 0)
     assert server.verify_request(None, (address, 5)) and server.visited == visited
     server.server_close()
 

@@ -328,7 +328,7 @@ def test_damage_to_what_is_kept_besides_is_told_once(filled, caplog):
     """What held in the room, and each file: what is damaged is forgotten and told, and the rest is
     there."""
     file = HistoryFile(filled)
-    file.save(12, [], [], [], house="{}", files={"a": "1", "b": "2"})
+    file.save(12, [], [], [], kept={"house": "{}", "file:a": "1", "file:b": "2"})
     file.close()
     with raw(filled) as connection:
         connection.execute("UPDATE kept SET value = value || ' ' WHERE key IN ('house', 'file:a')")
