@@ -6,15 +6,17 @@ promise of delivery.
     python tests/simulation.py --seed 4711 -v   one again, with what happens in it
 
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run here; only the
-network, the clock and the threads are replaced. From its number a seed makes the people, what they
-say, and the faults: bytes in pieces and late, connections cut at any byte or gone silent, ACKs
-dropped, frames doubled, readers that stall, small windows and queues, clients and servers that
-restart, people who are booted, banned or muted, messages that the host takes back, people who come
-late, or with a made-up session. Half of the servers have a history file (in memory: what is
-committed survives): they are killed at any write and any commit, and go on; commits fail for a
-while. Then the faults end, everybody says a last word, and History.check() looks at what was
-promised. `load(faults)` puts deliberate faults into the code, to prove the checker. (simworld.py:
-the world, with the network, the server and the people in it.) """
+network, the clock and the threads are replaced. A tenth of the seeds is encrypted: there the real
+SecureSocket stands on both sides, and what is cut are its records and handshakes. From its number a
+seed makes the people, what they say, and the faults: bytes in pieces and late, connections cut at
+any byte or gone silent, ACKs dropped, frames doubled, readers that stall, small windows and queues,
+clients and servers that restart, people who are booted, banned or muted, messages that the host
+takes back, people who come late, or with a made-up session. Half of the servers have a history file
+(in memory: what is committed survives): they are killed at any write and any commit, and go on;
+commits fail for a while. Then the faults end, everybody says a last word, and History.check() looks
+at what was promised. `load(faults)` puts deliberate faults into the code, to prove the checker.
+(simworld.py: the world, with the server and the people in it; simnet.py: the network.)
+"""
 
 import argparse
 import concurrent.futures
@@ -27,7 +29,8 @@ import sys
 import time
 import types
 
-from simworld import GRACE, REMOVED, Client, Link, Server, World
+import simnet
+from simworld import GRACE, REMOVED, Client, Server, World
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 # Seconds in which there are faults.
@@ -66,6 +69,7 @@ def load(faults=()):
                 sys.modules[name] = module
             else:
                 sys.modules.pop(name, None)
+    modules["chatproto"].wait_for = simnet.wait_for
     return types.SimpleNamespace(**modules)
 
 
@@ -334,11 +338,9 @@ def play(world, server, history):
                     lambda: enter(f"{client.name}{len(history.clients)}"))
 
     def impostor():
-        link = Link(world, _Impostor(world, history), server)
+        link = simnet.Link(world, _Impostor(world, history), server)
         link.left = None
-        link.client.link = link
-        link.to_server.send(world.modules.chatproto.Join("mallory", session="made-up", seen=0,
-                                                         epoch=server.room.journal.epoch).encode())
+        link.open()
 
     for name in names:
         world.after(rng.uniform(0, 3), lambda name=name: enter(name))
@@ -395,6 +397,11 @@ class _Impostor:
         self.world = world
         self.history = history
         self.silent_since = None
+
+    def opened(self, link):
+        epoch = self.history.server.room.journal.epoch
+        link.to_server.say(self.world.modules.chatproto.Join("mallory", session="made-up", seen=0,
+                                                             epoch=epoch).encode())
 
     def hear(self, link, data):
         if b'"resumed":true' in data:

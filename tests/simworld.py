@@ -1,7 +1,7 @@
-"""The world of simulation.py: the clock, the network and its faults, the server's restarts, people.
+"""The world of simulation.py: the clock, the server and its restarts, the host, people.
 
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run in it; only sockets,
-time, threads and the disk are replaced.
+time, threads and the disk are replaced. (simnet.py: the network.)
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import queue
 import random
 import re
 import sqlite3
+
+from simnet import Link, ServerWire
 
 # Seconds, of the simulated server.
 GRACE = 10.0
@@ -26,6 +28,8 @@ class World:
 
     def __init__(self, seed, modules, verbose=False):
         self.random = random.Random(seed)
+        # The version of TLS, in a tenth of the seeds.
+        self.tls = self.random.choice(["TLSv1_2", "TLSv1_3"]) if seed % 10 == 2 else None
         self.now = 1000.0
         self.modules = modules
         self.verbose = verbose
@@ -65,163 +69,6 @@ class World:
             print(f"{self.now - 1000:8.3f}", *what)
 
 
-class Pipe:
-    """One direction of a connection: bytes arrive in order, in pieces, late; and not all of them
-    when it is cut."""
-
-    def __init__(self, world, link, deliver, end):
-        self.world = world
-        self.link = link
-        self.deliver = deliver              # gets the bytes
-        # Is told the end.
-        self.end = end
-        # Nothing overtakes what is on its way.
-        self.busy_until = 0.0
-        # The reader does not read before.
-        self.stalled_until = 0.0
-        # Arrived, while the reader stalls.
-        self.unread = b""
-        self.shut = False
-
-    def send(self, data):
-        if self.shut or self.link.cut or self.link.dying:
-            return
-        if self.world.troubled:
-            data = self.meddle(data)
-        if not self.link.spend(len(data)):
-            data = data[:self.world.random.randrange(len(data) + 1)]
-            # Nothing follows what was cut off.
-            self.link.dying = True
-            self.world.after(self.world.random.uniform(0, 0.3), self.link.break_off)
-        cuts = 0 if self.world.random.random() < 0.7 else self.world.random.randint(1, 3)
-        places = sorted(self.world.random.randrange(len(data) + 1) for _ in range(cuts))
-        for start, stop in zip([0, *places], [*places, len(data)]):
-            if start < stop:
-                self.pass_on(data[start:stop])
-
-    def meddle(self, data):
-        """Drop ACKs, double frames: what lost ACKs and retries come to."""
-        lines = []
-        for line in data.splitlines(keepends=True):
-            if line.startswith(b'{"type":"ack"') and self.world.random.random() < 0.1:
-                continue
-            lines.append(line)
-            if b'"id":' in line[:40] and self.world.random.random() < 0.05:
-                lines.append(line)
-        return b"".join(lines)
-
-    def pass_on(self, data):
-        delay = self.world.random.expovariate(50) if not self.world.chance(
-            0.02) else self.world.random.uniform(0, 3)
-        self.busy_until = max(self.world.now + delay, self.busy_until)
-        self.world.at(self.busy_until, lambda: self.arrive(data))
-
-    def arrive(self, data=b""):
-        self.unread += data
-        if self.stalled_until > self.world.now:
-            self.world.at(self.stalled_until, self.arrive)
-        elif not self.link.cut and not self.link.silent and self.unread:
-            data, self.unread = self.unread, b""
-            self.deliver(data)
-
-    def finish(self):
-        """The sender's half is over, after what it sent."""
-        if not self.shut and not self.link.silent:
-            self.shut = True
-            self.busy_until = max(self.world.now, self.busy_until, self.stalled_until)
-            self.world.at(self.busy_until, self.end)
-
-
-class Link:
-    """A connection between a client and the server, with its fate."""
-
-    def __init__(self, world, client, server):
-        self.world = world
-        self.client = client
-        self.cut = self.silent = self.dying = False
-        # Bytes that it lives for, in both directions together; half of them in trouble live for
-        # good.
-        self.left = world.random.randrange(4000) if world.chance(0.5) else None
-        self.connection = server.accept(self)
-        self.to_client = Pipe(world, self, lambda data: client.hear(self, data),
-                              lambda: client.lost(self, "end"))
-        self.to_server = Pipe(world, self, self.server_hears, self.server_lost)
-        if world.chance(0.1):
-            world.after(world.random.uniform(0, 20), self.fall_silent)
-        if world.chance(0.2):
-            stall = world.random.choice([0.5, 3.0, 12.0])
-            world.after(world.random.uniform(0, 20), lambda: self.stall(stall))
-
-    def stall(self, seconds):
-        self.to_client.stalled_until = self.world.now + seconds
-
-    def fall_silent(self):
-        """Nothing arrives any more, and nobody is told."""
-        if not self.cut and self.world.troubled:
-            self.world.tell(self.client.name, "silent connection")
-            self.silent = True
-            self.client.silent_since = self.world.now
-
-    def spend(self, count):
-        if self.left is None or not self.world.troubled:
-            return True
-        self.left -= count
-        return self.left >= 0
-
-    def break_off(self):
-        """The cable is out; both sides are told."""
-        if not self.cut:
-            self.cut = True
-            self.world.tell(self.client.name, "connection cut")
-            self.client.lost(self, "cut")
-            self.server_lost()
-
-    def server_hears(self, data):
-        self.connection.received(data)
-        self.release()
-
-    def release(self):
-        """Hand over what was received; later, where the room is held."""
-        if self.connection is not None:
-            wait = self.connection.release()
-            if wait:
-                self.world.after(wait, self.release)
-            elif self.connection is not None and self.connection.has_more:
-                self.server_hears(b"")
-
-    def server_lost(self):
-        if self.connection is not None:
-            connection, self.connection = self.connection, None
-            self.cut = True
-            connection.manager.close()
-            connection._post(connection._room.lost, connection, "lost")
-            self.world.after(0, lambda: self.client.lost(self, "end"))
-
-
-class ServerWire:
-    """What the server's Connection writes to, in the place of a MessageSocket."""
-
-    def __init__(self, link, server):
-        self.link = link
-        self.server = server
-
-    def write(self, data):
-        self.server.watch(data)
-        self.server.risk(0.001)
-        self.link.to_client.send(data)
-
-    def finish(self):
-        self.link.to_client.finish()
-
-    def hung_up(self):
-        return False
-
-    def cut(self):
-        if not self.link.silent:
-            self.link.to_client.finish()
-        self.link.server_lost()
-
-
 class Server:
     """The sequencer's loop over the real Room, and its restarts."""
 
@@ -247,6 +94,8 @@ class Server:
         server = self.world.modules.chat_server
         self.inbox = []
         self.links = []
+        # Else it would be chance whether the alarm still finds those that are over.
+        self.connections = []
         self.alarm = _AlarmOf(self)
         history = None if self.disk is None else self.file_class()(":memory:")
         self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0),
@@ -287,11 +136,11 @@ class Server:
 
     def accept(self, link):
         """Nobody shares an address: a boot keeps its address out, and would hit a bystander."""
-        self.links.append(link)
         self.addresses += 1
-        return self.world.modules.chat_server.Connection(
+        self.connections.append(self.world.modules.chat_server.Connection(
             ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, self.post, self.alarm,
-            0)
+            0))
+        return self.connections[-1]
 
     def post(self, method, *arguments):
         if not self.inbox:
@@ -505,9 +354,14 @@ class Client:
     def connect(self):
         if not self.gone and self.link is None:
             self.link = link = Link(self.world, self, self.server)
-            self.session.opened(link.to_server.send)
+            link.open()
             self.world.after(10, lambda: None if self.session.joined
                              else self.lost(link, "no welcome"))
+
+    def opened(self, link):
+        """The connection is there: come in."""
+        if link is self.link:
+            self.session.opened(link.to_server.say)
 
     def hear(self, link, data):
         if link is not self.link or self.gone:
@@ -517,7 +371,7 @@ class Client:
             self.session.received(data)
         except client.JoinRefused as refused:
             if refused.error.suggestion:
-                self.session.opened(link.to_server.send, refused.error.suggestion)
+                self.session.opened(link.to_server.say, refused.error.suggestion)
             elif self.put_out and refused.error.code == "banned":
                 self.restart()
             else:
