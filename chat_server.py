@@ -2300,6 +2300,13 @@ class Delivery:
         for link in idle:
             link.manager.ping(id, frame)
 
+    def catch_up(self) -> None:
+        """Have all readers step over what was private to others before some of that is deleted:
+        else who heard nothing since would count as one who missed it."""
+        for session in self._members:
+            if session.link is not None and session.link.manager.sent < self._journal.log.end:
+                session.link.manager.catch_up()
+
     def shorten(self) -> "list[Connection]":
         """Where the log in memory has reached a bound its oldest tenth goes; return the slow
         readers whose place is there, when there is no file to feed them from."""
@@ -3050,6 +3057,7 @@ class Room:
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
+        self._delivery.catch_up()
         later = TRIM_EVERY if self.journal.delete_old() else TRIM_LATER
         self._alarm.at(self._alarm.clock() + later, lambda: self._post(self.trim))
 
