@@ -227,7 +227,7 @@ def wait_for(sock, seconds, writable=False):
 
 class Socket:
     """What a MessageSocket has for a socket: `came` is what it may read, `send` takes what it
-    writes."""
+    writes, and may return how much of it."""
 
     def __init__(self, send, finish=lambda: None):
         self.came = b""
@@ -237,7 +237,8 @@ class Socket:
 
     def send(self, data, flags=0):
         """As of a socket that does not block, and may not take all of it."""
-        return self._send(data)
+        taken = self._send(data)
+        return len(data) if taken is None else taken
 
     def recv(self, size, flags=0):
         self.is_ready(BlockingIOError if flags else NothingYet)

@@ -1,16 +1,19 @@
 """The world of simulation.py: the clock, the server and its restarts, the host, people.
 
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run in it; only sockets,
-time, threads and the disk are replaced. (simnet.py: the network.)
+time, threads and the disk are replaced. (simfiles.py: files; simnet.py: the
+network.)
 """
 
 import dataclasses
 import heapq
+import math
 import queue
 import random
 import re
 import sqlite3
 
+from simfiles import Shelf
 from simnet import Link, ServerWire
 
 # Seconds, of the simulated server.
@@ -34,9 +37,11 @@ class World:
         self.modules = modules
         self.verbose = verbose
         self.troubled = True
+        # In a quarter of the seeds.
+        self.has_files = seed % 4 == 2
         # What to do when the server is killed.
         self.crash = None
-        # The log is short, and there is no file.
+        # The log is short and there is no history file, or that keeps not all.
         self.may_miss = False
         self._todo = []
         self._count = 0
@@ -58,7 +63,8 @@ class World:
                 action()
             except Killed:
                 self.crash()
-        self.now = until
+        # An event may have let the world go on for longer than that.
+        self.now = max(self.now, until)
 
     def chance(self, probability):
         """True with that probability, while there is trouble."""
@@ -88,6 +94,13 @@ class Server:
         if world.random.random() < 0.5:
             self.disk = sqlite3.connect(":memory:", isolation_level=None)
             self.kills = world.random.choice([0, 1, 1, 4])
+        # Messages that --keep-messages leaves in the history file.
+        self.keep = math.inf
+        self.shelf = None
+        if world.has_files:
+            self.shelf = Shelf(self)
+            if self.disk is not None and world.random.random() < 0.3:
+                self.keep, world.may_miss = world.random.choice([5, 20]), True
         self.start()
 
     def start(self):
@@ -97,14 +110,22 @@ class Server:
         # Else it would be chance whether the alarm still finds those that are over.
         self.connections = []
         self.alarm = _AlarmOf(self)
-        history = None if self.disk is None else self.file_class()(":memory:")
+        history = None if self.disk is None else self.file_class()(":memory:",
+                                                                   keep_messages=self.keep)
         self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0),
                                 lambda: self.world.now,
                                 history=history)
+        if self.shelf is not None:
+            self.shelf.begin(self.room, history)
         self.deeds.begin(self.room)
         epoch = self.room.journal.epoch
         if epoch not in self.epochs:
             self.epochs.append(epoch)
+
+    @property
+    def forgotten(self):
+        """The newest id that --keep-messages deleted."""
+        return self.room.journal.forgotten if self.disk is not None else 0
 
     def file_class(self):
         """The history file on our disk, and what can happen to it."""
@@ -121,7 +142,9 @@ class Server:
                 if server.world.now < server.full_until and server.world.troubled:
                     if server.world.random.random() < 0.1:
                         # On disk, and nobody knows.
+                        before = self.last, self._messages
                         super().save(*arguments)
+                        self.last, self._messages = before
                     raise HistoryError("the disk is full")
                 took = super().save(*arguments)
                 server.risk(0.02)
@@ -150,6 +173,25 @@ class Server:
         if owner is self.room or not isinstance(owner, type(self.room)):
             self.inbox.append((method, arguments))
 
+    def ask(self, method, *arguments):
+        """Have an event at once, behind those that wait, and return its result; for the thread of a
+        request, which waits for that."""
+        answer = []
+
+        def event():
+            try:
+                answer.append((method(*arguments), None))
+            except Exception as error:
+                answer.append((None, error))
+        self.inbox.append((event, ()))
+        self.sequence()
+        if not answer:
+            raise TimeoutError("the room does not answer")
+        result, error = answer[0]
+        if error is not None:
+            raise error
+        return result
+
     def sequence(self):
         self.room.flush()
         if self.room.is_held:
@@ -170,12 +212,19 @@ class Server:
         """kill -9: without a history all is forgotten; whoever was connected is told."""
         self.world.tell("the server restarts")
         self.deeds.killed()
+        if self.shelf is not None:
+            self.shelf.killed()
         self.inbox = []
         old = self.links
         self.start()
         for link in old:
             link.connection = None
             link.break_off()
+
+    def close(self):
+        """The seed is over."""
+        if self.shelf is not None:
+            self.shelf.close()
 
 
 class Deeds:
@@ -189,8 +238,8 @@ class Deeds:
         self.faults = []
         # Done, and not committed yet: the lists below get them.
         self._pending = []
-        # (epoch, id) -> text, of all messages that were taken back, committed or not.
-        self.texts = {}
+        # (epoch, id) -> chat, of all messages that were taken back, committed or not.
+        self.was = {}
         # Committed: (epoch, id) of messages, ("ban" or "mute", number of the session).
         self.removed = []
         self.held = []
@@ -229,9 +278,14 @@ class Deeds:
     def watch(self, data):
         epoch = self.room.journal.epoch
         for of, id in self.removed:
-            text = self.texts[of, id]
+            text = self.was[of, id].text
             if of == epoch and f'"text":"{text}"'.encode() in data:
                 self.faults.append(f"{text} was taken back, and somebody is sent it")
+
+    def whole(self, epoch, chat):
+        """A chat with what it said, where the host took that back."""
+        was = self.was.get((epoch, chat.id), chat)
+        return dataclasses.replace(chat, text=was.text, file=was.file)
 
     def look(self):
         """Whoever is kept out is not here, and stays so; whoever is muted stays so."""
@@ -257,8 +311,10 @@ class Deeds:
             self.room.host.remove(id)
         except (LookupError, self.world.modules.chat_server.HistoryError):
             return
+        if chat.file:
+            self.server.risk(0.2)
         place = self.room.journal.epoch, id
-        self.texts[place] = chat.text
+        self.was[place] = chat
         self.world.tell("the host takes back", id, chat.text)
         self._pending.append((self.removed, place))
 
@@ -437,26 +493,30 @@ class Client:
     def on_message(self, message):
         self.heard.append((self.epoch, self.whole(message)))
         self.world.tell(self.name, "hears", message)
+        if self.server.shelf is not None:
+            self.server.shelf.heard(self, self.epoch, message)
 
     def whole(self, message):
         """With its text, where the host took it back: so it is the same for all."""
         if getattr(message, "text", None) != REMOVED:
             return message
         self.blanks.add((self.epoch, message.id))
-        text = self.server.deeds.texts.get((self.epoch, message.id), REMOVED)
-        return dataclasses.replace(message, text=text)
+        return self.server.deeds.whole(self.epoch, message)
 
     def on_state(self, said):
         self.states.setdefault(said.id, []).append(said.state)
 
-    def say(self, text, to=None):
-        if not self.gone:
-            try:
-                said = self.session.say(text, to)
-            except queue.Full:
-                return
-            self.said.append((said, self.epoch))
-            self.world.tell(self.name, "says", said.id, text, to)
+    def say(self, text, to=None, file=None):
+        """Say something; None: it waits for too much already."""
+        if self.gone:
+            return None
+        try:
+            said = self.session.say(text, to, file)
+        except queue.Full:
+            return None
+        self.said.append((said, self.epoch))
+        self.world.tell(self.name, "says", said.id, text, to, file or "")
+        return said
 
     def recall(self):
         if not self.gone and self.asked == self.answered:
@@ -483,6 +543,13 @@ class Client:
         """The host does something to it."""
         if not self.gone and self.session.joined:
             self.server.post(deed, self, *arguments)
+
+    def leave(self):
+        """Go on purpose."""
+        if not self.gone and self.session.joined:
+            self.world.tell(self.name, "leaves")
+            self.session.leave()
+            self.gone = True
 
     def restart(self):
         """kill -9 of the client: somebody else comes in its place."""
