@@ -254,6 +254,11 @@ SHOWN_IN = {
     "the client does not look at the epoch": [67], "a commit that failed is forgotten": [11],
     "live before the file is read to its end": [7],
     **dict.fromkeys([fault for fault in FAULTS if fault.startswith("TLS")], [2, 12, 22, 32]),
+    **dict.fromkeys([fault for fault in FAULTS if fault.startswith("files")],
+                    [2, 10, 22, 26, 42, 86, 138, 150]),
+    "files: one is handed out before it is whole": [462, 922],
+    "files: --keep leaves them": [238, 318],
+    "files: one is deleted before that is committed": [574, 834],
 }
 
 
