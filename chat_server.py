@@ -2183,6 +2183,13 @@ class Delivery(Part):
         for link in idle:
             link.manager.ping(id, frame)
 
+    def catch_up(self) -> None:
+        """Have all readers step over what was private to others before some of that is deleted:
+        else who heard nothing since would count as one who missed it."""
+        for session in self.members:
+            if session.link is not None and session.link.manager.sent < self.journal.log.end:
+                session.link.manager.catch_up()
+
     def shorten(self) -> "list[Connection]":
         """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
         whose place is there, when there is no file to feed them from."""
@@ -2930,6 +2937,7 @@ class Room(Part):
     def trim(self) -> None:
         """Delete a few of the oldest entries, as --keep and --keep-messages ask; and again
         later."""
+        self._delivery.catch_up()
         now = self.alarm.clock()
         later = TRIM_EVERY if self.journal.delete_old(now) else TRIM_LATER
         self._later(now + later, self.trim)

@@ -6,19 +6,23 @@ promise of delivery.
     python tests/simulation.py --seed 4711 -v   one again, with what happens in it
 
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run here; only the
-network, the clock and the threads are replaced. From its number a seed makes the people, what they
-say, and the faults: bytes in pieces and late, connections cut at any byte or gone silent, ACKs
-dropped, frames doubled, readers that stall, small windows and queues, clients and servers that
-restart, people who are booted, banned or muted, messages that the host takes back, people who come
-late, or with a made-up session. Half of the servers have a history file (in memory: what is
-committed survives): they are killed at any write and any commit, and go on; commits fail for a
-while. Then the faults end, everybody says a last word, and History.check() looks at what was
-promised. `load(faults)` puts deliberate faults into the code, to prove the checker. (simworld.py:
-the world, with the network, the server and the people in it.) """
+network, the clock and the threads are replaced. A tenth of the seeds is encrypted: there the real
+SecureSocket stands on both sides, and what is cut are its records and handshakes. In a quarter
+people upload files over HTTP connections that break (the real PageRequest and FileStore), hand them
+out, hand out what they may not, and leave in the middle; the host takes some back, and a history
+may keep the last messages only. From its number a seed makes the people, what they say, and the
+faults: bytes in pieces and late, connections cut at any byte or gone silent, ACKs dropped, frames
+doubled, readers that stall, small windows and queues, clients and servers that restart, people who
+are booted, banned or muted, messages that the host takes back, people who come late, or with a
+made-up session. Half of the servers have a history file (in memory: what is committed survives):
+they are killed at any write and any commit, and go on; commits fail for a while. Then the faults
+end, everybody says a last word, and History.check() looks at what was promised. `load(faults)` puts
+deliberate faults into the code, to prove the checker. (simworld.py: the world, with the server and
+the people in it; simfiles.py: the files; simnet.py: the network.)
+"""
 
 import argparse
 import concurrent.futures
-import dataclasses
 import functools
 import logging
 import os
@@ -27,7 +31,8 @@ import sys
 import time
 import types
 
-from simworld import GRACE, REMOVED, Client, Link, Server, World
+import simnet
+from simworld import GRACE, REMOVED, Client, Server, World
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 # Seconds in which there are faults.
@@ -36,16 +41,17 @@ TROUBLE = 40.0
 QUIET = 75.0
 
 
-# Most faults leave two of the three files as they are, and compiling them takes longer than a seed
+MODULES = "chatproto", "chat_server", "chat_client", "chat_web"
+# Most faults leave three of the four files as they are, and compiling them takes longer than a seed
 # or two.
-_compiled = functools.lru_cache(maxsize=4)(functools.partial(compile, mode="exec"))
+_compiled = functools.lru_cache(maxsize=5)(functools.partial(compile, mode="exec"))
 
 
 def load(faults=()):
-    """The three modules, with each (file, old, new) of `faults` put into its source, as a
+    """The four modules, with each (file, old, new) of `faults` put into its source, as a
     namespace."""
     modules = {}
-    before = {name: sys.modules.get(name) for name in ("chatproto", "chat_server", "chat_client")}
+    before = {name: sys.modules.get(name) for name in MODULES}
     try:
         for name in before:
             path = HERE / f"{name}.py"
@@ -66,6 +72,7 @@ def load(faults=()):
                 sys.modules[name] = module
             else:
                 sys.modules.pop(name, None)
+    modules["chatproto"].wait_for = simnet.wait_for
     return types.SimpleNamespace(**modules)
 
 
@@ -102,6 +109,8 @@ class History:
                     places.setdefault(message.text, {}).setdefault(epoch, message.id)
         self.check_recalls(by_place)
         self.check_host(by_place)
+        if self.server.shelf is not None:
+            self.server.shelf.check(self, by_place)
         if self.server.disk is not None:
             self.check_file(by_place)
         for client in self.clients:
@@ -213,18 +222,21 @@ class History:
             if id in removed and chat.text != REMOVED:
                 self.wrong(f"{chat} was taken back, and is in the file")
             if chat.text == REMOVED:
-                text = self.server.deeds.texts.get((self.server.epochs[-1], id), REMOVED)
-                kept[id] = dataclasses.replace(chat, text=text)
+                kept[id] = self.server.deeds.whole(self.server.epochs[-1], chat)
         texts = [chat.text for chat in kept.values()]
+        forgotten = self.server.forgotten
         if len(set(texts)) < len(texts):
             self.wrong(
                 f"in the file twice: {sorted(text for text in texts if texts.count(text) > 1)}")
         for (epoch, id), message in by_place.items():
-            if isinstance(message, proto.Chat) and kept.get(id) != message:
+            if isinstance(message, proto.Chat) and kept.get(id) != message and id > forgotten:
                 self.wrong(f"{message} was heard, and {kept.get(id)} is in the file")
+        places = {message.text: id for (epoch, id), message in by_place.items()
+                  if isinstance(message, proto.Chat)}
         for client in self.clients:
             for said, epoch in client.said:
-                if said.state == self.world.modules.chat_client.THERE and said.text not in texts:
+                if (said.state == self.world.modules.chat_client.THERE and said.text not in texts
+                        and not 0 < places.get(said.text, 1) <= forgotten):
                     self.wrong(f"{said.text} was acknowledged and is not in the file")
 
     def check_state(self, client):
@@ -275,6 +287,7 @@ def simulate(seed, modules, verbose=False):
     proto.WINDOW = world.random.choice([1, 3, 8, 64])
     # Never less than a window, which a client's resume needs in one step.
     proto.STRIDE = world.random.choice([proto.WINDOW, 1024])
+    server = None
     try:
         server = Server(world)
         # Most of the log is in the file alone.
@@ -296,6 +309,8 @@ def simulate(seed, modules, verbose=False):
             raise
         return [f"{type(error).__name__}: {error}"]
     finally:
+        if server is not None:
+            server.close()
         (proto.WINDOW, proto.STRIDE, modules.chat_server.LOG_FRAMES,
          modules.chat_server.FEED_FRAMES,
          modules.chat_server.LOOK_ROWS) = saved
@@ -334,11 +349,9 @@ def play(world, server, history):
                     lambda: enter(f"{client.name}{len(history.clients)}"))
 
     def impostor():
-        link = Link(world, _Impostor(world, history), server)
+        link = simnet.Link(world, _Impostor(world, history), server)
         link.left = None
-        link.client.link = link
-        link.to_server.send(world.modules.chatproto.Join("mallory", session="made-up", seen=0,
-                                                         epoch=server.room.journal.epoch).encode())
+        link.open()
 
     for name in names:
         world.after(rng.uniform(0, 3), lambda name=name: enter(name))
@@ -374,6 +387,8 @@ def play(world, server, history):
             world.at(start + rng.uniform(0, TROUBLE), event)
     for _ in range(rng.choice([0, 0, 1, 10])):
         world.at(start + rng.uniform(0, TROUBLE), remove)
+    if server.shelf is not None:
+        play_files(server, history, start, somebody)
     world.run(start + TROUBLE)
     world.troubled = False
     server.post(server.deeds.unmute)
@@ -386,6 +401,32 @@ def play(world, server, history):
     world.run(world.now + 5)
 
 
+def play_files(server, history, start, somebody):
+    """What people do with files, and what the host does about them."""
+    world, rng, shelf = server.world, server.world.random, server.shelf
+
+    def remove():
+        ids = [message.id for epoch, message in somebody().heard
+               if epoch == server.epochs[-1] and getattr(message, "file", None)]
+        if ids:
+            server.post(server.deeds.remove, rng.choice(ids))
+
+    def go():
+        """In the middle of an upload."""
+        busy = [upload.client for upload in shelf.uploads if not upload.client.gone
+                and not upload.is_over]
+        if busy:
+            client = rng.choice(busy)
+            client.leave() if rng.random() < 0.5 else client.restart()
+
+    for most, event in ((6, lambda: shelf.upload(somebody())), (6, lambda: shelf.lie(somebody())),
+                        (3, remove), (2, go)):
+        for _ in range(rng.randint(0, most)):
+            world.at(start + rng.uniform(0, TROUBLE), event)
+    # When the server sweeps no more: what is held back has to go with its session.
+    world.at(start + TROUBLE + 30, go)
+
+
 class _Impostor:
     """Comes with a session that it made up."""
 
@@ -395,6 +436,11 @@ class _Impostor:
         self.world = world
         self.history = history
         self.silent_since = None
+
+    def opened(self, link):
+        epoch = self.history.server.room.journal.epoch
+        link.to_server.say(self.world.modules.chatproto.Join("mallory", session="made-up", seen=0,
+                                                             epoch=epoch).encode())
 
     def hear(self, link, data):
         if b'"resumed":true' in data:

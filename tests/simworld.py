@@ -1,15 +1,20 @@
-"""The world of simulation.py: the clock, the network and its faults, the server's restarts, people.
+"""The world of simulation.py: the clock, the server and its restarts, the host, people.
 
 The real Room, Connection, ClientSession, MessageManager and FrameDecoder run in it; only sockets,
-time, threads and the disk are replaced.
+time, threads and the disk are replaced. (simfiles.py: files; simnet.py: the
+network.)
 """
 
 import dataclasses
 import heapq
+import math
 import queue
 import random
 import re
 import sqlite3
+
+from simfiles import Shelf
+from simnet import Link, ServerWire
 
 # Seconds, of the simulated server.
 GRACE = 10.0
@@ -26,13 +31,17 @@ class World:
 
     def __init__(self, seed, modules, verbose=False):
         self.random = random.Random(seed)
+        # The version of TLS, in a tenth of the seeds.
+        self.tls = self.random.choice(["TLSv1_2", "TLSv1_3"]) if seed % 10 == 2 else None
         self.now = 1000.0
         self.modules = modules
         self.verbose = verbose
         self.troubled = True
+        # In a quarter of the seeds.
+        self.has_files = seed % 4 == 2
         # What to do when the server is killed.
         self.crash = None
-        # The log is short, and there is no file.
+        # The log is short and there is no history file, or that keeps not all.
         self.may_miss = False
         self._todo = []
         self._count = 0
@@ -54,7 +63,8 @@ class World:
                 action()
             except Killed:
                 self.crash()
-        self.now = until
+        # An event may have let the world go on for longer than that.
+        self.now = max(self.now, until)
 
     def chance(self, probability):
         """True with that probability, while there is trouble."""
@@ -63,163 +73,6 @@ class World:
     def tell(self, *what):
         if self.verbose:
             print(f"{self.now - 1000:8.3f}", *what)
-
-
-class Pipe:
-    """One direction of a connection: bytes arrive in order, in pieces, late; and not all of them
-    when it is cut."""
-
-    def __init__(self, world, link, deliver, end):
-        self.world = world
-        self.link = link
-        self.deliver = deliver              # gets the bytes
-        # Is told the end.
-        self.end = end
-        # Nothing overtakes what is on its way.
-        self.busy_until = 0.0
-        # The reader does not read before.
-        self.stalled_until = 0.0
-        # Arrived, while the reader stalls.
-        self.unread = b""
-        self.shut = False
-
-    def send(self, data):
-        if self.shut or self.link.cut or self.link.dying:
-            return
-        if self.world.troubled:
-            data = self.meddle(data)
-        if not self.link.spend(len(data)):
-            data = data[:self.world.random.randrange(len(data) + 1)]
-            # Nothing follows what was cut off.
-            self.link.dying = True
-            self.world.after(self.world.random.uniform(0, 0.3), self.link.break_off)
-        cuts = 0 if self.world.random.random() < 0.7 else self.world.random.randint(1, 3)
-        places = sorted(self.world.random.randrange(len(data) + 1) for _ in range(cuts))
-        for start, stop in zip([0, *places], [*places, len(data)]):
-            if start < stop:
-                self.pass_on(data[start:stop])
-
-    def meddle(self, data):
-        """Drop ACKs, double frames: what lost ACKs and retries come to."""
-        lines = []
-        for line in data.splitlines(keepends=True):
-            if line.startswith(b'{"type":"ack"') and self.world.random.random() < 0.1:
-                continue
-            lines.append(line)
-            if b'"id":' in line[:40] and self.world.random.random() < 0.05:
-                lines.append(line)
-        return b"".join(lines)
-
-    def pass_on(self, data):
-        delay = self.world.random.expovariate(50) if not self.world.chance(
-            0.02) else self.world.random.uniform(0, 3)
-        self.busy_until = max(self.world.now + delay, self.busy_until)
-        self.world.at(self.busy_until, lambda: self.arrive(data))
-
-    def arrive(self, data=b""):
-        self.unread += data
-        if self.stalled_until > self.world.now:
-            self.world.at(self.stalled_until, self.arrive)
-        elif not self.link.cut and not self.link.silent and self.unread:
-            data, self.unread = self.unread, b""
-            self.deliver(data)
-
-    def finish(self):
-        """The sender's half is over, after what it sent."""
-        if not self.shut and not self.link.silent:
-            self.shut = True
-            self.busy_until = max(self.world.now, self.busy_until, self.stalled_until)
-            self.world.at(self.busy_until, self.end)
-
-
-class Link:
-    """A connection between a client and the server, with its fate."""
-
-    def __init__(self, world, client, server):
-        self.world = world
-        self.client = client
-        self.cut = self.silent = self.dying = False
-        # Bytes that it lives for, in both directions together; half of them in trouble live for
-        # good.
-        self.left = world.random.randrange(4000) if world.chance(0.5) else None
-        self.connection = server.accept(self)
-        self.to_client = Pipe(world, self, lambda data: client.hear(self, data),
-                              lambda: client.lost(self, "end"))
-        self.to_server = Pipe(world, self, self.server_hears, self.server_lost)
-        if world.chance(0.1):
-            world.after(world.random.uniform(0, 20), self.fall_silent)
-        if world.chance(0.2):
-            stall = world.random.choice([0.5, 3.0, 12.0])
-            world.after(world.random.uniform(0, 20), lambda: self.stall(stall))
-
-    def stall(self, seconds):
-        self.to_client.stalled_until = self.world.now + seconds
-
-    def fall_silent(self):
-        """Nothing arrives any more, and nobody is told."""
-        if not self.cut and self.world.troubled:
-            self.world.tell(self.client.name, "silent connection")
-            self.silent = True
-            self.client.silent_since = self.world.now
-
-    def spend(self, count):
-        if self.left is None or not self.world.troubled:
-            return True
-        self.left -= count
-        return self.left >= 0
-
-    def break_off(self):
-        """The cable is out; both sides are told."""
-        if not self.cut:
-            self.cut = True
-            self.world.tell(self.client.name, "connection cut")
-            self.client.lost(self, "cut")
-            self.server_lost()
-
-    def server_hears(self, data):
-        self.connection.received(data)
-        self.release()
-
-    def release(self):
-        """Hand over what was received; later, where the room is held."""
-        if self.connection is not None:
-            wait = self.connection.release()
-            if wait:
-                self.world.after(wait, self.release)
-            elif self.connection is not None and self.connection.has_more:
-                self.server_hears(b"")
-
-    def server_lost(self):
-        if self.connection is not None:
-            connection, self.connection = self.connection, None
-            self.cut = True
-            connection.manager.close()
-            connection._room.post(connection._room.lost, connection, "lost")
-            self.world.after(0, lambda: self.client.lost(self, "end"))
-
-
-class ServerWire:
-    """What the server's Connection writes to, in the place of a MessageSocket."""
-
-    def __init__(self, link, server):
-        self.link = link
-        self.server = server
-
-    def write(self, data):
-        self.server.watch(data)
-        self.server.risk(0.001)
-        self.link.to_client.send(data)
-
-    def finish(self):
-        self.link.to_client.finish()
-
-    def hung_up(self):
-        return False
-
-    def cut(self):
-        if not self.link.silent:
-            self.link.to_client.finish()
-        self.link.server_lost()
 
 
 class Server:
@@ -241,21 +94,38 @@ class Server:
         if world.random.random() < 0.5:
             self.disk = sqlite3.connect(":memory:", isolation_level=None)
             self.kills = world.random.choice([0, 1, 1, 4])
+        # Messages that --keep-messages leaves in the history file.
+        self.keep = math.inf
+        self.shelf = None
+        if world.has_files:
+            self.shelf = Shelf(self)
+            if self.disk is not None and world.random.random() < 0.3:
+                self.keep, world.may_miss = world.random.choice([5, 20]), True
         self.start()
 
     def start(self):
         server = self.world.modules.chat_server
         self.inbox = []
         self.links = []
+        # Else it would be chance whether the alarm still finds those that are over.
+        self.connections = []
         self.alarm = _AlarmOf(self)
-        history = None if self.disk is None else self.file_class()(":memory:")
+        history = None if self.disk is None else self.file_class()(":memory:",
+                                                                   keep_messages=self.keep)
         self.room = server.Room(self.alarm, self.post, server.Settings(grace=GRACE, rate=0),
                                 lambda: self.world.now,
                                 history=history)
+        if self.shelf is not None:
+            self.shelf.begin(self.room, history)
         self.deeds.begin(self.room)
         epoch = self.room.journal.epoch
         if epoch not in self.epochs:
             self.epochs.append(epoch)
+
+    @property
+    def forgotten(self):
+        """The newest id that --keep-messages deleted."""
+        return self.room.journal.forgotten if self.disk is not None else 0
 
     def file_class(self):
         """The history file on our disk, and what can happen to it."""
@@ -272,7 +142,9 @@ class Server:
                 if server.world.now < server.full_until and server.world.troubled:
                     if server.world.random.random() < 0.1:
                         # On disk, and nobody knows.
+                        before = self.last, self._messages
                         super().save(*arguments)
+                        self.last, self._messages = before
                     raise HistoryError("the disk is full")
                 took = super().save(*arguments)
                 server.risk(0.02)
@@ -287,10 +159,10 @@ class Server:
 
     def accept(self, link):
         """Nobody shares an address: a boot keeps its address out, and would hit a bystander."""
-        self.links.append(link)
         self.addresses += 1
-        return self.world.modules.chat_server.Connection(
-            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, 0)
+        self.connections.append(self.world.modules.chat_server.Connection(
+            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, 0))
+        return self.connections[-1]
 
     def post(self, method, *arguments):
         if not self.inbox:
@@ -299,6 +171,25 @@ class Server:
         owner = getattr(method, "__self__", None)
         if owner is self.room or not isinstance(owner, type(self.room)):
             self.inbox.append((method, arguments))
+
+    def ask(self, method, *arguments):
+        """Have an event at once, behind those that wait, and return its result; for the thread of a
+        request, which waits for that."""
+        answer = []
+
+        def event():
+            try:
+                answer.append((method(*arguments), None))
+            except Exception as error:
+                answer.append((None, error))
+        self.inbox.append((event, ()))
+        self.sequence()
+        if not answer:
+            raise TimeoutError("the room does not answer")
+        result, error = answer[0]
+        if error is not None:
+            raise error
+        return result
 
     def sequence(self):
         self.room.flush()
@@ -320,12 +211,19 @@ class Server:
         """kill -9: without a history all is forgotten; whoever was connected is told."""
         self.world.tell("the server restarts")
         self.deeds.killed()
+        if self.shelf is not None:
+            self.shelf.killed()
         self.inbox = []
         old = self.links
         self.start()
         for link in old:
             link.connection = None
             link.break_off()
+
+    def close(self):
+        """The seed is over."""
+        if self.shelf is not None:
+            self.shelf.close()
 
 
 class Deeds:
@@ -339,8 +237,8 @@ class Deeds:
         self.faults = []
         # Done, and not committed yet: the lists below get them.
         self._pending = []
-        # (epoch, id) -> text, of all messages that were taken back, committed or not.
-        self.texts = {}
+        # (epoch, id) -> chat, of all messages that were taken back, committed or not.
+        self.was = {}
         # Committed: (epoch, id) of messages, ("ban" or "mute", number of the session).
         self.removed = []
         self.held = []
@@ -379,9 +277,14 @@ class Deeds:
     def watch(self, data):
         epoch = self.room.journal.epoch
         for of, id in self.removed:
-            text = self.texts[of, id]
+            text = self.was[of, id].text
             if of == epoch and f'"text":"{text}"'.encode() in data:
                 self.faults.append(f"{text} was taken back, and somebody is sent it")
+
+    def whole(self, epoch, chat):
+        """A chat with what it said, where the host took that back."""
+        was = self.was.get((epoch, chat.id), chat)
+        return dataclasses.replace(chat, text=was.text, file=was.file)
 
     def look(self):
         """Whoever is kept out is not here, and stays so; whoever is muted stays so."""
@@ -407,8 +310,10 @@ class Deeds:
             self.room.host.remove(id)
         except (LookupError, self.world.modules.chat_server.HistoryError):
             return
+        if chat.file:
+            self.server.risk(0.2)
         place = self.room.journal.epoch, id
-        self.texts[place] = chat.text
+        self.was[place] = chat
         self.world.tell("the host takes back", id, chat.text)
         self._pending.append((self.removed, place))
 
@@ -504,9 +409,14 @@ class Client:
     def connect(self):
         if not self.gone and self.link is None:
             self.link = link = Link(self.world, self, self.server)
-            self.session.opened(link.to_server.send)
+            link.open()
             self.world.after(10, lambda: None if self.session.joined
                              else self.lost(link, "no welcome"))
+
+    def opened(self, link):
+        """The connection is there: come in."""
+        if link is self.link:
+            self.session.opened(link.to_server.say)
 
     def hear(self, link, data):
         if link is not self.link or self.gone:
@@ -516,7 +426,7 @@ class Client:
             self.session.received(data)
         except client.JoinRefused as refused:
             if refused.error.suggestion:
-                self.session.opened(link.to_server.send, refused.error.suggestion)
+                self.session.opened(link.to_server.say, refused.error.suggestion)
             elif self.put_out and refused.error.code == "banned":
                 self.restart()
             else:
@@ -582,26 +492,30 @@ class Client:
     def on_message(self, message):
         self.heard.append((self.epoch, self.whole(message)))
         self.world.tell(self.name, "hears", message)
+        if self.server.shelf is not None:
+            self.server.shelf.heard(self, self.epoch, message)
 
     def whole(self, message):
         """With its text, where the host took it back: so it is the same for all."""
         if getattr(message, "text", None) != REMOVED:
             return message
         self.blanks.add((self.epoch, message.id))
-        text = self.server.deeds.texts.get((self.epoch, message.id), REMOVED)
-        return dataclasses.replace(message, text=text)
+        return self.server.deeds.whole(self.epoch, message)
 
     def on_state(self, said):
         self.states.setdefault(said.id, []).append(said.state)
 
-    def say(self, text, to=None):
-        if not self.gone:
-            try:
-                said = self.session.say(text, to)
-            except queue.Full:
-                return
-            self.said.append((said, self.epoch))
-            self.world.tell(self.name, "says", said.id, text, to)
+    def say(self, text, to=None, file=None):
+        """Say something; None: it waits for too much already."""
+        if self.gone:
+            return None
+        try:
+            said = self.session.say(text, to, file)
+        except queue.Full:
+            return None
+        self.said.append((said, self.epoch))
+        self.world.tell(self.name, "says", said.id, text, to, file or "")
+        return said
 
     def recall(self):
         if not self.gone and self.asked == self.answered:
@@ -628,6 +542,13 @@ class Client:
         """The host does something to it."""
         if not self.gone and self.session.joined:
             self.server.post(deed, self, *arguments)
+
+    def leave(self):
+        """Go on purpose."""
+        if not self.gone and self.session.joined:
+            self.world.tell(self.name, "leaves")
+            self.session.leave()
+            self.gone = True
 
     def restart(self):
         """kill -9 of the client: somebody else comes in its place."""

@@ -239,6 +239,23 @@ def test_long_absence_overtaken_by_keep(rooms, monkeypatch):
     assert 150 <= len([got for got in frames if got["type"] == "chat"]) < 800
 
 
+def test_keep_puts_nobody_off_for_what_was_private_to_others(rooms):
+    """Who is whispered to, and then sits quietly while others whisper more than --keep-messages
+    leaves, is not put off and told that something is missing: what was deleted was not for it."""
+    bench = rooms.start(keep_messages=3)
+    ann, bob, cleo = (bench.member(name) for name in ("ann", "bob", "cleo"))
+    for member in ann, bob, cleo:
+        member.auto_ack = True
+    bench.advance(0.5)
+    bob.say("for ann", to="ann")
+    for number in range(20):
+        bob.say(f"{number}", to="cleo")
+    bench.advance(6)                    # --keep-messages works
+    assert rooms.file.forgotten > 15
+    bob.say("for all")
+    assert ann.texts() == ["for ann", "for all"] and not ann.is_over
+
+
 def test_unreadable_file_is_said(rooms, monkeypatch, caplog):
     """Pages that cannot be read are in `missed`, in one line of the log, and the room goes on."""
     monkeypatch.setattr(chat_server, "LOG_FRAMES", 100)
