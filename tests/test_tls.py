@@ -124,6 +124,11 @@ def test_http_in_the_clear_for_another_host(server):
     assert request(server.port, "GET / HTTP/1.1", "Host: evil.example")[0] == 403
 
 
+def send_bare(tls, data):
+    """Send bytes past an SSLSocket's encryption."""
+    socket.socket.sendall(tls, data)
+
+
 def misuse_greeting(sock):
     """Random bytes in a greeting."""
     sock.sendall(b"\x16\x03\x01\x02\x00" + os.urandom(512))
@@ -145,16 +150,14 @@ def misuse_middle(sock):
     tls = context_of_a_client().wrap_socket(sock)
     tls.sendall(harness.frame("join", name="eve"))
     tls.recv(100)
-    with socket.socket(fileno=os.dup(tls.fileno())) as bare:
-        bare.sendall(b"\x17\x03\x03\x00\x20" + os.urandom(32))
+    send_bare(tls, b"\x17\x03\x03\x00\x20" + os.urandom(32))
     return tls
 
 
 def misuse_giant(sock):
     """A record that is longer than any may be."""
     tls = context_of_a_client().wrap_socket(sock)
-    with socket.socket(fileno=os.dup(tls.fileno())) as bare:
-        bare.sendall(b"\x17\x03\x03\xff\xff" + b"x" * 65_535)
+    send_bare(tls, b"\x17\x03\x03\xff\xff" + b"x" * 65_535)
     return tls
 
 
@@ -331,7 +334,7 @@ def test_pipe_trusts_nobody_by_itself(server, secure):
         done = run_client(server.port, *arguments, input=b"hello\n")
         assert (done.returncode, done.stderr) == (0, b"")
         ann.recv_until("chat", text="hello")
-    kept = pathlib.Path(os.environ["XDG_CONFIG_HOME"], "roger", "known_servers").read_text()
+    kept = pathlib.Path(known_path()).read_text()
     assert kept == f"127.0.0.1:{server.port} {KEY}\n"
 
 
@@ -348,7 +351,7 @@ def test_another_key(server):
 
 
 def known_path():
-    return os.path.join(os.environ["XDG_CONFIG_HOME"], "roger", "known_servers")
+    return chatproto.config_path("known_servers")
 
 
 def test_never_in_the_clear_to_who_is_known(serve):
