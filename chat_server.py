@@ -3833,8 +3833,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         try:
-            if self.identity is None:
-                request.send(Error(0, "full", f"the limit is reached: {what}").encode())
+            request.send(Error(0, "full", f"the limit is reached: {what}").encode()
+                         if self.identity is None else chatproto.NO_ROOM)
             request.shutdown(socket.SHUT_WR)
         except OSError:
             pass

@@ -183,6 +183,9 @@ PIECE = 4 * 1024
 # Bytes that a record of TLS holds at most (RFC 8446, 5.1), and its first byte when it greets.
 RECORD = 16 * 1024
 GREETING = b"\x16"
+# What a server says that does not even greet: a fatal alert, internal_error (RFC 8446, 6). Of those
+# that there are none is meant for this; browsers would take others for the client's fault.
+NO_ROOM = b"\x15\x03\x03\x00\x02\x02\x50"
 # Bytes of TLS's own that cost as much of the flood limit as a frame.
 OVERHEAD_BYTES = 256
 

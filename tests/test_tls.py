@@ -196,21 +196,50 @@ def test_certificate_of_a_client(secure):
     assert secure("ann", context).welcome
 
 
+@contextlib.contextmanager
+def server_inside(**settings):
+    """A server in this process."""
+    server = chat_server.ChatServer("127.0.0.1", 0, chat_server.Settings(**settings),
+                                    identity=chat_server.Identity.load(certificate()))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.server_close()
+
+
 def test_silence_in_a_greeting(monkeypatch):
     """Who greets and goes silent is cut when its time to join is over, and counts meanwhile as one
     that has not joined."""
     monkeypatch.setattr(chat_server, "JOIN_TIMEOUT", 0.5)
-    identity = chat_server.Identity.load(certificate())
-    server = chat_server.ChatServer("127.0.0.1", 0, identity=identity)
-    server.start()
-    try:
+    with server_inside() as server:
         with clear(server.port) as sock:
             sock.sendall(b"\x16\x03")
             wait_until(lambda: server._unjoined == 1)
             assert sock.recv(100) == b""
         wait_until(lambda: server._unjoined == 0)
-    finally:
-        server.server_close()
+
+
+def test_address_that_is_full(monkeypatch, caplog, bot):
+    """Who comes from an address with too many connections is told in a clear sentence, though there
+    is no TLS yet to tell it with; and the log says it."""
+    monkeypatch.setattr(chat_server, "_is_loopback", lambda address: False)
+    with server_inside(max_per_address=1) as server:
+        bot(server.port, trust=KEY).connect(TIMEOUT)
+        with pytest.raises(ConnectionError, match="too many connections from your address"):
+            bot(server.port, trust=KEY).connect(TIMEOUT)
+    assert "refusing more connections: 1 connections from 127.0.0.1" in caplog.text
+
+
+def test_flood_of_small_records():
+    """Records of TLS that say next to nothing use up the flood limit."""
+    with server_inside() as server, RawClient(server.port, context=context_of_a_client()) as eve:
+        eve.join("eve")
+        ((_, connection),) = server._connections.values()
+        assert connection.allowance.wait() == 0
+        for _ in range(10_000):
+            eve.send(b" ")
+        wait_until(lambda: connection.allowance.wait() > 0)
 
 
 def openssl(port, *arguments, input=""):
