@@ -3717,6 +3717,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.settings = settings
         # None: nothing is encrypted.
         self.identity = identity
+        # What reads it anew, or makes it; to be set before start(), where it may be renewed.
+        self.load_identity: "Callable[[], Optional[Identity]]" = lambda: identity
         self.alarm = Alarm()
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
@@ -3772,6 +3774,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
+
+    def renew_identity(self) -> None:
+        """Show newcomers the certificate as it is in its file now; one of our own is made anew
+        before it ends. Raises TlsError, and then all stays as it was."""
+        self.identity = self.load_identity()
 
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
@@ -4614,13 +4621,13 @@ class Console:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
         try:
             return self.do(line)
-        except (LookupError, ValueError, ProtocolError, OSError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
             return str(error.args[0] if isinstance(error, LookupError) else error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
 
-        Raises LookupError, ValueError, ProtocolError or OSError when it cannot be.
+        Raises LookupError, ValueError, ProtocolError, OSError or TlsError when it cannot be.
         """
         word, _, rest = line.strip().partition(" ")
         if not word:
@@ -4810,17 +4817,25 @@ class Console:
                 yield (_exported(body) if as_text else body) + "\n"
 
     def reload(self, rest: str) -> str:
-        """/reload: read the message of the day again, and reopen the chat log after a rotation"""
+        """/reload: read message of the day and certificate again, and reopen a rotated chat log"""
         self._ask(self._host.pin, self.read_motd(), False)
         self._chat_log.reopen()
+        self._server.renew_identity()
         return "reloaded"
 
     def reload_by_signal(self) -> None:
         """On HUP: /reload, with its answer in the log."""
         try:
             logger.info("%s", self.reload(""))
-        except (OSError, ProtocolError) as error:
+        except (OSError, ProtocolError, TlsError) as error:
             logger.error("cannot reload: %s", error)
+
+    def renew(self) -> None:
+        """Once a day: have a certificate that holds."""
+        try:
+            self._server.renew_identity()
+        except TlsError as error:
+            logger.error("cannot renew the certificate: %s", error)
 
     def qr(self, rest: str) -> str:
         """/qr: the page's address as a QR code; /qr light where the terminal is light"""
@@ -4913,6 +4928,8 @@ _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d
 # Seconds: how long a certificate holds, and how long before its end another is made. It begins a
 # little in the past, for clocks that are late.
 CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400, 2 * 86_400
+# Seconds until a server that runs on looks whether it is time.
+RENEW = 86_400
 
 
 class CertificateError(TlsError):
@@ -5464,7 +5481,7 @@ def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[st
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(str(server.server_address[0])):
         advise_at = math.inf
-    order = ""
+    order, renew_at = "", time.monotonic() + RENEW
     try:
         while order != STOP:
             order = _next_order(orders)
@@ -5477,6 +5494,9 @@ def _obey(server: Door, console: Console, line: OperatorLine, orders: "Orders[st
                 console.reload_by_signal()
             elif order == INTERRUPT:
                 order = STOP if line.may_stop(server.room.connected) else ""
+            if time.monotonic() >= renew_at:
+                renew_at += RENEW
+                console.renew()
             if time.monotonic() >= advise_at:
                 advise_at = math.inf
                 if not server.visited:
@@ -5570,6 +5590,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     history = _open_history(arguments)
     try:
         server = Door(arguments.bind, arguments.port, settings, chat_log.write, history, identity)
+        server.load_identity = functools.partial(_identity, arguments, password)
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.

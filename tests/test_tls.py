@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -304,6 +305,42 @@ def test_certificate_that_is_made(serve, tmp_path):
     server.start()
     wait_until(lambda: f"--trust {key_in(kept)} " in " ".join(server.lines))
     assert kept.read_bytes() == before
+
+
+def shown_key(port):
+    """The key that a server shows newcomers now."""
+    return chatproto.trust_key(ssl.PEM_cert_to_DER_cert(
+        ssl.get_server_certificate(("127.0.0.1", port))))
+
+
+@harness.posix_only
+def test_certificate_that_is_replaced(serve, tmp_path):
+    """On HUP, as after /reload, newcomers see the one that is in the file now, and where that
+    cannot be used the one before."""
+    path = tmp_path / "own.pem"
+    shutil.copy(certificate(), path)
+    server = serve("--cert", path)
+    shutil.copy(certificate("other"), path)
+    assert shown_key(server.port) == KEY
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_error("reloaded")
+    assert shown_key(server.port) == key_in(certificate("other"))
+    path.write_text("damaged")
+    server.process.send_signal(signal.SIGHUP)
+    assert "no certificate in it" in server.wait_for_error("cannot reload")
+    assert shown_key(server.port) == key_in(certificate("other"))
+
+
+def test_certificate_that_ends_while_the_server_runs(serve, tmp_path):
+    """A server that runs for long looks by itself whether there is another, or makes it."""
+    path = tmp_path / "own.pem"
+    shutil.copy(certificate(), path)
+    server = serve("--cert", path, program=("-c", "import sys, chat_server; chat_server.RENEW = 0; "
+                                                  "sys.exit(chat_server.main(sys.argv[1:]))"))
+    path.write_text("damaged")
+    server.wait_for_error("cannot renew the certificate")
+    shutil.copy(certificate("other"), path)
+    wait_until(lambda: shown_key(server.port) == key_in(certificate("other")))
 
 
 def damaged_certificates():
