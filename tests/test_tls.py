@@ -560,6 +560,27 @@ def test_man_in_the_middle_of_a_session(middle, bot, impatient):
     assert "somebody is in between" in ends[0] and b'"type"' not in middle.heard
 
 
+@pytest.mark.parametrize("knows_it", [True, False])
+def test_man_in_the_middle_of_a_terminal(middle, terminal, knows_it):
+    """A person who was given the key, or who knows the server, is told of him, and is not asked
+    whether to trust him."""
+    if knows_it:
+        KnownServers(known_path()).remember(f"127.0.0.1:{middle.port}", KEY)
+    trust = () if knows_it else ("--trust", KEY)
+    window = terminal(*client_command(middle.port, "--plain", *trust, name="ann"))
+    window.expect("chat_client: .*somebody is in between.*")
+    assert window.end() == 1 and b'"type"' not in middle.heard
+
+
+def test_man_in_the_middle_of_a_bot(middle, bot):
+    """A bot that was given the key, and one that was not, which trusts nobody by itself."""
+    with pytest.raises(Untrusted, match="somebody is in between"):
+        bot(middle.port, trust=KEY).connect(TIMEOUT)
+    with pytest.raises(Untrusted, match="not known yet") as new:
+        bot(middle.port, tls=True).connect(TIMEOUT)
+    assert new.value.key != KEY and middle.heard == b""
+
+
 # --- Connections that break within records ---
 
 def test_storm(serve, impatient):
