@@ -275,6 +275,22 @@ def test_renegotiation(server):
     assert "RENEGOTIATING" in said and "no renegotiation" in said, said
 
 
+def test_session_of_tls_that_is_resumed(server):
+    """Who comes back with a ticket of TLS 1.2 shakes hands faster, and is in as anybody; in TLS 1.3
+    there is none."""
+    context = context_of_a_client()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    session = None
+    for name in ("ann", "bob"):
+        with context.wrap_socket(clear(server.port), session=session) as sock:
+            sock.sendall(harness.frame("join", name=name))
+            assert b'"welcome"' in sock.recv(100) and sock.session_reused == bool(session)
+            session = sock.session
+    with context_of_a_client().wrap_socket(clear(server.port)) as sock:
+        sock.sendall(harness.frame("join", name="cid"))
+        assert b'"welcome"' in sock.recv(100) and not sock.session.has_ticket
+
+
 def test_lines_that_are_printed(server):
     """What others type carries the key, and the page's address is https."""
     wait_until(lambda: len(server.lines) >= 4)
@@ -450,6 +466,7 @@ def test_known_servers_that_cannot_be_read(tmp_path):
     assert KnownServers(str(tmp_path / "none")).key_of("localhost:1") == ""
 
 
+@harness.posix_only
 def test_terminal_asks_once(server, terminal):
     """A person is shown the key and asked, and not the next time."""
     command = client_command(server.port, "--plain", name="ann")
@@ -560,6 +577,7 @@ def test_man_in_the_middle_of_a_session(middle, bot, impatient):
     assert "somebody is in between" in ends[0] and b'"type"' not in middle.heard
 
 
+@harness.posix_only
 @pytest.mark.parametrize("knows_it", [True, False])
 def test_man_in_the_middle_of_a_terminal(middle, terminal, knows_it):
     """A person who was given the key, or who knows the server, is told of him, and is not asked
