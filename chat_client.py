@@ -1037,6 +1037,9 @@ class Encryption:
                 known = (": somebody is in between, or it was switched off (then take its line out "
                          "of known_servers)") if self.key else ""
                 raise ConnectionClosed(f"{self._where} does not speak TLS{known}") from end
+            if getattr(end.__cause__, "reason", "") == "TLSV1_ALERT_INTERNAL_ERROR":
+                raise ConnectionClosed(f"{self._where} takes nobody now: it has too many "
+                                       "connections from your address, or trouble") from end
             raise
         try:
             self._check(wire.certificate)

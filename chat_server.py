@@ -3486,7 +3486,8 @@ class Identity(NamedTuple):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-            # Nobody resumes a session of TLS here: the tickets would be written for nothing.
+            # None of ours resumes a session of TLS: tickets would be written for nothing. (Those of
+            # TLS 1.2 go on; who resumes with one has it faster, and is let in as anybody.)
             context.num_tickets = 0
             # A question for a key's password would come on nobody's terminal.
             context.load_cert_chain(cert, key, password=lambda: b"")
@@ -3586,6 +3587,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
                  identity: Optional[Identity] = None) -> None:
         # None: nothing is encrypted.
         self.identity = identity
+        # What reads it anew, or makes it; to be set before start(), where it may be renewed.
+        self.load_identity: "Callable[[], Optional[Identity]]" = lambda: identity
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
         # Protects the two below, and that no connection comes in after server_close(); a leaf.
@@ -3643,6 +3646,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
+
+    def renew_identity(self) -> None:
+        """Show newcomers the certificate as it is in its file now; one of our own is made anew
+        before it ends. Raises TlsError, and then all stays as it was."""
+        self.identity = self.load_identity()
 
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
@@ -3704,8 +3712,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         what = f"{same} connections from {origin}"
         self._complain(f"refusing more connections: {what}")
         with contextlib.suppress(OSError):
-            if self.identity is None:
-                request.send(Error(0, "full", f"the limit is reached: {what}").encode())
+            request.send(Error(0, "full", f"the limit is reached: {what}").encode()
+                         if self.identity is None else chatproto.NO_ROOM)
             request.shutdown(socket.SHUT_WR)
         return False
 
@@ -4431,13 +4439,13 @@ class Console:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
         try:
             return self.do(line)
-        except (LookupError, ValueError, ProtocolError, OSError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
             return str(error.args[0] if isinstance(error, LookupError) else error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
 
-        Raises LookupError, ValueError, ProtocolError or OSError when it cannot be.
+        Raises LookupError, ValueError, ProtocolError, OSError or TlsError when it cannot be.
         """
         word, _, rest = line.strip().partition(" ")
         if not word:
@@ -4627,17 +4635,25 @@ class Console:
                 yield (_exported(body) if as_text else body) + "\n"
 
     def reload(self, rest: str) -> str:
-        """/reload: read the message of the day again, and reopen the chat log after a rotation"""
+        """/reload: read message of the day and certificate again, and reopen a rotated chat log"""
         self._ask(self._host.pin, self.read_motd(), False)
         self._chat_log.reopen()
+        self._server.renew_identity()
         return "reloaded"
 
     def reload_by_signal(self) -> None:
         """On HUP: /reload, with its answer in the log."""
         try:
             logger.info("%s", self.reload(""))
-        except (OSError, ProtocolError) as error:
+        except (OSError, ProtocolError, TlsError) as error:
             logger.error("cannot reload: %s", error)
+
+    def renew(self) -> None:
+        """Once a day: have a certificate that holds."""
+        try:
+            self._server.renew_identity()
+        except TlsError as error:
+            logger.error("cannot renew the certificate: %s", error)
 
     def qr(self, rest: str) -> str:
         """/qr: the page's address as a QR code; /qr light where the terminal is light"""
@@ -4738,6 +4754,8 @@ _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d
 # Seconds: how long a certificate holds, and how long before its end another is made. It begins a
 # little in the past, for clocks that are late.
 CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400, 2 * 86_400
+# Seconds until a server that runs on looks whether it is time.
+RENEW = 86_400
 
 
 class CertificateError(TlsError):
@@ -5308,7 +5326,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
     advise_at = time.monotonic() + FIREWALL_AFTER
     if _is_loopback(server.bound):
         advise_at = math.inf
-    order = ""
+    order, renew_at = "", time.monotonic() + RENEW
     try:
         while order != STOP:
             order = _next_order(orders)
@@ -5321,6 +5339,9 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
                 console.reload_by_signal()
             elif order == INTERRUPT:
                 order = STOP if line.may_stop(server.room.connected) else ""
+            if time.monotonic() >= renew_at:
+                renew_at += RENEW
+                console.renew()
             if time.monotonic() >= advise_at:
                 advise_at = math.inf
                 if not server.visited:
@@ -5415,6 +5436,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     try:
         server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history,
                             identity)
+        server.load_identity = functools.partial(_identity, arguments, password)
         invitation = Invitation(server, arguments.name)
         console = Console(server, line, arguments.motd, chat_log, invitation, stop)
         # Directly: the sequencer does not run yet.

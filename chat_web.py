@@ -391,7 +391,8 @@ class WebSocket:
             if not lines:
                 raise
             self._end = end
-        self.overhead += self._decoder.frames - before - len(lines)
+        self.overhead += self._decoder.frames - before - len(lines) + self._wire.overhead
+        self._wire.overhead = 0
         return b"".join(lines)
 
     def messages(self, timeout: Optional[float] = None,

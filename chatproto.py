@@ -183,6 +183,11 @@ PIECE = 4 * 1024
 # Bytes that a record of TLS holds at most (RFC 8446, 5.1), and its first byte when it greets.
 RECORD = 16 * 1024
 GREETING = b"\x16"
+# What a server says that does not even greet: a fatal alert, internal_error (RFC 8446, 6). Of those
+# that there are none is meant for this; browsers would take others for the client's fault.
+NO_ROOM = b"\x15\x03\x03\x00\x02\x02\x50"
+# Bytes of TLS's own that cost as much of the flood limit as a frame.
+OVERHEAD_BYTES = 256
 
 
 # --- Errors ---
@@ -1076,11 +1081,9 @@ class MessageSocket:
     """
 
     # The server has one for each member.
-    __slots__ = ("_sock", "_closing", "_closed", "_is_cut", "_unsent", "_unread")
+    __slots__ = ("overhead", "_sock", "_closing", "_closed", "_is_cut", "_unsent", "_unread")
 
-    # Frames that were read besides messages, for the flood limit, and bytes of messages that are
-    # not whole: a WebSocket has some.
-    overhead = 0
+    # Bytes of messages that are not whole: a WebSocket has some.
     begun = 0
     is_encrypted = False
 
@@ -1088,6 +1091,9 @@ class MessageSocket:
     UNSENT = 256 * 1024
 
     def __init__(self, sock: socket.socket) -> None:
+        # Frames' worth of work besides messages, for the flood limit, which takes them from here: a
+        # WebSocket has some, and TLS.
+        self.overhead = 0
         self._sock = sock
         # Protects `_closed`: no shutdown() of a descriptor that close() has given away; a leaf.
         self._closing = threading.Lock()
@@ -1264,7 +1270,7 @@ class SecureSocket(MessageSocket):
     (Of a record that is not whole OpenSSL keeps 17 KB at most, which `begun` leaves out.)
     """
 
-    __slots__ = ("_context", "_name", "_lock", "_tls", "_coming", "_going")
+    __slots__ = ("_context", "_name", "_lock", "_tls", "_coming", "_going", "_extra")
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext,
                  name: Optional[str] = None) -> None:
@@ -1279,6 +1285,8 @@ class SecureSocket(MessageSocket):
         self._tls: Optional[ssl.SSLObject] = None
         # What comes from the socket, and what goes to it.
         self._coming, self._going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # Bytes that came and said nothing, beyond those that are fair.
+        self._extra = -2 * RECORD
 
     def begin(self, until: float) -> bool:
         """Greet the peer, until then by time.monotonic(); only the reading thread may write until
@@ -1342,11 +1350,22 @@ class SecureSocket(MessageSocket):
             plain = self._decrypt(data[:PIECE])
             for start in range(PIECE, len(data), PIECE):
                 plain += self._decrypt(data[start:start + PIECE])
-            # A record that is not whole yet, or one of TLS's own, is nothing to wait less for.
-            if plain:
-                return plain
+            self._weigh(len(data), len(plain))
+            # A record that is not whole yet, or one of TLS's own, is nothing to wait less for; but
+            # whoever has to pay for them is told.
+            if plain or self.overhead:
+                return plain or None
             if timeout is not None:
                 left = max(0.0, until - time.monotonic())
+
+    def _weigh(self, came: int, said: int) -> None:
+        """Have the flood limit charged where next to nothing is said with much: TLS has messages of
+        its own (its keys may be changed at any time) and records of a byte, which all cost work. An
+        ACK alone in its record is fair, and so are two records that are not whole yet."""
+        self._extra = max(-2 * RECORD, self._extra + came - 3 * said)
+        if self._extra > 0:
+            self.overhead += 1 + self._extra // OVERHEAD_BYTES
+            self._extra = 0
 
     def _decrypt(self, data: bytes) -> bytes:
         """The plain bytes that `data` completes. Raises ConnectionClosed when it is no TLS."""

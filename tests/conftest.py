@@ -29,7 +29,8 @@ os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(folder_of_run, "compil
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The clients of the tests keep their settings here, and not where the user keeps theirs.
 SETTINGS = os.path.join(folder_of_run, "settings")
-os.environ["XDG_CONFIG_HOME"] = SETTINGS
+# (On Linux, and on Windows.)
+os.environ["XDG_CONFIG_HOME"] = os.environ["APPDATA"] = SETTINGS
 
 # Only now: the modules take the environment as it is, and are looked for where it says.
 import chat_client  # noqa: E402

@@ -269,6 +269,7 @@ def test_server_without_a_terminal():
     assert code == 1 and "there is no terminal" in said and said.count("\n") == 1
 
 
+@harness.posix_only
 def test_command_without_tls(console):
     """/password needs --tls."""
     window, _ = console()

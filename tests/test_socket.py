@@ -11,16 +11,15 @@ import pytest
 from fake_time import Line
 
 import chatproto
+from chat_web import WebSocket
 from chatproto import (FROM_SERVER, Chat, ConnectionClosed, FrameDecoder, MessageManager,
                        MessageSocket, SecureSocket)
 from harness import TIMEOUT, wait_until
-from tls import context_of_a_client, context_of_a_server
+from tls import OpenSSL, context_of_a_client, context_of_a_server
 
 
-@pytest.fixture(params=["clear", "server", "client"])
-def pair(request):
-    """A MessageSocket, or a SecureSocket of either role, and the socket at its other end. TCP, as
-    a MessageSocket sets options that others lack."""
+def connected():
+    """Two ends of a connection. TCP, as a MessageSocket sets options that others lack."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -28,6 +27,13 @@ def pair(request):
         theirs, _ = listener.accept()
     ours.settimeout(None)
     theirs.settimeout(TIMEOUT)
+    return ours, theirs
+
+
+@pytest.fixture(params=["clear", "server", "client"])
+def pair(request):
+    """A MessageSocket, or a SecureSocket of either role, and the socket at its other end."""
+    ours, theirs = connected()
     if request.param == "clear":
         wire = MessageSocket(ours)
     else:
@@ -245,3 +251,66 @@ def test_socket_hung_up():
     assert wire.hung_up()
     wire.close()
     assert wire.hung_up()
+
+
+# --- What TLS does besides ---
+
+@pytest.fixture
+def server_end():
+    """A server's SecureSocket, and the client's SSLSocket."""
+    wire, theirs = secured(*connected(), "server")
+    yield wire, theirs
+    wire.close()
+    theirs.close()
+
+
+def read_bytes(wire, size):
+    """What a reader of ours gets, until it is so much."""
+    data = b""
+    while len(data) < size:
+        data += wire.read(TIMEOUT)
+    return data
+
+
+@pytest.mark.parametrize("piece, count, is_fair", [
+    (b'{"type":"ack","id":7}\n', 3_000, True), (b"x" * 60_000, 5, True), (b"x", 5_000, False)])
+def test_socket_small_records(server_end, piece, count, is_fair):
+    """Records of a byte are charged to the flood limit, as they cost more work than they bring;
+    ACKs each in a record of its own, and large ones that come in pieces, are not."""
+    wire, theirs = server_end
+    thread, result = run(lambda: read_bytes(wire, count * len(piece)))
+    for _ in range(count):
+        theirs.sendall(piece)
+    assert result.get(timeout=TIMEOUT) == count * piece
+    thread.join(TIMEOUT)
+    assert (wire.overhead == 0) == is_fair
+
+
+def test_socket_small_records_of_a_browser(server_end):
+    """A WebSocket hands on what it owes, and once."""
+    wire, theirs = server_end
+    browser = WebSocket(wire)
+    thread, result = run(lambda: read_bytes(browser, 4_001))
+    # The head of a long text, with an empty mask, and then its bytes one by one.
+    text = b"\x81\xfe" + (4_000).to_bytes(2, "big") + b"\0\0\0\0" + b"x" * 4_000
+    for byte in text:
+        theirs.sendall(bytes([byte]))
+    assert result.get(timeout=TIMEOUT) == b"x" * 4_000 + b"\n"
+    thread.join(TIMEOUT)
+    assert browser.overhead > 100 and wire.overhead == 0
+
+
+def test_socket_flood_of_new_keys():
+    """Who changes keys all the time is charged for that, and the reader is told, though nothing was
+    said."""
+    ours, theirs = connected()
+    wire = SecureSocket(ours, context_of_a_server())
+    with OpenSSL(theirs) as peer:
+        thread, result = run(lambda: wire.begin(time.monotonic() + TIMEOUT) and wire.read())
+        peer.greet()
+        # 22 bytes a record, and its head, of which two records' worth is free.
+        for _ in range(3_000):
+            peer.change_keys()
+        assert result.get(timeout=TIMEOUT) == b"" and wire.overhead > 0
+        thread.join(TIMEOUT)
+        wire.close()

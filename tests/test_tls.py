@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -124,6 +125,11 @@ def test_http_in_the_clear_for_another_host(server):
     assert request(server.port, "GET / HTTP/1.1", "Host: evil.example")[0] == 403
 
 
+def send_bare(tls, data):
+    """Send bytes past an SSLSocket's encryption."""
+    socket.socket.sendall(tls, data)
+
+
 def misuse_greeting(sock):
     """Random bytes in a greeting."""
     sock.sendall(b"\x16\x03\x01\x02\x00" + os.urandom(512))
@@ -145,16 +151,14 @@ def misuse_middle(sock):
     tls = context_of_a_client().wrap_socket(sock)
     tls.sendall(harness.frame("join", name="eve"))
     tls.recv(100)
-    with socket.socket(fileno=os.dup(tls.fileno())) as bare:
-        bare.sendall(b"\x17\x03\x03\x00\x20" + os.urandom(32))
+    send_bare(tls, b"\x17\x03\x03\x00\x20" + os.urandom(32))
     return tls
 
 
 def misuse_giant(sock):
     """A record that is longer than any may be."""
     tls = context_of_a_client().wrap_socket(sock)
-    with socket.socket(fileno=os.dup(tls.fileno())) as bare:
-        bare.sendall(b"\x17\x03\x03\xff\xff" + b"x" * 65_535)
+    send_bare(tls, b"\x17\x03\x03\xff\xff" + b"x" * 65_535)
     return tls
 
 
@@ -193,21 +197,50 @@ def test_certificate_of_a_client(secure):
     assert secure("ann", context).welcome
 
 
+@contextlib.contextmanager
+def server_inside(**settings):
+    """A server in this process."""
+    server = chat_server.ChatServer("127.0.0.1", 0, chat_server.Settings(**settings),
+                                    identity=chat_server.Identity.load(certificate()))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.server_close()
+
+
 def test_silence_in_a_greeting(monkeypatch):
     """Who greets and goes silent is cut when its time to join is over, and counts meanwhile as one
     that has not joined."""
     monkeypatch.setattr(chat_server, "JOIN_TIMEOUT", 0.5)
-    identity = chat_server.Identity.load(certificate())
-    server = chat_server.ChatServer("127.0.0.1", 0, identity=identity)
-    server.start()
-    try:
+    with server_inside() as server:
         with clear(server.port) as sock:
             sock.sendall(b"\x16\x03")
             wait_until(lambda: server._unjoined == 1)
             assert sock.recv(100) == b""
         wait_until(lambda: server._unjoined == 0)
-    finally:
-        server.server_close()
+
+
+def test_address_that_is_full(monkeypatch, caplog, bot):
+    """Who comes from an address with too many connections is told in a clear sentence, though there
+    is no TLS yet to tell it with; and the log says it."""
+    monkeypatch.setattr(chat_server, "_is_loopback", lambda address: False)
+    with server_inside(max_per_address=1) as server:
+        bot(server.port, trust=KEY).connect(TIMEOUT)
+        with pytest.raises(ConnectionError, match="too many connections from your address"):
+            bot(server.port, trust=KEY).connect(TIMEOUT)
+    assert "refusing more connections: 1 connections from 127.0.0.1" in caplog.text
+
+
+def test_flood_of_small_records():
+    """Records of TLS that say next to nothing use up the flood limit."""
+    with server_inside() as server, RawClient(server.port, context=context_of_a_client()) as eve:
+        eve.join("eve")
+        ((_, connection),) = server._connections.values()
+        assert connection.allowance.wait() == 0
+        for _ in range(10_000):
+            eve.send(b" ")
+        wait_until(lambda: connection.allowance.wait() > 0)
 
 
 def openssl(port, *arguments, input=""):
@@ -242,6 +275,22 @@ def test_renegotiation(server):
     assert "RENEGOTIATING" in said and "no renegotiation" in said, said
 
 
+def test_session_of_tls_that_is_resumed(server):
+    """Who comes back with a ticket of TLS 1.2 shakes hands faster, and is in as anybody; in TLS 1.3
+    there is none."""
+    context = context_of_a_client()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    session = None
+    for name in ("ann", "bob"):
+        with context.wrap_socket(clear(server.port), session=session) as sock:
+            sock.sendall(harness.frame("join", name=name))
+            assert b'"welcome"' in sock.recv(100) and sock.session_reused == bool(session)
+            session = sock.session
+    with context_of_a_client().wrap_socket(clear(server.port)) as sock:
+        sock.sendall(harness.frame("join", name="cid"))
+        assert b'"welcome"' in sock.recv(100) and not sock.session.has_ticket
+
+
 def test_lines_that_are_printed(server):
     """What others type carries the key, and the page's address is https."""
     wait_until(lambda: len(server.lines) >= 4)
@@ -272,6 +321,42 @@ def test_certificate_that_is_made(serve, tmp_path):
     server.start()
     wait_until(lambda: f"--trust {key_in(kept)} " in " ".join(server.lines))
     assert kept.read_bytes() == before
+
+
+def shown_key(port):
+    """The key that a server shows newcomers now."""
+    return chatproto.trust_key(ssl.PEM_cert_to_DER_cert(
+        ssl.get_server_certificate(("127.0.0.1", port))))
+
+
+@harness.posix_only
+def test_certificate_that_is_replaced(serve, tmp_path):
+    """On HUP, as after /reload, newcomers see the one that is in the file now, and where that
+    cannot be used the one before."""
+    path = tmp_path / "own.pem"
+    shutil.copy(certificate(), path)
+    server = serve("--cert", path)
+    shutil.copy(certificate("other"), path)
+    assert shown_key(server.port) == KEY
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_error("reloaded")
+    assert shown_key(server.port) == key_in(certificate("other"))
+    path.write_text("damaged")
+    server.process.send_signal(signal.SIGHUP)
+    assert "no certificate in it" in server.wait_for_error("cannot reload")
+    assert shown_key(server.port) == key_in(certificate("other"))
+
+
+def test_certificate_that_ends_while_the_server_runs(serve, tmp_path):
+    """A server that runs for long looks by itself whether there is another, or makes it."""
+    path = tmp_path / "own.pem"
+    shutil.copy(certificate(), path)
+    server = serve("--cert", path, program=("-c", "import sys, chat_server; chat_server.RENEW = 0; "
+                                                  "sys.exit(chat_server.main(sys.argv[1:]))"))
+    path.write_text("damaged")
+    server.wait_for_error("cannot renew the certificate")
+    shutil.copy(certificate("other"), path)
+    wait_until(lambda: shown_key(server.port) == key_in(certificate("other")))
 
 
 def damaged_certificates():
@@ -331,7 +416,7 @@ def test_pipe_trusts_nobody_by_itself(server, secure):
         done = run_client(server.port, *arguments, input=b"hello\n")
         assert (done.returncode, done.stderr) == (0, b"")
         ann.recv_until("chat", text="hello")
-    kept = pathlib.Path(os.environ["XDG_CONFIG_HOME"], "roger", "known_servers").read_text()
+    kept = pathlib.Path(known_path()).read_text()
     assert kept == f"127.0.0.1:{server.port} {KEY}\n"
 
 
@@ -348,7 +433,7 @@ def test_another_key(server):
 
 
 def known_path():
-    return os.path.join(os.environ["XDG_CONFIG_HOME"], "roger", "known_servers")
+    return chatproto.config_path("known_servers")
 
 
 def test_never_in_the_clear_to_who_is_known(serve):
@@ -381,6 +466,7 @@ def test_known_servers_that_cannot_be_read(tmp_path):
     assert KnownServers(str(tmp_path / "none")).key_of("localhost:1") == ""
 
 
+@harness.posix_only
 def test_terminal_asks_once(server, terminal):
     """A person is shown the key and asked, and not the next time."""
     command = client_command(server.port, "--plain", name="ann")
@@ -489,6 +575,28 @@ def test_man_in_the_middle_of_a_session(middle, bot, impatient):
     wait_until(lambda: ends)
     # What he passed on before may come late, and is encrypted.
     assert "somebody is in between" in ends[0] and b'"type"' not in middle.heard
+
+
+@harness.posix_only
+@pytest.mark.parametrize("knows_it", [True, False])
+def test_man_in_the_middle_of_a_terminal(middle, terminal, knows_it):
+    """A person who was given the key, or who knows the server, is told of him, and is not asked
+    whether to trust him."""
+    if knows_it:
+        KnownServers(known_path()).remember(f"127.0.0.1:{middle.port}", KEY)
+    trust = () if knows_it else ("--trust", KEY)
+    window = terminal(*client_command(middle.port, "--plain", *trust, name="ann"))
+    window.expect("chat_client: .*somebody is in between.*")
+    assert window.end() == 1 and b'"type"' not in middle.heard
+
+
+def test_man_in_the_middle_of_a_bot(middle, bot):
+    """A bot that was given the key, and one that was not, which trusts nobody by itself."""
+    with pytest.raises(Untrusted, match="somebody is in between"):
+        bot(middle.port, trust=KEY).connect(TIMEOUT)
+    with pytest.raises(Untrusted, match="not known yet") as new:
+        bot(middle.port, tls=True).connect(TIMEOUT)
+    assert new.value.key != KEY and middle.heard == b""
 
 
 # --- Connections that break within records ---

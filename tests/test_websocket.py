@@ -389,6 +389,8 @@ def test_join_timeout_begins_with_the_websocket(server):
 class SlowWire:
     """A wire with a script of reads; keeps what is written."""
 
+    overhead = 0
+
     def __init__(self, *script):
         self.script, self.written, self.calls = list(script), [], []
 

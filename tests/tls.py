@@ -1,7 +1,8 @@
 """Certificates, contexts and a man in the middle for the tests of TLS."""
 
 import atexit
-import functools
+import ctypes
+import ctypes.util
 import pathlib
 import shutil
 import socket
@@ -9,6 +10,8 @@ import ssl
 import tempfile
 import threading
 import time
+
+import pytest
 
 import chat_server
 import chatproto
@@ -19,13 +22,13 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 DAY = 86_400
 
 
-@functools.lru_cache(maxsize=None)
 def certificate(name="server", days=0):
     """The file of a certificate for localhost, and its key, as a server makes them after so many
     days; another one for each name."""
     path = FOLDER / f"{name}-{days}.pem"
-    pems = chat_server.make_certificate(["localhost"], ["127.0.0.1"], time.time() + DAY * days)
-    path.write_text("".join(pems))
+    if not path.exists():
+        now = time.time() + DAY * days
+        path.write_text("".join(chat_server.make_certificate(["localhost"], ["127.0.0.1"], now)))
     return str(path)
 
 
@@ -49,6 +52,49 @@ def context_of_a_client():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
+
+
+class OpenSSL:
+    """A client that does with a connected socket what Python's ssl cannot; the test is skipped
+    where OpenSSL is no library of the system's."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        name = ctypes.util.find_library("ssl")
+        if name is None:
+            sock.close()
+            pytest.skip("needs OpenSSL as a library")
+        self._library = ctypes.CDLL(name)
+        self._context = self._call("SSL_CTX_new", self._call("TLS_client_method"))
+        self._ssl = self._call("SSL_new", self._context)
+        # It waits in the socket itself.
+        sock.settimeout(None)
+        self._call("SSL_set_fd", self._ssl, sock.fileno())
+
+    def _call(self, name, *arguments):
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_void_p
+        result = function(*map(ctypes.c_void_p, arguments))
+        assert result, name
+        return result
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._library.SSL_free(ctypes.c_void_p(self._ssl))
+        self._library.SSL_CTX_free(ctypes.c_void_p(self._context))
+        self._sock.close()
+
+    def greet(self):
+        """Shake hands."""
+        self._call("SSL_connect", self._ssl)
+
+    def change_keys(self):
+        """Use another key from now on (RFC 8446, 4.6.3)."""
+        # 0: the other side keeps its own.
+        self._call("SSL_key_update", self._ssl, 0)
+        self._call("SSL_do_handshake", self._ssl)
 
 
 class Middle:
