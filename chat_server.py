@@ -3037,9 +3037,9 @@ class Room:
         """A session begins to upload a file. Raises ProtocolError."""
         return self._handouts.start(secret, name)
 
-    def finish_upload(self, file: Any) -> None:
-        """All of it is there."""
-        self.journal.files.finished(file)
+    def keep_upload(self, file: Any) -> None:
+        """So much of it is there."""
+        self.journal.files.keep(file)
 
     def give_up_upload(self, file: Any) -> None:
         """Nothing comes of it."""
@@ -5376,13 +5376,13 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     ask, room = server.ask, server.room
     room.keep_files(store, history)
 
-    def finish(file: Any) -> None:
-        ask(room.finish_upload, file)
+    def keep(file: Any) -> None:
+        ask(room.keep_upload, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.store = store
     server.web.clerk = chat_web.Clerk(
-        start=functools.partial(ask, room.start_upload), finish=finish,
+        start=functools.partial(ask, room.start_upload), keep=keep,
         give_up=functools.partial(ask, room.give_up_upload), address=lambda: invitation.url)
 
 
