@@ -204,7 +204,7 @@ def test_closed_in_the_middle(bot, tmp_path, hasty):
     def run():
         try:
             ann.upload(str(path), lambda done, size: ann.close())
-            ann.wait_joined()
+            ann.pause(0)
         except ConnectionError as error:
             ended.append(str(error))
     thread = threading.Thread(target=run)
@@ -268,6 +268,20 @@ def test_handed_out_to_a_new_server(serve, bot, tmp_path, hasty, impatient):
     assert "handed out" in said.reason
 
 
+def test_server_that_loses_uploads(monkeypatch, bot, tmp_path, hasty):
+    """One that answers each piece with 404, whatever was begun, is not tried for ever."""
+    monkeypatch.setattr(chat_client.Courier, "TRIES", 3)
+    begun = []
+
+    class Loses(chat_client.Courier):
+        def _begin(self, name):
+            begun.append(name)
+            return super()._begin(name)[:-4] + "0000"
+    with pytest.raises(FileError, match="loses it"):
+        Loses(bot(), lambda done, size: None).send(str(a_file(tmp_path)))
+    assert len(begun) == 4
+
+
 def test_campaign(tmp_path, hasty, impatient):
     """A short campaign (campaign.py): uploads cut at random bytes, and a server killed twice."""
     violations, figures = campaign.run_files(9, 2, 20090817, tmp_path)
@@ -297,6 +311,35 @@ def test_pipe_that_cannot_send(server, tmp_path, size, why):
     done = run_client(server.port, "--send", str(path), name="ci")
     assert done.returncode == 1 and why in done.stderr and b"x.bin" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_pipe_over_a_kill(serve, popen, peer, tmp_path):
+    """A server that is killed while a file goes up, and comes back, gets the rest of it, and its
+    message once; the exit code is 0."""
+    server = serve("--history", tmp_path / "chat.db")
+    path, files = a_file(tmp_path, size=60_000_000), tmp_path / "chat.db.files"
+    ci = popen(server.port, "--send", str(path), name="ci")
+    wait_until(lambda: os.listdir(files))
+    server.kill()
+    server.start()
+    assert ci.wait(TIMEOUT) == 0
+    bob = peer(server.port, "bob")
+    bob.say("last")
+    bob.recv_until("chat", text="last")
+    (chat,) = [frame for frame in bob.frames if "file" in frame]
+    assert chat["from"] == "ci" and os.listdir(files) == [chat["file"]["url"][7:]]
+    assert (files / chat["file"]["url"][7:]).read_bytes() == path.read_bytes()
+
+
+def test_pipe_gives_up(serve, popen, tmp_path):
+    """A server that is killed and does not come back is waited for as long as --timeout says."""
+    server = serve("--files", tmp_path / "files")
+    ci = popen(server.port, "--timeout", "1", "--send", str(a_file(tmp_path, size=90_000_000)),
+               name="ci")
+    wait_until(lambda: os.listdir(tmp_path / "files"))
+    server.kill()
+    assert ci.wait(TIMEOUT) == 1
+    assert b"gave up" in ci.stderr.read()
 
 
 def test_pipe_that_is_muted(serve, console, tmp_path):
