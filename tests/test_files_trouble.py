@@ -16,15 +16,13 @@ from harness import TIMEOUT, needs_proc, posix_only, wait_until
 from uploads import Uploader, ask, at_the_console, fetch, put_head
 
 # A server as it is, after a few lines that change it.
-PROGRAM = """import sys, os, resource, signal; sys.argv[0] = "chat_server.py"
+PROGRAM = """import sys; sys.argv[0] = "chat_server.py"
 import chat_server, chat_web, chatproto
 chatproto.LINGER = 0.05
 %s
 sys.exit(chat_server.main(sys.argv[1:]))"""
 BRISK = "chat_web.PIECE_TIMEOUT = 0.5"
 DATA = os.urandom(1 << 20) * 12
-
-pytestmark = posix_only
 
 
 @pytest.fixture(scope="module")
@@ -297,10 +295,11 @@ def test_part_that_lost_bytes_is_forgotten(serve, peer, tmp_path):
 
 # --- Disks ---
 
+@posix_only
 def test_full_disk_has_room_at_once(changed, peer, tmp_path):
     """A file that finds no room is refused in words, however late the rest of its piece comes, and
     the room it took is free before anything else happens."""
-    limit = ("signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
              "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))")
     server = changed(limit, "--files", tmp_path)
     up = Uploader(server.port, peer(server.port, "ann"))
