@@ -229,7 +229,7 @@ def test_kept_messages_end_while_their_file_is_fetched(serve, peer, tmp_path):
     with get(server.port, old["file"]["url"], buffer=65536) as sock:
         first = harness.receive(sock)
         new = up.say(up.upload("new", b"new"))
-        wait_until(lambda: fetch(server.port, old["file"]["url"])[0] == 404)
+        wait_until(lambda: ask(server.port, "HEAD", old["file"]["url"])[0] == 404)
         got = body_of(first + read_all(sock))
     assert len(got) < len(DATA) and DATA.startswith(got)
     wait_until(lambda: os.listdir(tmp_path / "chat.db.files") == [new["file"]["url"][7:]])
