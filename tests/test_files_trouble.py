@@ -132,8 +132,9 @@ def test_uploads_of_a_byte_now_and_then(server, folder, nothing_left, join):
 def test_downloads_of_a_byte_now_and_then(server, nothing_left, join):
     """Who hardly reads is cut off while a pair talks, and goes on with the rest by a range."""
     ann, pair = Uploader(server.port, join("ann")), Pair(join)
+    before = server.descriptors()
     url = ann.say(ann.upload("large", DATA))["file"]["url"]
-    busy = server.threads()
+    wait_until(lambda: server.descriptors() == before)
     slow = [get(server.port, url, buffer=65536) for _ in range(2)]
     taken = {sock: bytearray(sock.recv(1)) for sock in slow}
 
@@ -141,7 +142,7 @@ def test_downloads_of_a_byte_now_and_then(server, nothing_left, join):
         pair.talk()
         for sock in slow:
             taken[sock] += sock.recv(1)
-        return server.threads() == busy
+        return server.descriptors() == before
     wait_until(over)
     for sock in slow:
         with sock:
