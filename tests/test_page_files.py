@@ -156,11 +156,10 @@ def test_folder(enter, server, tmp_path):
     ann = comes_in(enter, "ann")
     for number in range(4):
         (tmp_path / f"folder{number}").mkdir()
-    (tmp_path / "after.txt").write_text("12345")
     drag(ann, *sorted(tmp_path.glob("folder*")))
     ann.wait("document.querySelectorAll('.upload.failed').length === 4")
     assert "cannot be read" in ann.js("document.querySelector('.upload').textContent")
-    drag(ann, tmp_path / "after.txt")
+    ann.js(DROP % files(("after.txt", b"12345")))
     ann.wait("document.querySelector('#log').textContent.includes('after.txt')")
     ann.js("[...uploads].forEach(upload => upload.cancel())")
 
