@@ -124,7 +124,7 @@ def test_hostile_name_stays_in_the_folder(bot, tmp_path):
 
 
 @pytest.mark.parametrize("name, why", [
-    ("folder", "folder is a folder"), ("missing", "missing: No such file or directory"),
+    ("folder", "folder is a folder"), ("missing", r"missing: \w"),
     ("\0", "null"), ("", "folder")])
 def test_what_cannot_be_sent(bot, tmp_path, name, why):
     """A folder, a file that is not there, no name: one line says why, and nothing is sent."""
@@ -304,7 +304,7 @@ def test_pipe_sends(server, join, tmp_path):
     assert b"this" not in str(bob.frames).encode()
 
 
-@pytest.mark.parametrize("size, why", [(None, b"No such file"), (3_000_001, b"at most 3 MB")])
+@pytest.mark.parametrize("size, why", [(None, b"x.bin: "), (3_000_001, b"at most 3 MB")])
 def test_pipe_that_cannot_send(server, tmp_path, size, why):
     """The exit code is 1, and one line says which file and why."""
     path = tmp_path / "x.bin" if size is None else a_file(tmp_path, "x.bin", size)
@@ -342,6 +342,7 @@ def test_pipe_gives_up(serve, popen, tmp_path):
     assert b"gave up" in ci.stderr.read()
 
 
+@posix_only
 def test_pipe_that_is_muted(serve, console, tmp_path):
     """A message that is refused is no file that is there."""
     window, port = console()
@@ -361,7 +362,7 @@ def test_pipe_shows_the_whole_address(server, join):
         up.member.recv_until("joined", name="ear")
         answer = up.upload("x.pdf", b"12345")
         up.say(answer)
-        assert listener.stdout.readline().decode().rstrip("\n").endswith(f"ann: {answer['text']}")
+        assert listener.stdout.readline().decode().rstrip().endswith(f"ann: {answer['text']}")
         assert answer["text"].startswith("x.pdf (5 B) http://")
     finally:
         listener.kill()
@@ -370,6 +371,7 @@ def test_pipe_shows_the_whole_address(server, join):
 
 # --- In a terminal ---
 
+@posix_only
 def test_terminal(server, join, window, tmp_path):
     """/send with a path that Tab completes, blanks and all; what was handed out has a number, by
     which /get saves it; /files lists it."""
@@ -396,6 +398,7 @@ def test_terminal(server, join, window, tmp_path):
          "the file that is none")
 
 
+@posix_only
 def test_status_line_shows_progress(server, window, paused, tmp_path):
     """While a file is on its way the status line says which one."""
     ann = window()
@@ -429,6 +432,7 @@ def test_progress_in_words():
     wait_until(lambda: not errands.status)
 
 
+@posix_only
 def test_plain_on_a_terminal(server, chat, join, tmp_path):
     """Without a screen the same, line by line."""
     ann, bob = chat(server.port), join("bob")
