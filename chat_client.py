@@ -742,41 +742,37 @@ class Courier:
     """Brings one file up, or down, for a ChatClient: over HTTP connections of its own, on the
     thread that asks for it, and over any number of breaks.
 
-    `progress(done, size)` is called there, with bytes; what it raises ends the transfer.
+    `progress(done, size)` is called there, with bytes; what it raises ends the transfer. Without a
+    byte more for `patience` seconds one gives up: a script must not wait for a server for ever.
     """
 
     # Bytes that go up before the server confirms them, and that are read or sent at once.
     PIECE, BLOCK = 8 * 1024 * 1024, 256 * 1024
     # Seconds for the server to take or bring a block, or to answer, and between two tries.
     TIMEOUT, PAUSE = 60.0, 1.0
-    # Tries without a byte more until one gives up.
+    # Tries without a byte more, and uploads that were lost, until one gives up.
     TRIES = 20
 
-    def __init__(self, client: ChatClient, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, client: ChatClient, progress: Callable[[int, int], None],
+                 patience: float = math.inf) -> None:
         self._client = client
         self._progress = progress
-        # Bytes that are there, and tries since they became more.
+        self._patience = patience
+        # Where the server takes it, and how often it has lost it.
+        self._upload, self._lost = "", 0
+        # Bytes that are there; the tries since they became more, and when that was.
         self._done = self._tries = 0
+        self._moved = time.monotonic()
 
     def send(self, path: str) -> "dict[str, Any]":
         """Bring a file up; return its "url", and the "text" to say with it. Raises FileError, and
         ConnectionError after the client's end."""
         with _ordinary_file(path) as content:
-            name, size = os.path.basename(os.path.abspath(path)), _size_of(content)
-            upload = ""
-            while True:
-                self._client.wait_joined()
-                try:
-                    upload = upload or self._begin(name)
-                    return self._send_rest(upload, content, size)
-                except _Again as again:
-                    self._pause(again)
-                except _Gone:
-                    # The server was restarted, and has begun anew.
-                    upload = ""
-                except BaseException:
-                    self._give_up(upload)
-                    raise
+            try:
+                return self._send(content, os.path.basename(os.path.abspath(path)))
+            except BaseException:
+                self._give_up()
+                raise
 
     def fetch(self, file: "dict[str, Any]", folder: str) -> str:
         """Bring a chat's `file` down into a folder, under a name that is free there; return its
@@ -785,7 +781,7 @@ class Courier:
         # What is there of it is told by the end of the address, which is never given again.
         part = os.path.join(folder, f"{name}.{re.sub('[^0-9a-z]', '', file['url'])[-8:]}.part")
         while True:
-            self._client.wait_joined()
+            self._wait_joined()
             try:
                 with _opened_part(part) as content:
                     self._fetch_rest(file["url"], content, size)
@@ -804,15 +800,43 @@ class Courier:
         self._tries += not isinstance(again, _Busy)
         if self._tries > self.TRIES:
             raise FileError("it breaks off again and again") from again
-        self._client.pause(again.args[0])
+        self._wait(again.args[0])
+
+    def _wait_joined(self) -> None:
+        self._wait(0)
+        while not self._client.joined:
+            self._wait(0.1)
+
+    def _wait(self, seconds: float) -> None:
+        """Raises FileError when one has to give up, ConnectionError after the client's end."""
+        if time.monotonic() - self._moved > self._patience:
+            raise FileError(f"nothing went on for {self._patience:g} s, gave up")
+        self._client.pause(seconds)
 
     def _tell(self, done: int, size: int) -> None:
         if done > self._done:
-            self._tries = 0
+            self._tries, self._moved = 0, time.monotonic()
         self._done = done
         self._progress(done, size)
 
     # Up
+
+    def _send(self, content: "IO[bytes]", name: str) -> "dict[str, Any]":
+        size = _size_of(content)
+        while True:
+            self._wait_joined()
+            try:
+                self._upload = self._upload or self._begin(name)
+                return self._send_rest(content, size)
+            except _Again as again:
+                self._pause(again)
+            except _Gone:
+                # The server was restarted without it.
+                self._upload = ""
+                self._lost += 1
+                if self._lost > self.TRIES:
+                    raise FileError("the server loses it again and again") from None
+                self._wait(self.PAUSE)
 
     def _begin(self, name: str) -> str:
         query = urllib.parse.urlencode({"name": name}, errors="replace")
@@ -822,23 +846,22 @@ class Courier:
         except _Gone:
             raise FileError("this server takes no files") from None
 
-    def _send_rest(self, upload: str, content: "IO[bytes]", size: int) -> "dict[str, Any]":
+    def _send_rest(self, content: "IO[bytes]", size: int) -> "dict[str, Any]":
         """From where the server has it."""
-        answer = self._put(upload, content, 0, 0, f"bytes */{size}")
+        answer = self._put(content, 0, 0, f"bytes */{size}")
         while "url" not in answer:
             first = int(answer["have"])
             self._tell(first, size)
             behind = min(size, first + self.PIECE)
-            answer = self._put(upload, content, first, behind,
-                               f"bytes {first}-{behind - 1}/{size}", size)
+            answer = self._put(content, first, behind, f"bytes {first}-{behind - 1}/{size}", size)
         self._tell(size, size)
         return answer
 
-    def _put(self, upload: str, content: "IO[bytes]", first: int, behind: int, content_range: str,
+    def _put(self, content: "IO[bytes]", first: int, behind: int, content_range: str,
              size: int = 0) -> "dict[str, Any]":
         headers = {"Content-Range": content_range, "Content-Length": str(behind - first)}
         blocks = self._blocks(content, first, behind, size)
-        with self._ask("PUT", upload, headers, blocks) as answer:
+        with self._ask("PUT", self._upload, headers, blocks) as answer:
             return _json(answer)
 
     def _blocks(self, content: "IO[bytes]", first: int, behind: int, size: int) -> Iterator[bytes]:
@@ -854,11 +877,12 @@ class Courier:
             first += len(block)
             self._tell(first, size)
 
-    def _give_up(self, upload: str) -> None:
+    def _give_up(self) -> None:
         """So that it does not count among those under way."""
         with contextlib.suppress(_Again, _Gone, FileError):
-            if upload:
-                self._ask("DELETE", upload, {}).close()
+            # Without a server it would be waited for.
+            if self._upload and self._client.joined:
+                self._ask("DELETE", self._upload, {}).close()
 
     # Down
 
@@ -1139,26 +1163,28 @@ class ChatClient(ClientSession):
         if self.ended:
             raise self._problem or ConnectionError(self.ended)
 
-    def upload(self, path: str,
-               progress: Callable[[int, int], None] = lambda done, size: None) -> "dict[str, Any]":
+    def upload(self, path: str, progress: Callable[[int, int], None] = lambda done, size: None,
+               patience: float = math.inf) -> "dict[str, Any]":
         """Bring a file to the server and return its "url" and the "text" to say with it. Blocks,
-        over breaks; not in a callback. Raises FileError, ConnectionError, and what progress(bytes
-        done, of so many) raises."""
-        return Courier(self, progress).send(path)
+        over breaks, until nothing went on for `patience` seconds; not in a callback. Raises
+        FileError, ConnectionError, and what progress(bytes done, of so many) raises."""
+        return Courier(self, progress, patience).send(path)
 
     def send_file(self, path: str, to: Optional[str] = None,
-                  progress: Callable[[int, int], None] = lambda done, size: None) -> Said:
+                  progress: Callable[[int, int], None] = lambda done, size: None,
+                  patience: float = math.inf) -> Said:
         """upload() a file, and hand it out to all or to one."""
-        answer = self.upload(path, progress)
+        answer = self.upload(path, progress, patience)
         return self.say(answer["text"], to, {"url": answer["url"]})
 
     def fetch(self, file: "dict[str, Any]", folder: str = ".",
-              progress: Callable[[int, int], None] = lambda done, size: None) -> str:
+              progress: Callable[[int, int], None] = lambda done, size: None,
+              patience: float = math.inf) -> str:
         """Bring the `file` of a chat into a folder and return its path there, which was free.
 
         Blocks and raises as upload() does; what came of one that broke off is gone on with.
         """
-        return Courier(self, progress).fetch(file, folder)
+        return Courier(self, progress, patience).fetch(file, folder)
 
     def http(self, seconds: float) -> Any:
         """An http.client connection to the server, for a Courier. Raises OSError."""
@@ -1167,12 +1193,6 @@ class ChatClient(ClientSession):
         connection.connect()
         connection.sock = self._encryption.secured(connection.sock)
         return connection
-
-    def wait_joined(self) -> None:
-        """Wait until we are in. Raises ConnectionError after the end."""
-        self.pause(0)
-        while not self.joined:
-            self.pause(0.1)
 
     def pause(self, seconds: float) -> None:
         """Wait so long. Raises ConnectionError after the end."""
@@ -3851,7 +3871,7 @@ class Plain(Interface):
         """What --send asks for, one after the other."""
         for path in self._sends:
             try:
-                self.client.send_file(path)
+                self.client.send_file(path, patience=self._arguments.timeout)
             except (FileError, ConnectionError, queue.Full) as error:
                 self._ended = f"not sent: {escape(path)} ({error})"
                 return
@@ -5239,7 +5259,8 @@ def _parser() -> argparse.ArgumentParser:
              "the servers that are known")
     _add_encryption(add)
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
-        help="wait so long for the connection, and at the end for an ACK (default %(default)g)")
+        help="wait so long for the connection, with --send for a byte more to go up, and at the "
+             "end for an ACK (default %(default)g)")
     add("--version", action="version", version=f"Roger {chatproto.__version__}")
     return parser
 

@@ -2533,9 +2533,9 @@ class Handouts(Part):
             raise ProtocolError("flooding", "too many at once: a little later")
         return self.journal.files.start(session.secret_hash, name)
 
-    def finish(self, file: Any) -> None:
-        """All of it is there."""
-        self.journal.files.finished(file)
+    def keep(self, file: Any) -> None:
+        """So much of it is there."""
+        self.journal.files.keep(file)
 
     def give_up(self, file: Any) -> None:
         """Nothing comes of it."""
@@ -5237,13 +5237,13 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     ask, room = server.ask, server.room
     room.handouts.open(store, history)
 
-    def finish(file: Any) -> None:
-        ask(room.handouts.finish, file)
+    def keep(file: Any) -> None:
+        ask(room.handouts.keep, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.store = store
     server.web.clerk = chat_web.Clerk(
-        start=functools.partial(ask, room.handouts.start), finish=finish,
+        start=functools.partial(ask, room.handouts.start), keep=keep,
         give_up=functools.partial(ask, room.handouts.give_up), address=lambda: invitation.url)
 
 

@@ -46,7 +46,8 @@ The first four need X-Roger-Session, the secret of a member in the room. A piece
 as far as it came; one that begins elsewhere is answered with 409 and what the server has. A file
 has 128 random bits in its address and the same 32 hexadecimal digits for a name on disk, with
 ".part" until it is handed out: nothing else in the folder is ever touched. What was not handed out
-goes with its session, what was with its message.
+goes with its session, what was with its message, and who is fetching it then gets no more of it.
+With a history file an upload goes on over a restart, from the last KEPT bytes that were confirmed.
 
 The page is one file without a build. When it is loaded, comments, empty lines and indentation are
 left out, so that they cost nobody anything, and it is compressed once; a browser asks each time
@@ -123,9 +124,15 @@ PIECE = 256 * 1024
 PIECE_TIMEOUT = 30.0
 # Of the threads that move files.
 NICE = 10
-# Uploads that one session may have under way, and finished ones that it has not handed out.
+# Uploads that one session may have under way, seconds without a byte after which one of them makes
+# room for another (a page that was loaded anew knows nothing of its own), and finished ones that it
+# has not handed out.
 UNDER_WAY = 4
+STALLED = 60.0
 UNSAID = 64
+# Bytes of an upload from one note of it in the history file to the next: a peer that sends it byte
+# by byte must not make a commit of each.
+KEPT = 1024 * 1024
 # Files there may be at once.
 MOST_FILES = 5_000
 # Hexadecimal digits of a file's key, the end of its name until it is handed out, and both.
@@ -732,13 +739,16 @@ class Stored:
     # The hash of its session's secret, and under which name it was handed out.
     owner: bytes
     sender: str = ""
-    # Bytes it will have (None: not told yet), and has on disk.
+    # Bytes it will have (None: not told yet), has on disk, and has for certain after a restart (-1:
+    # it is forgotten then).
     size: Optional[int] = None
     have: int = 0
+    kept: int = -1
     # The id of the message that handed it out; 0 before that.
     message: int = 0
-    # The connection that a piece of it comes by.
+    # The connection that a piece of it comes by; when the last one ended, by time.monotonic().
     wire: Optional[MessageSocket] = None
+    touched: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def url(self) -> str:
@@ -750,19 +760,31 @@ class Stored:
         """Whether all of it is on disk."""
         return self.have == self.size
 
+    @property
+    def is_to_be_kept(self) -> bool:
+        """Whether a restart would lose too much of it."""
+        return self.is_finished or self.have - self.kept >= KEPT
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether nobody brings it any more: then it may make room for another. Of one of which
+        nothing has come the answer may be lost that named it."""
+        return not self.is_finished and self.wire is None and (
+            self.size is None or now - self.touched >= STALLED)
+
     def to_json(self) -> str:
         """What from_json() takes."""
         return json.dumps({"name": self.name, "owner": self.owner.hex(), "sender": self.sender,
-                           "size": self.size, "message": self.message})
+                           "size": self.size, "have": self.kept, "message": self.message})
 
     @classmethod
     def from_json(cls, key: str, text: str) -> Stored:
-        """A finished one. Raises ValueError, KeyError, TypeError for what to_json() did not
-        make."""
+        """As it was. Raises ValueError, KeyError, TypeError for what to_json() did not make."""
         kept = json.loads(text)
         size, message = int(kept["size"]), int(kept["message"])
+        # One of an older server was finished.
+        have = int(kept.get("have", size))
         return cls(key, chatproto.file_name(kept["name"]), bytes.fromhex(kept["owner"]),
-                   str(kept["sender"]), size, size, message)
+                   str(kept["sender"]), size, have, have, message=message)
 
 
 class FileStore:
@@ -809,7 +831,7 @@ class FileStore:
         for key, text in (kept or {}).items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 file = Stored.from_json(key, text)
-                if not 0 < file.message <= forgotten and self._size_of(key) == file.size:
+                if not 0 < file.message <= forgotten and self._size_of(key) >= file.have:
                     self._files[key] = file
         self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
         for name in os.listdir(self._folder) if self._folder is not None else ():
@@ -824,12 +846,11 @@ class FileStore:
                    if file.owner == owner and not file.message]
             finished = sum(file.is_finished for file in own)
             if len(own) - finished >= UNDER_WAY:
-                # One of which nothing has come may be one whose answer was lost.
-                idle = [file for file in own if file.size is None]
-                if not idle:
+                stalled = [file for file in own if file.is_stalled(time.monotonic())]
+                if not stalled:
                     raise ProtocolError("flooding", f"{UNDER_WAY} uploads at once are all there "
                                                     "are")
-                del self._files[idle[0].key]
+                self._forget(stalled[0])
             if finished >= UNSAID:
                 raise ProtocolError("flooding", f"{UNSAID} files wait to be handed out")
             if len(self._files) >= MOST_FILES:
@@ -838,10 +859,12 @@ class FileStore:
             self._files[key] = file = Stored(key, chatproto.file_name(name), owner)
             return file
 
-    def finished(self, file: Stored) -> None:
-        """All of a file has come: it is kept until its session hands it out or ends."""
+    def keep(self, file: Stored) -> None:
+        """What has come of a file is kept, until its session hands it out or ends."""
         with self._lock:
-            if self._files.get(file.key) is file and not file.message:
+            # Who asks again makes no other commit.
+            if self._files.get(file.key) is file and file.kept < file.have:
+                file.kept = file.have
                 self.changes[file.key] = file.to_json()
 
     def say(self, owner: bytes, url: str, message: int, sender: str) -> "dict[str, Any]":
@@ -852,7 +875,7 @@ class FileStore:
                     or not file.is_finished):
                 raise ProtocolError("bad-file", "a file is handed out once, by who uploaded it, "
                                                 "when all of it is there")
-            file.message, file.sender = message, sender
+            file.message, file.sender, file.kept = message, sender, file.have
             self.changes[file.key] = file.to_json()
             return {"name": file.name, "size": file.size, "url": url}
 
@@ -861,10 +884,7 @@ class FileStore:
         with self._lock:
             over = [file for file in self._files.values() if is_over(file)]
             for file in over:
-                del self._files[file.key]
-                self.changes[file.key] = None
-                if file.wire is not None:
-                    file.wire.cut()
+                self._forget(file)
         return len(over)
 
     def committed(self) -> None:
@@ -919,7 +939,8 @@ class FileStore:
     def write(self, file: Stored, start: int, pieces: "Iterable[bytes]",
               wire: MessageSocket) -> None:
         """Add what comes by `wire` to a file, which has `start` bytes so far. What has come when
-        that ends with an error stays. Raises Refusal, OSError, and what `pieces` raises."""
+        that ends with an error stays, but for a disk's error: then nothing does. Raises Refusal,
+        OSError, and what `pieces` raises."""
         with self._lock:
             if file.wire is not None:
                 # Perhaps it has gone long ago, and nobody noticed: whoever comes again may go on.
@@ -928,33 +949,30 @@ class FileStore:
             if file.have != start or self._files.get(file.key) is not file:
                 raise _conflict(file, f"the next byte is number {file.have}")
             file.wire = wire
-        have = start
         try:
-            with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
-                part.seek(start)
-                try:
-                    for piece in pieces:
-                        part.write(piece)
-                        have += len(piece)
-                finally:
-                    part.flush()
-                    if self._synced:
-                        os.fsync(part.fileno())
-                    file.have = have
+            self._append(file, start, pieces)
+        except OSError:
+            # The disk is full, and the history may need room on it at once.
+            with contextlib.suppress(OSError):
+                os.truncate(self._part(file.key), 0)
+            file.have = 0
+            raise
         finally:
             with self._lock:
-                file.wire = None
+                file.wire, file.touched = None, time.monotonic()
                 is_over = self._files.get(file.key) is not file
             if is_over:
                 self._settle(file.key)
 
-    def open(self, key: str) -> "IO[bytes]":
+    @contextlib.contextmanager
+    def opened(self, key: str) -> "Iterator[IO[bytes]]":
         """A file that was handed out, to be read. Raises OSError."""
-        for path in (self._whole(key), self._part(key)):
-            with contextlib.suppress(FileNotFoundError):
-                return open(path, "rb")
-        # It was renamed in between.
-        return open(self._whole(key), "rb")
+        try:
+            with self._open(key) as content:
+                yield content
+        finally:
+            # While it was read Windows neither renamed nor deleted it.
+            self._settle(key)
 
     def close(self) -> None:
         """At the end, when all connections and the sequencer have ended; may be called twice."""
@@ -966,6 +984,28 @@ class FileStore:
 
     # Inside
 
+    def _forget(self, file: Stored) -> None:
+        """Under the lock. It is deleted after the commit."""
+        assert self._lock.locked()
+        del self._files[file.key]
+        self.changes[file.key] = None
+        if file.wire is not None:
+            file.wire.cut()
+
+    def _append(self, file: Stored, start: int, pieces: "Iterable[bytes]") -> None:
+        have = start
+        with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
+            part.seek(start)
+            try:
+                for piece in pieces:
+                    part.write(piece)
+                    have += len(piece)
+            finally:
+                part.flush()
+                if self._synced:
+                    os.fsync(part.fileno())
+                file.have = have
+
     def _whole(self, key: str) -> str:
         return os.path.join(self._folder or "", key)
 
@@ -974,6 +1014,13 @@ class FileStore:
             if self._folder is None:
                 self._folder = tempfile.mkdtemp(prefix="roger-files-")
         return self._whole(key) + PART
+
+    def _open(self, key: str) -> "IO[bytes]":
+        for path in (self._whole(key), self._part(key)):
+            with contextlib.suppress(FileNotFoundError):
+                return open(path, "rb")
+        # It was renamed in between.
+        return open(self._whole(key), "rb")
 
     def _size_of(self, key: str) -> int:
         """Bytes on disk; -1 for no such file."""
@@ -990,7 +1037,7 @@ class FileStore:
     def _settle(self, key: str) -> None:
         """Have the disk follow: what was handed out loses its ".part", what is over is deleted.
 
-        What a system refuses while the file is read (Windows) is done at the next start.
+        What a system refuses while the file is read (Windows) is done when it is not any more.
         """
         with self._lock:
             file = self._files.get(key)
@@ -1034,8 +1081,8 @@ class Clerk(NamedTuple):
 
     # Begins an upload for a session's secret, under a name.
     start: Callable[[str, str], Stored]
-    # A file is finished; when this returns that is kept, and its session may hand it out.
-    finish: Callable[[Stored], None]
+    # When this returns, what has come of a file is kept, and its session may hand a whole one out.
+    keep: Callable[[Stored], None]
     # It is given up.
     give_up: Callable[[Stored], None]
     # The page's address, with a slash at its end; "" where there is none.
@@ -1098,8 +1145,9 @@ class FileRequest(Request):
         if length or not size and not file.message:
             self._take(file, first, length)
         answer: "dict[str, Any]" = {"have": file.have}
+        if file.is_to_be_kept:
+            self.clerk.keep(file)
         if file.is_finished:
-            self.clerk.finish(file)
             base = self.clerk.address() or self.origin(self.one_header("Host")) + "/"
             answer["url"] = file.url
             answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
@@ -1127,6 +1175,10 @@ class FileRequest(Request):
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
             self.clerk.give_up(file)
+            # Who is told before the whole piece has come may never read it: the connection would be
+            # reset.
+            for _ in pieces:
+                pass
             raise Refusal(http.HTTPStatus.INSUFFICIENT_STORAGE,
                           f"the server cannot keep it: {error.strerror or error}") from error
         finally:
@@ -1156,27 +1208,40 @@ class FileRequest(Request):
             status = http.HTTPStatus.PARTIAL_CONTENT
             headers["Content_Range"] = f"bytes {found[0]}-{found[1] - 1}/{size}"
         try:
-            with self.store.open(key) as content:
+            with self.store.opened(key) as content:
                 kind = PICTURES.get(os.path.splitext(file.name)[1][1:].lower(),
                                     "application/octet-stream")
                 self.begin_reply(kind, found[1] - found[0], status, **headers)
                 if self.command == "GET":
-                    self._send(content, *found)
+                    self._send(key, content, *found)
         except OSError as error:
-            logger.error("a file cannot be read: %s", error)
+            logger.error("a file cannot be opened: %s", error)
             raise Refusal(http.HTTPStatus.NOT_FOUND, "the file cannot be read") from error
 
-    def _send(self, content: "IO[bytes]", first: int, behind: int) -> None:
+    def _send(self, key: str, content: "IO[bytes]", first: int, behind: int) -> None:
+        """Send so many bytes, or less when the file is removed meanwhile: then who asks again is
+        told."""
         content.seek(first)
-        while first < behind:
-            piece = content.read(min(PIECE, behind - first))
+        while first < behind and self.store.handed_out(key) is not None:
+            piece = _piece_of(content, min(PIECE, behind - first))
             if not piece:
                 # The connection ends early: who asked has fewer bytes than it was told.
-                logger.error("a file has become shorter")
                 return
             self.wfile.more_time(PIECE_TIMEOUT)             # type: ignore[attr-defined]
             self.wfile.write(piece)
             first += len(piece)
+
+
+def _piece_of(content: "IO[bytes]", most: int) -> bytes:
+    """The next bytes of a file; none when there should be some, which is logged."""
+    try:
+        piece = content.read(most)
+    except OSError as error:
+        logger.error("a file cannot be read: %s", error)
+        return b""
+    if not piece:
+        logger.error("a file has become shorter")
+    return piece
 
 
 def disposition(name: str) -> str:

@@ -25,6 +25,7 @@ import os
 import pathlib
 import queue
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -45,6 +46,9 @@ SERVER = [sys.executable, "-m", "chat_server"]
 CLIENT = [sys.executable, "-m", "chat_client"]
 # For every process that is started: its pipes are read as UTF-8.
 ENVIRONMENT = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+# A server that is killed leaves its temporary folder behind: they are all in here.
+SERVERS_TEMP = tempfile.mkdtemp(prefix="roger-servers-")
+atexit.register(shutil.rmtree, SERVERS_TEMP, ignore_errors=True)
 
 posix_only = pytest.mark.skipif(os.name != "posix",
                                 reason="needs POSIX signals, limits and terminals")
@@ -214,7 +218,8 @@ def start_server(*args, env=None, port=0, files=None, program=None, sockets=None
     """
     if not found:
         args = ("--no-discovery", *args)
-    env = {**sockets_of(sockets), **(env or {})}
+    env = {**sockets_of(sockets), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), SERVERS_TEMP),
+           **(env or {})}
     command = SERVER if program is None else [sys.executable, *program]
     return ServerProcess([command, port, *map(str, args)], env, files)
 

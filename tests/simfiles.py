@@ -98,15 +98,15 @@ class Shelf:
             self.lefts.append((self.world.now, session.name))
             leave(session, reason)
 
-        def finish(file):
-            ask(room.handouts.finish, file)
+        def keep(file):
+            ask(room.handouts.keep, file)
             ask(int)
 
         def give_up(file):
             self.given_up.add(file.key)
             ask(room.handouts.give_up, file)
         room._entrance.leave = leave
-        clerk = web.Clerk(lambda *arguments: ask(room.handouts.start, *arguments), finish, give_up,
+        clerk = web.Clerk(lambda *arguments: ask(room.handouts.start, *arguments), keep, give_up,
                           lambda: "http://192.0.2.1:8087/")
         self.web = types.SimpleNamespace(names=(), files={}, store=self.store, clerk=clerk,
                                          is_encrypted=self.world.tls is not None)

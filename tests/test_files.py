@@ -17,7 +17,7 @@ import chatproto
 import harness
 from chatproto import FROM_CLIENT, INSTRUCTIONS, decode, file_name, size_in_words
 from harness import TIMEOUT, frame, posix_only, wait_until
-from uploads import Uploader, ask, fetch
+from uploads import Uploader, ask, at_the_console, fetch, put_head
 
 KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -35,15 +35,6 @@ def server(folder):
     with harness.serving("--rate", "0", "--bind", "127.0.0.1", "--grace", "0.1", "--files", folder,
                          "--max-file", "1", "--max-files", "3") as server:
         yield server
-
-
-def at_the_console(server, line):
-    """Do what a line of the console says; return status and JSON of the answer."""
-    secret = wait_until(lambda: next((line.partition("#host=")[2] for line in server.lines
-                                      if "#host=" in line), None))
-    status, _, body = ask(server.port, "POST", "/host", json.dumps({"do": line}).encode(),
-                          {"X-Roger-Host": secret})
-    return status, json.loads(body)
 
 
 @pytest.fixture
@@ -516,13 +507,6 @@ def test_content_range_that_lies(up, content_range, status):
     assert ann.have(path) == 3
     answer = json.loads(ann.put(path, b"3456789", 3, 10)[1])
     assert fetch(ann.port, ann.say(answer)["file"]["url"])[2] == b"0123456789"
-
-
-def put_head(up, path, first, last, total):
-    """The head of a piece, as bytes."""
-    return (f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {last - first + 1}\r\n"
-            f"X-Roger-Session: {up.secret['X-Roger-Session']}\r\n"
-            f"Content-Range: bytes {first}-{last}/{total}\r\n\r\n").encode()
 
 
 def test_cut_upload_goes_on(up):

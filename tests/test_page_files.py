@@ -4,12 +4,13 @@ host's list. With the real server."""
 import itertools
 import json
 import os
+import types
 
 import harness
 import page
 import pytest
 from chatproto import size_in_words
-from uploads import Uploader, fetch
+from uploads import Uploader, at_the_console, fetch
 
 browser, fresh, enter = page.browser, page.fresh, page.enter
 
@@ -27,6 +28,12 @@ PASTE = """(all => { const paste = new ClipboardEvent("paste", {bubbles: true, c
 CHOOSE = """(all => { $("choose").files = all.files;
     $("choose").dispatchEvent(new Event("change")); })(%s)"""
 
+# Uploads stop at their first piece.
+HOLD = """Upload.prototype.real = Upload.prototype.ask;
+Upload.prototype.ask = function (method, path, range, ...rest) {
+    return method === "PUT" && range !== "*" ? (this.held = true, new Promise(() => {}))
+        : this.real(method, path, range, ...rest); }"""
+
 
 @pytest.fixture(scope="module")
 def server():
@@ -43,6 +50,12 @@ def comes_in(enter, name, count=itertools.count(), **options):
     tab = enter(f"{name}{next(count)}", **options)
     tab.wait("view.rules.files")
     return tab
+
+
+def uploader(server, tab):
+    """What asks about a tab's uploads, as it does."""
+    member = types.SimpleNamespace(welcome={"session": tab.js("session.secret")})
+    return Uploader(server.port, member)
 
 
 @pytest.mark.parametrize("way", [DROP, PASTE, CHOOSE], ids=["drop", "paste", "choose"])
@@ -110,26 +123,128 @@ def test_cancel(enter, server):
     """A file that is cancelled leaves nothing; one that is too large says so, and can be
     removed."""
     ann = comes_in(enter, "ann")
-    # Held at its first piece.
-    ann.js("Upload.prototype.real = Upload.prototype.ask; Upload.prototype.ask = function (method,"
-           "path, range, ...rest) { return method === 'PUT' && range !== '*' ? "
-           "(this.held = true, new Promise(() => {})) : this.real(method, path, range, ...rest); }")
+    ann.js(HOLD)
     ann.js(DROP % files(("held.bin", bytes(5000))))
     ann.wait("uploads[0]?.held")
     path = ann.js("uploads[0].path")
     ann.js("document.querySelector('.upload button').click()")
     ann.wait("!uploads.length && !document.querySelector('.upload')")
     ann.js("Upload.prototype.ask = Upload.prototype.real")
-    with harness.RawClient(server.port, auto_ack=True) as raw:
-        raw.join("raw")
-        up = Uploader(server.port, raw)
-        up.secret = {"X-Roger-Session": ann.js("session.secret")}
-        harness.wait_until(lambda: up.have(path) is None)
-        raw.leave()
+    harness.wait_until(lambda: uploader(server, ann).have(path) is None)
     ann.js("handOut([new File([new Uint8Array(9000001)], 'huge.bin')])")
     ann.wait("document.querySelector('.upload.failed')?.textContent.includes('larger than 9 MB')")
     ann.js("document.querySelector('.upload button').click()")
     ann.wait("!document.querySelector('.upload')")
+
+
+def test_many_leave_room(enter):
+    """However many wait, the line that is typed stays in view, and some of the talk."""
+    ann = comes_in(enter, "ann", width=360, height=740)
+    ann.js("Upload.prototype.real = Upload.prototype.run;"
+           "Upload.prototype.run = function () { this.running = true; };"
+           "handOut(Array.from({length: 20}, (_, n) => new File(['x'], `${n}`)))")
+    assert ann.js("uploads.length") == 20
+    assert ann.js("input.getBoundingClientRect().bottom <= innerHeight"
+                  " && $('scroller').clientHeight > 200")
+    ann.js("[...uploads].forEach(upload => upload.cancel());"
+           "Upload.prototype.run = Upload.prototype.real")
+
+
+def test_folder(enter, server, tmp_path):
+    """A folder that is dropped says that it cannot be read, and holds no place at the server: after
+    four of them a file goes up."""
+    ann = comes_in(enter, "ann")
+    for number in range(4):
+        (tmp_path / f"folder{number}").mkdir()
+    drag(ann, *sorted(tmp_path.glob("folder*")))
+    ann.wait("document.querySelectorAll('.upload.failed').length === 4")
+    assert "cannot be read" in ann.js("document.querySelector('.upload').textContent")
+    ann.js(DROP % files(("after.txt", b"12345")))
+    ann.wait("document.querySelector('#log').textContent.includes('after.txt')")
+    ann.js("[...uploads].forEach(upload => upload.cancel())")
+
+
+def drag(tab, *paths):
+    """Drop files and folders of this machine, as the mouse does."""
+    data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        tab.call("Input.dispatchDragEvent", type=kind, x=600, y=400, data=data)
+
+
+def test_page_that_goes_gives_its_uploads_up(enter, server):
+    """Before it goes the browser asks; and what went up holds no place when the page is back."""
+    ann = comes_in(enter, "ann")
+    asks = """(() => { const event = new Event("beforeunload", {cancelable: true});
+        dispatchEvent(event); return event.defaultPrevented; })()"""
+    assert not ann.js(asks)
+    ann.js(HOLD)
+    ann.js(DROP % files(("one.bin", bytes(5000)), ("two.bin", bytes(5000))))
+    ann.wait("uploads.filter(upload => upload.held).length === 2")
+    assert ann.js(asks)
+    paths, secret = ann.js("uploads.map(upload => upload.path)"), ann.js("session.secret")
+    ann.js("window.beforeReload = true")
+    ann.call("Page.reload")
+    harness.wait_until(lambda: answers(ann))
+    ann.wait("!window.beforeReload && session.joined")
+    assert ann.js("session.secret") == secret
+    for path in paths:
+        harness.wait_until(lambda path=path: uploader(server, ann).have(path) is None)
+
+
+def answers(tab):
+    """Let the page go, where the browser asks whether it may."""
+    try:
+        tab.call("Page.handleJavaScriptDialog", accept=True)
+        return True
+    except AssertionError:
+        return False
+
+
+def test_goes_on_over_a_kill(serve, fresh, tmp_path):
+    """A server with a history that is killed between two pieces gets the rest, under the same
+    address, and the message once."""
+    server = serve("--history", tmp_path / "chat.db")
+    ann = fresh()
+    ann.open(f"http://127.0.0.1:{server.port}/")
+    page.join(ann, "ann")
+    ann.wait("view.rules.files")
+    ann.js("const gate = new Promise(done => { window.go = done; }), asked = [];"
+           "Upload.prototype.real = Upload.prototype.ask; Upload.prototype.ask = async function ("
+           "method, path, range, ...rest) { asked.push(`${method} ${range || ''}`);"
+           "if (range?.startsWith('4194304-')) await gate;"
+           "return this.real(method, path, range, ...rest); }")
+    ann.js("handOut([new File([new Uint8Array(9e6).map((_, n) => n % 251)], 'large.bin')])")
+    ann.wait("asked.at(-1).startsWith('PUT 4194304-')")
+    server.kill()
+    ann.js("go()")
+    ann.wait("!session.joined")
+    server.start()
+    ann.wait("document.querySelector('#log .file')?.textContent.includes('large.bin')")
+    asked = ann.js("asked")
+    assert asked.count("POST ") == 1 and sum(one.startswith("PUT 0-") for one in asked) == 1
+    (url,) = ann.js("[...document.querySelectorAll('#log .file a')].map(at => at.pathname)")
+    assert fetch(server.port, url)[2] == (bytes(range(251)) * 40_000)[:9_000_000]
+
+
+def test_message_that_hands_nothing_out(enter, server):
+    """A file that the server knows no more when its message comes: the message says which file it
+    was, and why not."""
+    ann = comes_in(enter, "ann")
+    ann.js("session.say('lost.pdf (5 B) http://127.0.0.1/files/' + '0'.repeat(32), null,"
+           "{name: 'lost.pdf', size: 5, url: '/files/' + '0'.repeat(32)})")
+    ann.wait("document.querySelector('#pending .failed')?.textContent.includes('lost.pdf (5 B)')")
+    assert "uploaded" in ann.js("document.querySelector('#pending .failed').textContent")
+
+
+def test_who_may_not_speak(enter, server):
+    """A muted member's file is refused with the reason."""
+    ann = comes_in(enter, "ann")
+    name = ann.js("session.name")
+    at_the_console(server, f"/mute {name}")
+    ann.js(DROP % files(("muted.txt", b"x")))
+    ann.wait("document.querySelector('.upload.failed')?.textContent.includes('has muted you')")
+    at_the_console(server, f"/unmute {name}")
+    ann.js("[...uploads].forEach(upload => upload.cancel())")
 
 
 def test_waits_for_the_connection(enter, server):

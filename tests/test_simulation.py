@@ -173,7 +173,7 @@ FAULTS = {
         ("chat_server", "        for number in (None, session.number):\n            said",
          "        for number in list(self._chats):\n            said")],
     "TLS: a record that is not whole is the end": [
-        ("chatproto", "            if plain:\n                return plain\n",
+        ("chatproto", "            if plain or self.overhead:\n                return plain or None\n",
          "            return plain\n")],
     "TLS: of several records that come at once one is taken": [
         ("chatproto", "                    if not self._coming.pending:\n"
@@ -190,13 +190,13 @@ FAULTS = {
         ("chatproto", "            self._coming.write(self.read(self._left(until)))\n",
          "            self._coming.write(self._received(self._left(until)))\n")],
     "files: a piece is written where another is": [
-        ("chat_web", "                part.seek(start)\n", "                part.seek(0)\n")],
+        ("chat_web", "            part.seek(start)\n", "            part.seek(0)\n")],
     "files: what came of a piece that was cut is twice there": [
-        ("chat_web", "                    file.have = have\n",
-         "                    file.have = start if have < start + 100 else have - 100\n"),
-        ("chat_web", "                part.seek(start)\n", "                part.seek(0, 2)\n")],
+        ("chat_web", "                file.have = have\n",
+         "                file.have = start if have < start + 100 else have - 100\n"),
+        ("chat_web", "            part.seek(start)\n", "            part.seek(0, 2)\n")],
     "files: what is confirmed is not synced": [
-        ("chat_web", "                    if self._synced:\n", "                    if False:\n")],
+        ("chat_web", "                if self._synced:\n", "                if False:\n")],
     "files: one is handed out by another": [
         ("chat_web", "file.url != url or file.owner != owner or file.message",
          "file.url != url or file.message")],
@@ -214,24 +214,26 @@ FAULTS = {
         ("chat_server", "        journal.files.drop(lambda file: file.owner == session.secret_hash "
          "and not file.message)\n", "")],
     "files: one that is whole is forgotten by a restart": [
-        ("chat_web", "            if self._files.get(file.key) is file and not file.message:\n",
+        ("chat_web", "            if self._files.get(file.key) is file and file.kept < file.have:\n",
          "            if False:\n")],
     "files: one that was handed out is forgotten by a restart": [
-        ("chat_web", "            file.message, file.sender = message, sender\n"
+        ("chat_web", "            file.message, file.sender, file.kept = message, sender, file.have\n"
          "            self.changes[file.key] = file.to_json()\n",
-         "            file.message, file.sender = message, sender\n"
+         "            file.message, file.sender, file.kept = message, sender, file.have\n"
          "            self.changes.pop(file.key, None)\n")],
     "files: parts are not swept after a restart": [
         ("chat_web", "and (is_part or kept is not None):\n                self._settle(key)\n",
          "and (is_part or kept is not None):\n                pass\n")],
     "files: a full disk keeps a half": [
-        ("chat_web", "            self.clerk.give_up(file)\n            raise",
-         "            raise")],
+        ("chat_web", "                os.truncate(self._part(file.key), 0)\n            file.have = 0\n",
+         "                pass\n"),
+        ("chat_web", "cannot be written: %s\", error)\n            self.clerk.give_up(file)\n",
+         "cannot be written: %s\", error)\n")],
     "files: one is deleted before that is committed": [
-        ("chat_web", "                self.changes[file.key] = None\n                if",
-         "                self.changes[file.key] = None\n"
-         "                if os.path.exists(self._whole(file.key)):\n"
-         "                    os.unlink(self._whole(file.key))\n                if")],
+        ("chat_web", "        self.changes[file.key] = None\n        if",
+         "        self.changes[file.key] = None\n"
+         "        if os.path.exists(self._whole(file.key)):\n"
+         "            os.unlink(self._whole(file.key))\n        if")],
     "files: what nobody came back for stays after a restart": [
         ("chat_server", "        self.journal.files.drop(lambda file: not file.message and "
          "file.owner not in present)\n", "")],

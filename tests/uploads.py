@@ -10,7 +10,7 @@ import http.client
 import json
 import urllib.parse
 
-from harness import TIMEOUT
+from harness import TIMEOUT, wait_until
 
 
 def ask(port, method, path, body=b"", headers=()):
@@ -29,6 +29,22 @@ def fetch(port, url, **headers):
     """GET a file; `Range="bytes=0-9"` and the like are headers, with _ for -."""
     return ask(port, "GET", url,
                headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def at_the_console(server, line):
+    """Do what a line of the console says; return status and JSON of the answer."""
+    secret = wait_until(lambda: next((line.partition("#host=")[2] for line in server.lines
+                                      if "#host=" in line), None))
+    status, _, body = ask(server.port, "POST", "/host", json.dumps({"do": line}).encode(),
+                          {"X-Roger-Host": secret})
+    return status, json.loads(body)
+
+
+def put_head(up, path, first, last, total):
+    """The head of a piece, as bytes."""
+    return (f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {last - first + 1}\r\n"
+            f"X-Roger-Session: {up.secret['X-Roger-Session']}\r\n"
+            f"Content-Range: bytes {first}-{last}/{total}\r\n\r\n").encode()
 
 
 class Uploader:
