@@ -540,9 +540,12 @@ def test_two_uploads_under_one_address(up):
         with pytest.raises(EOFError):
             while True:
                 harness.receive(first)
-    have = ann.have(path)
-    if have < 10:
-        assert ann.put(path, b"0123456789"[have:], have, 10)[0] == 200
+
+    def goes_on():
+        have = ann.have(path)
+        return have == 10 or ann.put(path, b"0123456789"[have:], have, 10)[0] == 200
+    # The first one may take a moment to end.
+    assert wait_until(goes_on)
     assert fetch(ann.port, ann.say(json.loads(ann.put(path, b"", 0, 10)[1]))["file"]["url"])[2] == (
         b"0123456789")
 
