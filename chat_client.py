@@ -2397,35 +2397,16 @@ class Editor:
     def __init__(self) -> None:
         self.text = ""
         self.cursor = 0
-        # What was entered, oldest first, and which of it is shown: its length is the line of
-        # now, which is kept as the draft while an older one is shown.
-        self._before: "list[str]" = []
-        self._shown = 0
-        self._draft = ""
+        # What was entered, oldest first, and at the end what was typed when one left the line of
+        # now; and how many lines back is the one that is shown.
+        self._lines = [""]
+        self._back = 0
         # What Ctrl-Y brings back.
         self._killed = ""
         # Ctrl-R: what is looked for in the lines from before; None while nothing is.
         self._sought: Optional[str] = None
         # What Tab offers, which of that is shown, and the text after it.
         self._completing: "Optional[tuple[list[str], int, str]]" = None
-        line_start, line_end = self._line_start, self._line_end
-        word_left, word_right = self._word_left, self._word_right
-        self._moves: "dict[str, Callable[[], int]]" = {
-            "left": self._left, "ctrl-b": self._left, "right": self._right,
-            "ctrl-f": self._right, "home": line_start, "ctrl-a": line_start, "end": line_end,
-            "ctrl-e": line_end, "word-left": word_left, "alt-b": word_left,
-            "word-right": word_right, "alt-f": word_right}
-        self._actions: "dict[str, Callable[[], None]]" = {
-            "backspace": lambda: self._delete(self._left(), self.cursor),
-            "delete": lambda: self._delete(self.cursor, self._right()),
-            "ctrl-d": lambda: self._delete(self.cursor, self._right()),
-            "ctrl-u": lambda: self._kill(line_start(), self.cursor),
-            "ctrl-k": lambda: self._kill(self.cursor, line_end()),
-            "ctrl-w": lambda: self._kill(word_left(spaces=True), self.cursor),
-            "alt-backspace": lambda: self._kill(word_left(), self.cursor),
-            "alt-d": lambda: self._kill(self.cursor, word_right()),
-            "up": self._up, "ctrl-p": lambda: self._remember(-1),
-            "down": self._down, "ctrl-n": lambda: self._remember(1)}
 
     @property
     def prompt(self) -> str:
@@ -2440,10 +2421,14 @@ class Editor:
         if key.name in ("text", "newline", "ctrl-y"):
             return self.insert({"newline": "\n", "ctrl-y": self._killed}.get(key.name, key.text))
         self._completing = None
-        if key.name in self._moves:
-            self.cursor = self._moves[key.name]()
-        elif key.name in self._actions:
-            self._actions[key.name]()
+        if key.name in self._MOVES:
+            self.cursor = self._MOVES[key.name](self)
+        elif key.name in self._DELETES:
+            self._delete(self._DELETES[key.name](self))
+        elif key.name in self._KILLS:
+            self._killed = self._delete(self._KILLS[key.name](self)) or self._killed
+        elif key.name in self._LINES:
+            self._LINES[key.name](self)
         else:
             return False
         self._settle()
@@ -2461,18 +2446,16 @@ class Editor:
 
     def take(self) -> str:
         """The line was entered: return it, remember it, start anew."""
-        text, self._sought = self.text, None
-        if text.strip() and self._before[-1:] != [text]:
-            self._before = (self._before + [text])[-self.REMEMBERED:]
-        self.set("")
-        self._shown = len(self._before)
+        text = self.text
+        if text.strip() and self._lines[-2:-1] != [text]:
+            self._lines = [*self._lines[:-1], text][-self.REMEMBERED:] + [""]
+        self._begin_anew()
         return text
 
     def clear(self) -> None:
         """Empty the line; Ctrl-Y brings it back."""
-        self._completing = self._sought = None
-        self._kill(0, len(self.text))
-        self._shown = len(self._before)
+        self._killed = self.text or self._killed
+        self._begin_anew()
 
     def set(self, text: str) -> None:
         """Another text, the cursor at its end."""
@@ -2486,7 +2469,7 @@ class Editor:
             before = self.text[:self.cursor]
             path = _TAKES_PATH.match(before)
             start = (path.end() if path else len(before.rstrip()) if before.isspace()
-                     else self._word_start())
+                     else max(before.rfind(space) for space in " \n\t") + 1)
             word = self.text[start:self.cursor]
             found = [offer for offer in offers(word, not self.text[:start].strip())
                      if len(self.text) - len(word) + len(offer) <= MAX_TEXT]
@@ -2498,10 +2481,35 @@ class Editor:
             found, shown, after = self._completing
             start = self.cursor - len(found[shown])
             shown = (shown + 1) % len(found)
-        self._completing = found, shown, after
-        self.text = self.text[:start] + found[shown]
-        self.cursor = len(self.text)
+        self.set(self.text[:start] + found[shown])
         self.text += after
+        self._completing = found, shown, after
+
+    # What was entered before
+
+    def _begin_anew(self) -> None:
+        """An empty line of now."""
+        self._sought, self._back = None, 0
+        self.set("")
+
+    def _leave_line(self) -> None:
+        """Keep what was typed into the line of now for the way back."""
+        if self._back == 0:
+            self._lines[-1] = self.text
+
+    def _show(self, back: int) -> None:
+        """Show what was entered so many lines ago; 0 is the line of now."""
+        self._back = back
+        self.set(self._lines[-1 - back])
+
+    def _older(self, by: int = 1) -> None:
+        """Show what was entered before what is shown, or with -1 after it."""
+        if 0 <= self._back + by < len(self._lines):
+            self._leave_line()
+            self._show(self._back + by)
+
+    def _newer(self) -> None:
+        self._older(-1)
 
     def _seek(self, key: Key) -> bool:
         """A key while Ctrl-R looks for a line: True when it goes on with that."""
@@ -2509,124 +2517,116 @@ class Editor:
             return True
         self._sought = None
         if key.name in ("escape", "ctrl-g"):
-            self._shown = len(self._before)
-            self.set(self._draft)
+            self._show(0)
         return False
 
     def _find_before(self, key: Key) -> bool:
         """Show the newest line from before that has what is looked for; with Ctrl-R again the
         next one. False when there is none: the line stays."""
         if self._sought is None:
-            if self._shown == len(self._before):
-                self._draft = self.text
-            self._sought, self._shown = "", len(self._before)
+            self._leave_line()
+            self._sought, self._back = "", 0
             return True
         if key.name == "backspace":
             self._sought = self._sought[:-1]
         self._sought += key.text
         # Another word is looked for from the newest line on, that which is shown included.
-        end = self._shown if key.name == "ctrl-r" else len(self._before)
-        wanted = name_key(self._sought)
-        found = [place for place in range(end) if wanted in name_key(self._before[place])]
+        first = self._back + 1 if key.name == "ctrl-r" else 1
+        found = [back for back in range(first, len(self._lines))
+                 if name_key(self._sought) in name_key(self._lines[-1 - back])]
         if self._sought and found:
-            self._shown = found[-1]
-            self.set(self._before[self._shown])
+            self._show(found[0])
         return bool(found)
-
-    def _settle(self) -> None:
-        """Move the cursor to the end of the cluster that it is in."""
-        before = self.cursor
-        self._to_column(self._line_start(), before - self._line_start())
-        if self.cursor < before:
-            self.cursor = self._right()
 
     # Places in the text
 
-    def _word_start(self) -> int:
-        return max(self.text.rfind(space, 0, self.cursor) for space in " \n\t") + 1
+    def _settle(self) -> None:
+        """Move the cursor to the end of the cluster that it is in."""
+        self.cursor = next(place for place in _places(self.text) if place >= self.cursor)
 
     def _left(self) -> int:
-        start = self._line_start()
-        if start == self.cursor:
-            return max(0, start - 1)
-        return self.cursor - len(clusters(self.text[start:self.cursor])[-1])
+        return self.cursor - len((clusters(self.text[:self.cursor]) or [""])[-1])
 
     def _right(self) -> int:
-        rest = self.text[self.cursor:max(self.cursor + 1, self._line_end())]
-        return self.cursor + len((clusters(rest) or [""])[0])
+        return self.cursor + len((clusters(self.text[self.cursor:]) or [""])[0])
 
     def _line_start(self) -> int:
         return self.text.rfind("\n", 0, self.cursor) + 1
 
     def _line_end(self) -> int:
-        end = self.text.find("\n", self.cursor)
-        return len(self.text) if end < 0 else end
+        return self.cursor + len(self.text[self.cursor:].partition("\n")[0])
 
-    def _word_left(self, spaces: bool = False) -> int:
-        """The start of the word before the cursor. A word ends at a space, or at whatever is
-        no letter or digit."""
-        return self.cursor - self._word(reversed(clusters(self.text[:self.cursor])), spaces)
+    def _space_left(self) -> int:
+        """The start of the word before the cursor, where a word ends at a space alone."""
+        return self.cursor - _to_word_end(reversed(clusters(self.text[:self.cursor])),
+                                          lambda cluster: not cluster.isspace())
+
+    def _word_left(self) -> int:
+        """The same, where a word ends at whatever is no letter or digit."""
+        return self.cursor - _to_word_end(reversed(clusters(self.text[:self.cursor])), _is_word)
 
     def _word_right(self) -> int:
-        return self.cursor + self._word(clusters(self.text[self.cursor:]))
-
-    @staticmethod
-    def _word(found: "Iterable[str]", spaces: bool = False) -> int:
-        """How many characters there are up to the end of the next word in this direction."""
-        length, in_word = 0, False
-        for cluster in found:
-            is_word = cluster[0].isalnum() or cluster[0] == "_"
-            if spaces:
-                is_word = not cluster.isspace()
-            if in_word and not is_word:
-                break
-            in_word = in_word or is_word
-            length += len(cluster)
-        return length
+        return self.cursor + _to_word_end(clusters(self.text[self.cursor:]), _is_word)
 
     # What the keys do
 
-    def _delete(self, start: int, end: int) -> None:
+    def _delete(self, place: int) -> str:
+        """Delete from the cursor to a place on either side, and return what that was."""
+        start, end = sorted((self.cursor, place))
+        deleted = self.text[start:end]
         self.text, self.cursor = self.text[:start] + self.text[end:], start
-
-    def _kill(self, start: int, end: int) -> None:
-        self._killed = self.text[start:end] or self._killed
-        self._delete(start, end)
+        return deleted
 
     def _up(self) -> None:
         """The line above in a text of several lines; from the first one, what was entered
         before."""
         start = self._line_start()
         if start == 0:
-            self._remember(-1)
+            self._older()
         else:
             self._to_column(self.text.rfind("\n", 0, start - 1) + 1, self.cursor - start)
 
     def _down(self) -> None:
         end = self._line_end()
         if end == len(self.text):
-            self._remember(1)
+            self._newer()
         else:
             self._to_column(end + 1, self.cursor - self._line_start())
 
     def _to_column(self, start: int, column: int) -> None:
         """Into the line from `start`, so many characters right, but never into a cluster."""
-        self.cursor = start
-        for cluster in clusters(self.text[start:self._line_end()]):
-            if self.cursor + len(cluster) > start + column:
-                break
-            self.cursor += len(cluster)
+        line = self.text[start:].partition("\n")[0]
+        self.cursor = start + max(place for place in _places(line) if place <= column)
 
-    def _remember(self, step: int) -> None:
-        """Show what was entered before (-1) or after (1) what is shown; what was typed is
-        kept for the way back."""
-        wanted = self._shown + step
-        if not 0 <= wanted <= len(self._before):
-            return
-        if self._shown == len(self._before):
-            self._draft = self.text
-        self._shown = wanted
-        self.set([*self._before, self._draft][wanted])
+    _MOVES = {"left": _left, "ctrl-b": _left, "right": _right, "ctrl-f": _right,
+              "home": _line_start, "ctrl-a": _line_start, "end": _line_end, "ctrl-e": _line_end,
+              "word-left": _word_left, "alt-b": _word_left, "word-right": _word_right,
+              "alt-f": _word_right}
+    # From the cursor to where; what a kill deletes comes back with Ctrl-Y.
+    _DELETES = {"backspace": _left, "delete": _right, "ctrl-d": _right}
+    _KILLS = {"ctrl-u": _line_start, "ctrl-k": _line_end, "ctrl-w": _space_left,
+              "alt-backspace": _word_left, "alt-d": _word_right}
+    _LINES = {"up": _up, "ctrl-p": _older, "down": _down, "ctrl-n": _newer}
+
+
+def _places(text: str) -> "Iterator[int]":
+    """The places between the clusters of a text, from its start to its end."""
+    return itertools.accumulate(map(len, clusters(text)), initial=0)
+
+
+def _is_word(cluster: str) -> bool:
+    return cluster[0].isalnum() or cluster[0] == "_"
+
+
+def _to_word_end(found: "Iterable[str]", is_word: "Callable[[str], bool]") -> int:
+    """How many characters there are up to the end of the next word in this direction."""
+    length, in_word = 0, False
+    for cluster in found:
+        if in_word and not is_word(cluster):
+            break
+        in_word = in_word or is_word(cluster)
+        length += len(cluster)
+    return length
 
 
 # --- The screen: rows of cells ---

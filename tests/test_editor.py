@@ -408,7 +408,8 @@ def test_editor_words_with_marks():
 def test_editor_cursor_random():
     """Whatever keys are pressed: the cursor is between two clusters, the text within its bound."""
     random_ = random.Random(2)
-    names = [*Editor()._moves, *Editor()._actions, "newline", "ctrl-y", "tab", "take"]
+    names = [*Editor._MOVES, *Editor._DELETES, *Editor._KILLS, *Editor._LINES, "newline", "ctrl-y",
+             "tab", "take"]
     for number in range(60):
         editor, done = Editor(), []
         for _ in range(60):
