@@ -56,9 +56,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # Until main() takes over, Ctrl-C ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import abc
 import argparse
 import codecs
-import collections
 import contextlib
 import dataclasses
 import errno
@@ -203,13 +203,18 @@ class Said:
         self.of = 0
 
 
+# A request for older messages, and what takes the answer: None where the server keeps none.
+Answered = Callable[[Optional[Recalled]], None]
+Request = Tuple[Recall, Answered]
+
+
 class Callbacks(NamedTuple):
     """What a ClientSession calls, on the thread that reads."""
 
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
-    on_recalled: Callable[[Optional[Recalled]], None] = lambda answer: None
+    on_recalled: Answered = lambda answer: None
 
 
 class Sayings:
@@ -432,8 +437,9 @@ class ClientSession:
         self._session: Optional[str] = None
         self._epoch: Optional[str] = None
         self._decoder = FrameDecoder(FROM_SERVER)
-        # Requests for older messages without an answer. A dict's own methods are atomic.
-        self._recalls: "dict[int, Recall]" = {}
+        # Requests for older messages without an answer, and what takes it. A dict's own methods
+        # are atomic.
+        self._recalls: "dict[int, Request]" = {}
         self.manager = MessageManager(alarm, self._sayings.log, self, lambda data: None)
 
     # Speaking
@@ -462,11 +468,17 @@ class ClientSession:
         chatproto.check_name(name)
         self._send(lambda id: Rename(id, name))
 
-    def recall(self, count: int = 20, before: Optional[int] = None,
-               find: Optional[str] = None) -> None:
+    def recall(self, count: int = 20, before: Optional[int] = None, find: Optional[str] = None,
+               on_recalled: "Optional[Answered]" = None) -> None:
         """Ask for `count` messages before the id `before`, or before the oldest that is known, with
-        `find` for those that hold all its words. One request at a time."""
-        self._recall(count, self.oldest if before is None and find is None else before, find)
+        `find` for those that hold all its words. The answer may go to an on_recalled of its own."""
+        self._recall(Recall(0, self.oldest if before is None and find is None else before, count,
+                            find), on_recalled or self._callbacks.on_recalled)
+
+    @property
+    def is_recalling(self) -> bool:
+        """True while an answer to recall() is awaited."""
+        return bool(self._recalls)
 
     def leave(self) -> None:
         """Say that we go on purpose."""
@@ -490,11 +502,10 @@ class ClientSession:
         # It keeps the name that it has.
         self.wanted = ""
 
-    def _recall(self, count: int, before: Optional[int], find: Optional[str],
-                again: bool = False) -> None:
+    def _recall(self, recall: Recall, answered: Answered, again: bool = False) -> None:
         def request(id: int) -> Recall:
-            self._recalls[id] = Recall(id, before, count, find)
-            return self._recalls[id]
+            self._recalls[id] = dataclasses.replace(recall, id=id), answered
+            return self._recalls[id][0]
         # One that is asked again may not fail because too much waits.
         self._send(request, exempt=again)
 
@@ -647,8 +658,8 @@ class ClientSession:
         self.manager.open(self._sayings.log.start, seen=seen)
         # Asked again under a new id: the answer may be lost, and an ACK that comes first is no
         # proof for the old one.
-        for request in self._answered(self._sayings.last_id):
-            self._recall(request.count, request.before, request.find, again=True)
+        for request, answered in self._answered(self._sayings.last_id):
+            self._recall(request, answered, again=True)
 
     def _take(self, message: Message) -> None:
         """A numbered message: drop a duplicate, else do its work, and then confirm it."""
@@ -667,8 +678,8 @@ class ClientSession:
             self.manager.take_ack(message.upto)
             self._tell_states(self._sayings.settle(message.upto))
             # The answer comes before the ACK, if one comes.
-            for _ in self._answered(message.upto):
-                self._call(self._callbacks.on_recalled, None)
+            for _, answered in self._answered(message.upto):
+                self._call(answered, None)
         elif isinstance(message, Recalled):
             self._recalled(message)
         elif isinstance(message, Heard):
@@ -678,18 +689,18 @@ class ClientSession:
                 self._tell_states([said])
 
     def _recalled(self, answer: Recalled) -> None:
-        request = self._recalls.pop(answer.about, None)
-        if request is None:
+        if answer.about not in self._recalls:
             # It came before, or is nobody's.
             return
+        request, answered = self._recalls.pop(answer.about)
         if request.find is None and request.before == self.oldest:
             self.oldest = answer.older or 1
         if answer.older is not None and not answer.entries:
-            self._recall(request.count, answer.older, request.find, again=True)
+            self._recall(dataclasses.replace(request, before=answer.older), answered, again=True)
         else:
-            self._call(self._callbacks.on_recalled, answer)
+            self._call(answered, answer)
 
-    def _answered(self, upto: int) -> "list[Recall]":
+    def _answered(self, upto: int) -> "list[Request]":
         """Take the requests up to `upto` away."""
         return [self._recalls.pop(id) for id in list(self._recalls) if id <= upto]
 
@@ -3444,11 +3455,11 @@ def takes_screen(arguments: argparse.Namespace) -> bool:
 
 # --- The two interfaces ---
 
-class Interface:
+class Interface(abc.ABC):
     """What both interfaces make of the same events; they differ in how they show them.
 
     The client's thread makes an event, a method and its arguments, of each callback and hands
-    it to _post(). Plain runs it there and then, Window's main thread runs it when it comes to
+    it to post(). Plain runs it there and then, Window's main thread runs it when it comes to
     it.
     """
 
@@ -3470,13 +3481,10 @@ class Interface:
         # nobody to reply to, for this reason.
         self.last_private = ""
         self.no_reply = "nobody has written to you privately"
-        # What is done with the answers to requests for older messages, in their order.
-        self._asked: "collections.deque[Callable[[Optional[Recalled]], None]]" = (
-            collections.deque())
         self.client = ChatClient(
             arguments.host, arguments.port, arguments.name, receipts=receipts,
             on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
-            on_lost=self._on_lost, on_end=self._on_end, on_recalled=self._on_recalled,
+            on_lost=functools.partial(self.post, self._lose), on_end=self._on_end,
             tls=arguments.tls, trust=arguments.trust, password=arguments.secret)
         self.settings = Settings(config)
         # With --json the one who reads is a program, with a session for each run.
@@ -3486,7 +3494,7 @@ class Interface:
         self._ticket: Optional[Ticket] = None
         self.formatter = Formatter(self.client, theme, self.settings)
         self.commands = Commands(self)
-        self.errands = Errands(self.client, self._post, self.show, self.say_file)
+        self.errands = Errands(self)
 
     def run(self) -> int:
         """Chat until the user or the server ends it; return the exit code."""
@@ -3544,9 +3552,9 @@ class Interface:
             except OSError as error:
                 complain(f"the server's key is not remembered: {error.strerror or error}")
 
+    @abc.abstractmethod
     def _chat(self) -> int:
         """Until it ends; return the exit code."""
-        raise NotImplementedError
 
     @property
     def _was_left(self) -> bool:
@@ -3575,11 +3583,7 @@ class Interface:
 
     def show(self, line: str) -> None:
         """Show a line of our own, which is safe to show; one that begins with ! is an error."""
-        self._add(self.formatter.note(line))
-
-    def show_page(self, url: str) -> None:
-        """Show a line with nothing but the address of a page."""
-        self._add(self.formatter.page(url))
+        self.add(self.formatter.note(line))
 
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line
@@ -3598,24 +3602,18 @@ class Interface:
         self.settings.keep()
         self._tell_trouble()
 
-    def ask(self, answered: "Callable[[Optional[Recalled]], None]", count: int,
-            before: Optional[int] = None, find: Optional[str] = None) -> None:
+    def ask(self, answered: Answered, count: int, before: Optional[int] = None,
+            find: Optional[str] = None) -> None:
         """Ask for older messages; answered(answer) is called as an event."""
-        # Before it is asked: the answer comes on another thread.
-        self._asked.append(answered)
-        try:
-            self.client.recall(count, before, find)
-        except queue.Full:
-            self._asked.pop()
-            raise
+        self.client.recall(count, before, find, functools.partial(self._on_answer, answered))
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
         self.ask(self._show_older, count)
 
+    @abc.abstractmethod
     def search(self, words: str) -> None:
         """Show what was said with these words."""
-        raise NotImplementedError
 
     def clear(self) -> None:
         """Show nothing of what was said, where that can be."""
@@ -3624,24 +3622,35 @@ class Interface:
         """Show who is here beside the talk, or no more, where that can be."""
         self.commands.names("")
 
+    @abc.abstractmethod
     def quit(self) -> None:
         """Take no more lines."""
-        raise NotImplementedError
 
     # How events are shown
 
+    @abc.abstractmethod
     def _say_piece(self, text: str, to: Optional[str],
                    file: "Optional[dict[str, Any]]" = None) -> bool:
         """Say one message; False when it cannot be said."""
-        raise NotImplementedError
 
-    def _add(self, entry: Entry) -> None:
+    @abc.abstractmethod
+    def add(self, entry: Entry) -> None:
         """Show an entry after all others."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _show_older(self, answer: Optional[Recalled]) -> None:
         """The answer to history(): None where the server keeps none."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def _lose(self, why: str, seconds: float) -> None:
+        """The connection is lost; the next try is in so many seconds."""
+
+    @abc.abstractmethod
+    def _finish(self) -> None:
+        """There is nothing more to wait for: end _chat()."""
+
+    def _changed(self, said: Said) -> None:
+        """What we said has another state: show it, where it is shown with what was said."""
 
     def _tell_trouble(self) -> None:
         """Tell, once, what is wrong with the file of the settings."""
@@ -3685,7 +3694,7 @@ class Interface:
                 self.last_private = message.to if isinstance(message, Renamed) else ""
                 self.no_reply = f"{message.name} has left: not sent"
         for entry in entries:
-            self._add(entry)
+            self.add(entry)
         if isinstance(message, Motd):
             self.motd = message.text
             self.commands.motd("")
@@ -3704,7 +3713,8 @@ class Interface:
 
     # On the client's thread
 
-    def _post(self, event: Callable[..., None], *arguments: Any) -> None:
+    def post(self, event: Callable[..., None], *arguments: Any) -> None:
+        """Have an event run; on the thread "file" as well."""
         event(*arguments)
 
     def _on_welcome(self, welcome: Welcome) -> None:
@@ -3715,7 +3725,7 @@ class Interface:
             # What was seen was in another session, perhaps of another run of ids.
             ticket = ticket._replace(seen=0)
         self._kept.keep(ticket)
-        self._post(self._connect, welcome, self.client.forgotten(welcome))
+        self.post(self._connect, welcome, self.client.forgotten(welcome))
 
     def _on_message(self, message: Message) -> None:
         self._kept.follow(self.client)
@@ -3729,25 +3739,23 @@ class Interface:
             is_new = message.id > self.client.history_until
             rings = is_new and (bell == "all"
                                 or bell == "mentions" and self.formatter.is_mention(message))
-        self._post(self._hear, message, entries, own, rings)
+        self.post(self._hear, message, entries, own, rings)
 
+    @abc.abstractmethod
     def _is_wanted(self, message: Message, own: bool) -> bool:
         """True for what is to be shown."""
-        raise NotImplementedError
 
     def _on_state(self, said: Said) -> None:
         if said.state in (FAILED, UNKNOWN):
             self._not_delivered.append(said)
+        self.post(self._changed, said)
 
-    def _on_recalled(self, answer: Optional[Recalled]) -> None:
-        if self._asked:
-            self._post(self._asked.popleft(), answer)
-
-    def _on_lost(self, why: str, seconds: float) -> None:
-        raise NotImplementedError
+    def _on_answer(self, answered: Answered, answer: Optional[Recalled]) -> None:
+        self.post(answered, answer)
 
     def _on_end(self, why: str) -> None:
         self._ended = why
+        self.post(self._finish)
 
     def _on_late_signal(self, number: int, frame: Any) -> None:
         """A signal that is to end us, while the terminal is as it was: leave; the second one
@@ -3766,12 +3774,8 @@ class Interface:
 class Errands:
     """What /send and /get have under way: a thread "file" for each, which posts what came of it."""
 
-    def __init__(self, client: ChatClient, post: Callable[..., None],
-                 show: Callable[[str], None], say_file: "Callable[[dict[str, Any]], None]") -> None:
-        self._client = client
-        self._post = post
-        self._show = show
-        self._say_file = say_file
+    def __init__(self, ui: Interface) -> None:
+        self._ui = ui
         # For each of them what the status line says; a dict's own methods are atomic.
         self._running: "dict[str, str]" = {}
 
@@ -3782,17 +3786,18 @@ class Errands:
 
     def send(self, path: str) -> None:
         """Upload a file and hand it out."""
-        self._run(f"sending {escape(os.path.basename(path))}", lambda progress: self._post(
-            self._say_file, self._client.upload(path, progress)))
+        self._run(f"sending {escape(os.path.basename(path))}", lambda progress: self._ui.post(
+            self._ui.say_file, self._ui.client.upload(path, progress)))
 
     def get(self, file: "dict[str, Any]", folder: str) -> None:
         """Save a file in a folder."""
-        self._run(f"fetching {escape(file['name'])}", lambda progress: self._post(
-            self._show, f"* saved as {escape(self._client.fetch(file, folder, progress))}"))
+        self._run(f"fetching {escape(file['name'])}", lambda progress: self._ui.post(
+            self._ui.show,
+            f"* saved as {escape(self._ui.client.fetch(file, folder, progress))}"))
 
     def _run(self, what: str, work: "Callable[[Callable[[int, int], None]], None]") -> None:
         if what in self._running:
-            self._show(f"! {what} already")
+            self._ui.show(f"! {what} already")
             return
         self._running[what] = what
         started = time.monotonic()
@@ -3806,7 +3811,7 @@ class Errands:
             try:
                 work(progress)
             except (FileError, ConnectionError) as error:
-                self._post(self._show, f"! {what}: {error}")
+                self._ui.post(self._ui.show, f"! {what}: {error}")
             finally:
                 del self._running[what]
         # A daemon: the end of the client ends it.
@@ -3824,6 +3829,10 @@ class Plain(Interface):
     END = None
     # Lines that may wait in it; then the reader waits.
     LINES = 100
+    # What is said where there are no messages to show, and where the server cannot tell.
+    _NOTHING = {
+        "older": ("* nothing older is kept", "! the server keeps no older messages"),
+        "found": ("* nothing was found", "! this server cannot search")}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         # With --listen nothing is read, so what there is at stdin does not matter.
@@ -3880,29 +3889,24 @@ class Plain(Interface):
         self._no_more = True
 
     def search(self, words: str) -> None:
-        self.ask(self._show_found, 20, chatproto.MAX_ID, words)
-
-    def _show_found(self, answer: Optional[Recalled]) -> None:
-        if answer is None or answer.find is None:
-            self.show("! this server cannot search")
-        else:
-            self._show_block("found", answer)
+        self.ask(functools.partial(self._show_block, "found"), 20, MAX_ID, words)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
-        if answer is None:
-            self.show("! the server keeps no older messages")
-        else:
-            self._show_block("older", answer)
+        self._show_block("older", answer)
 
-    def _show_block(self, what: str, answer: Recalled) -> None:
+    def _show_block(self, what: str, answer: Optional[Recalled]) -> None:
         """Messages that are no new ones, marked as such."""
+        nothing, cannot = self._NOTHING[what]
+        if answer is None or what == "found" and answer.find is None:
+            self.show(cannot)
+            return
         entries = self.formatter.with_days(self.formatter.older(answer))
-        if entries:
-            for entry in (self.formatter.note(f"-- {what} --"), *entries,
-                          self.formatter.note("-- now --")):
-                self._add(entry)
-        else:
-            self.show("* nothing older is kept" if what == "older" else "* nothing was found")
+        if not entries:
+            self.show(nothing)
+            return
+        for entry in (self.formatter.note(f"-- {what} --"), *entries,
+                      self.formatter.note("-- now --")):
+            self.add(entry)
 
     def _read_stdin(self) -> None:
         """On the thread "stdin"."""
@@ -3946,7 +3950,7 @@ class Plain(Interface):
 
     # On any thread
 
-    def _add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         for line in entry.plain():
             self._print(line)
 
@@ -3989,11 +3993,9 @@ class Plain(Interface):
         if not self._prints_frame():
             super()._on_message(message)
 
-    def _on_recalled(self, answer: Optional[Recalled]) -> None:
+    def _on_answer(self, answered: Answered, answer: Optional[Recalled]) -> None:
         if answer is None or not self._prints_frame():
-            super()._on_recalled(answer)
-        elif self._asked:
-            self._asked.popleft()
+            super()._on_answer(answered, answer)
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         if welcome.missed:
@@ -4010,18 +4012,15 @@ class Plain(Interface):
             return not own and message.id > self.client.history_until
         return not (isinstance(message, Error) and message.about)
 
-    def _on_lost(self, why: str, seconds: float) -> None:
+    def _lose(self, why: str, seconds: float) -> None:
         if not self._is_pipe:
             self.show(f"! disconnected ({escape(why)}), trying again in {seconds:.0f} s; "
                       "what you say is sent then")
 
-    def _on_end(self, why: str) -> None:
-        super()._on_end(why)
-        try:
-            # Wakes the main thread, which is awake where there are lines.
+    def _finish(self) -> None:
+        # Wakes the main thread, which is awake where there are lines.
+        with contextlib.suppress(queue.Full):
             self._lines.put_nowait(self.END)
-        except queue.Full:
-            pass
 
 
 def _as_text(line: str) -> str:
@@ -4453,7 +4452,7 @@ class Window(Interface):
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
             threading.Thread(target=self._typing.read, name="keys", daemon=True,
-                             args=(self._terminal, self._post, self._finish)).start()
+                             args=(self._terminal, self.post, self._finish)).start()
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
@@ -4580,9 +4579,6 @@ class Window(Interface):
 
     # The main thread: keys
 
-    def _press(self, data: bytes, is_all: bool = False) -> None:
-        self._typing.press(data, is_all)
-
     def offers(self, word: str, is_first: bool) -> "list[str]":
         """What Tab offers for a word: commands and names."""
         if _TAKES_PATH.match(self._editor.text):
@@ -4598,7 +4594,7 @@ class Window(Interface):
         """Scroll back; from the top ask for what is older."""
         if self.found is not None or not self.screen.is_at_top:
             self.shown.scroll(-1)
-        elif not self._asked:
+        elif not self.client.is_recalling:
             self.history(self.OLDER)
 
     def focus(self, is_here: bool) -> None:
@@ -4656,7 +4652,7 @@ class Window(Interface):
 
     # The main thread: what is shown
 
-    def _add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         self.screen.add(entry)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
@@ -4718,19 +4714,19 @@ class Window(Interface):
         self._pin()
         self.screen.changed()
 
-    def _lose(self, why: str, until: float) -> None:
+    def _lose(self, why: str, seconds: float) -> None:
         if self._lost_until is None:
             self.show(f"! disconnected ({escape(why)}); what you say is sent when the connection "
                       "is back")
-        self._lost_until = until
+        self._lost_until = time.monotonic() + seconds
         self.screen.changed()
 
     def _finish(self) -> None:
         self._over = 1
 
-    # On the client's thread; _post() on the thread "keys" as well
+    # On the client's thread; post() on the thread "keys" as well
 
-    def _post(self, event: Callable[..., None], *arguments: Any) -> None:
+    def post(self, event: Callable[..., None], *arguments: Any) -> None:
         self._events.put((event, arguments))
 
     def _is_wanted(self, message: Message, own: bool) -> bool:
@@ -4752,16 +4748,6 @@ class Window(Interface):
         if said.code == "muted" and not self._editor.text:
             self._editor.set(said.text if said.to is None else f"/msg {said.to} {said.text}")
 
-    def _on_state(self, said: Said) -> None:
-        super()._on_state(said)
-        self._post(self._changed, said)
-
-    def _on_lost(self, why: str, seconds: float) -> None:
-        self._post(self._lose, why, time.monotonic() + seconds)
-
-    def _on_end(self, why: str) -> None:
-        super()._on_end(why)
-        self._post(self._finish)
 
 
 class Commands:
@@ -4863,7 +4849,7 @@ class Commands:
     def urls(self, rest: str) -> None:
         """/urls: the last addresses of pages"""
         for url in list(self._ui.formatter.urls):
-            self._ui.show_page(url)
+            self._ui.add(self._ui.formatter.page(url))
         if not self._ui.formatter.urls:
             self._ui.show("* no addresses of pages")
 

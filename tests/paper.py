@@ -117,12 +117,12 @@ class Desk:
     def type(self, *reads):
         """Each is what one read brings."""
         for read in reads:
-            self.window._press(read.encode() if isinstance(read, str) else read)
+            self.window._typing.press(read.encode() if isinstance(read, str) else read)
         self.settle()
 
     def escape(self):
-        self.window._press(b"\x1b")
-        self.window._press(b"", True)
+        self.window._typing.press(b"\x1b")
+        self.window._typing.press(b"", True)
         self.settle()
 
     def answer(self, entries, older=None, find=None):

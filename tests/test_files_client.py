@@ -416,7 +416,7 @@ def test_progress_in_words():
     """Percent and speed, and nothing when it is over."""
     shown, posted = [], threading.Event()
     errands = chat_client.Errands(
-        types.SimpleNamespace(upload=None), lambda *event: posted.set(), shown.append, None)
+        types.SimpleNamespace(post=lambda *event: posted.set(), show=shown.append))
     gate = threading.Event()
 
     def work(progress):
