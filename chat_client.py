@@ -98,11 +98,11 @@ except ModuleNotFoundError as error:
     if error.name != "chatproto":
         raise
     sys.exit("chat_client: chatproto.py is missing: copy it into the same folder as chat_client.py")
-from chatproto import (FROM_SERVER, MAX_ID, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted, Chat,
-                       ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined, Leave,
-                       Left, Message, MessageManager, MessageQueue, MessageSocket, Motd, News,
-                       Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules, Say,
-                       SecureSocket, Unknown, Welcome, clean_text, escape, name_key)
+from chatproto import (FROM_SERVER, MAX_FIND, MAX_ID, MAX_NAME, MAX_TEXT, PORT, Ack, Alarm, Booted,
+                       Chat, ConnectionClosed, Error, FrameDecoder, Heard, Invalid, Join, Joined,
+                       Leave, Left, Message, MessageManager, MessageQueue, MessageSocket, Motd,
+                       News, Ping, ProtocolError, Recall, Recalled, Removed, Rename, Renamed, Rules,
+                       Say, SecureSocket, Unknown, Welcome, clean_text, escape, name_key)
 
 # The states of what was said.
 SENDING, THERE, FAILED, UNKNOWN = "sending", "there", "failed", "not confirmed"
@@ -4411,8 +4411,6 @@ class Window(Interface):
     EVENTS = 4_096
     # Messages that Page Up at the top asks for.
     OLDER = 50
-    # Characters of words that are looked for: so many the server takes.
-    WORDS = 256
 
     def __init__(self, arguments: argparse.Namespace, terminal: Terminal) -> None:
         theme = Theme(colours(), takes_links())
@@ -4625,8 +4623,8 @@ class Window(Interface):
         self.ask(self._show_older, count, self.screen.oldest)
 
     def search(self, words: str) -> None:
-        if len(words) > self.WORDS:
-            self.show(f"! /search WORDS: at most {self.WORDS} characters")
+        if len(words) > MAX_FIND:
+            self.show(f"! /search WORDS: at most {MAX_FIND} characters")
             return
         self.end_search()
         self.found = Search(self, words)
