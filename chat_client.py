@@ -3572,6 +3572,7 @@ class Interface(abc.ABC):
             self.client.close()
         return code
 
+    @abc.abstractmethod
     def _announce_wait(self) -> None:
         """Say that what was said is waited for, where a user would wonder."""
 
@@ -3615,6 +3616,7 @@ class Interface(abc.ABC):
     def search(self, words: str) -> None:
         """Show what was said with these words."""
 
+    @abc.abstractmethod
     def clear(self) -> None:
         """Show nothing of what was said, where that can be."""
 
@@ -3649,6 +3651,7 @@ class Interface(abc.ABC):
     def _finish(self) -> None:
         """There is nothing more to wait for: end _chat()."""
 
+    @abc.abstractmethod
     def _changed(self, said: Said) -> None:
         """What we said has another state: show it, where it is shown with what was said."""
 
@@ -3888,6 +3891,12 @@ class Plain(Interface):
     def quit(self) -> None:
         self._no_more = True
 
+    def clear(self) -> None:
+        """What was printed stays."""
+
+    def _announce_wait(self) -> None:
+        """It waits without a word."""
+
     def search(self, words: str) -> None:
         self.ask(functools.partial(self._show_block, "found"), 20, MAX_ID, words)
 
@@ -4011,6 +4020,9 @@ class Plain(Interface):
         if isinstance(message, Chat):
             return not own and message.id > self.client.history_until
         return not (isinstance(message, Error) and message.about)
+
+    def _changed(self, said: Said) -> None:
+        """What was printed stays; what was not delivered is named at the end."""
 
     def _lose(self, why: str, seconds: float) -> None:
         if not self._is_pipe:

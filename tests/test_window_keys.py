@@ -45,7 +45,8 @@ def window(monkeypatch):
     window._terminal.enter()
     window.client._people.users = {name: name for name in ("ann", "bob", "ben")}
     window.client._people.here = 3
-    window.press = lambda *pieces: [window._typing.press(piece) for piece in pieces] and window._paint()
+    window.press = lambda *pieces: (list(map(window._typing.press, pieces))
+                                    and window._paint())
     window.lines = lambda: window._terminal.shown.lines()
 
     def hear(*messages):
