@@ -167,8 +167,14 @@ def test_folder(enter, server, tmp_path):
 def drag(tab, *paths):
     """Drop files and folders of this machine, as the mouse does."""
     data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
+
+    def do(kind):
         tab.call("Input.dispatchDragEvent", type=kind, x=600, y=400, data=data)
+    do("dragEnter")
+    do("dragOver")
+    # What is let go before the page has seen it coming is lost.
+    tab.wait("document.body.classList.contains('dropping')")
+    do("drop")
 
 
 def test_page_that_goes_gives_its_uploads_up(enter, server):
