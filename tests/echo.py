@@ -29,7 +29,7 @@ class EchoRequest(Request):
     """Every path is the echo, for everybody."""
 
     def answer(self):
-        self.upgrade()
+        return self.upgrade()
 
 
 class EchoHandler(socketserver.BaseRequestHandler):
@@ -37,7 +37,7 @@ class EchoHandler(socketserver.BaseRequestHandler):
 
     def handle(self):
         wire = EchoSocket(self.request)
-        websocket = EchoRequest(wire, self.client_address, self.server).websocket
+        websocket = EchoRequest(wire, str(self.client_address)).serve()
         try:
             if websocket is not None:
                 # What the chat refuses (long, binary, in many fragments) is to be echoed here.

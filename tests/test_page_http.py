@@ -1,7 +1,6 @@
 """How the page comes: its weight, compressed, once a version; and a request without a version."""
 
 import gzip
-import http.client
 import re
 
 import chat_web
@@ -89,23 +88,3 @@ def test_request_without_a_version(server, line):
     status, _, body = request(server.port, line, "Host: localhost")
     assert status == 400 and b"no request" in body or status == 400
     server.assert_healthy()
-
-
-def test_headers_that_are_a_dict(monkeypatch):
-    """From Python 3.14 on http.server reads no headers of a line without a version: they are {}."""
-    answers = []
-
-    def parse_request(self):
-        self.requestline, self.command, self.path = "GET /", "GET", "/"
-        self.request_version, self.headers = "HTTP/1.0", {}
-        return True
-    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "parse_request", parse_request)
-
-    class Wire:
-        def read(self, timeout):
-            return b"GET /\r\n"
-
-        def write_all(self, data, until):
-            answers.append(data)
-    assert chat_web.PageRequest(Wire(), "127.0.0.1", None).websocket is None
-    assert b"".join(answers).startswith(b"HTTP/1.1 400 ")
