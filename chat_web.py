@@ -94,8 +94,8 @@ import threading
 import time
 import urllib.parse
 from http import HTTPStatus
-from typing import (IO, Any, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple,
-                    Optional, Union)
+from typing import (IO, Any, Callable, Collection, Generator, Iterable, Iterator, Mapping,
+                    NamedTuple, Optional, Tuple, Union)
 
 import chatproto
 from chatproto import MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape
@@ -192,6 +192,10 @@ def unmask(data: bytes, key: bytes) -> bytes:
     return number.to_bytes(size, "little")
 
 
+# Opcode and payload of a frame, or of a message.
+Event = Tuple[int, bytes]
+
+
 class MessageDecoder:
     """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of
     no more use.
@@ -203,90 +207,89 @@ class MessageDecoder:
 
     def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
         # Bytes of a message, of all its fragments.
-        self._max_message = max_message
+        self.max_message = max_message
         # Whether binary messages are taken.
-        self._binary = binary
-        self._max_fragments = fragments
-        # Not looked at yet: one read, and what the call before it left.
+        self.binary = binary
+        self.max_fragments = fragments
+        # Not looked at yet, of what came.
         self._buffer = bytearray()
-        # Whether feed(b"") may yield more.
-        self.has_more = False
-        # How many frames were taken, of all kinds.
-        self.frames = 0
-        # The message under way: unmasked, its opcode (0 when there is none), its frames so far.
+        # The message under way, unmasked.
         self._message = bytearray()
-        self._opcode = 0
-        self._fragments = 0
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        # The frame under way: its first byte, the bytes of its payload still to come, and the mask,
-        # turned so that it begins with the next byte's.
-        self._in_frame = False
-        self._first = 0
-        self._left = 0
-        self._key = b""
+        # It stands where it needs another byte.
+        self._steps = self._frames()
 
     @property
     def begun(self) -> int:
         """Bytes that came and are no whole message yet."""
         return len(self._buffer) + len(self._message)
 
-    def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
-        raise WebSocketError. With `most` it stops after so many frames."""
+    def feed(self, data: bytes) -> "Iterator[Event]":
+        """Take bytes, and yield for each frame that is whole now what it completes: a message, ping,
+        pong or close; CONTINUATION for a fragment that others follow. What nobody asks for is left
+        to the next feed(). Raises WebSocketError."""
         self._buffer += data
-        self.has_more = False
-        until = self.frames + most
-        while self._in_frame or self._take_header():
-            whole = self._take_frame()
-            if self._in_frame:
-                return
-            self.frames += 1
-            self.has_more = self.frames == until and bool(self._buffer)
-            if whole is not None:
-                yield whole
-            if self.has_more:
-                return
+        return iter(functools.partial(next, self._steps), None)
 
-    def _take_frame(self) -> "Optional[tuple[int, bytes]]":
-        """Take what there is of the frame under way; return what it completes."""
-        opcode = self._first & 0x0F
-        if opcode >= CLOSE:
-            if len(self._buffer) < self._left:
-                return None
-            self._in_frame = False
-            return opcode, self._take_payload()
-        self._take_data()
-        if self._left:
-            return None
-        self._in_frame = False
-        if not self._first & 0x80:
-            return None
-        whole, self._message = bytes(self._message), bytearray()
-        opcode, self._opcode, self._fragments = self._opcode, 0, 0
-        return opcode, whole
+    def close(self) -> None:
+        """Forget what came and is no whole message."""
+        self._steps.close()
+        self._buffer.clear()
+        self._message.clear()
 
-    def _take_header(self) -> bool:
-        """Take a frame's header off the buffer; False when it is not all there."""
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return False
-        length = buffer[1] & 0x7F
-        self._check_header(buffer[0], buffer[1], length)
-        size = {126: 8, 127: 14}.get(length, 6)
-        if len(buffer) < size:
-            return False
+    def _frames(self) -> "Generator[Optional[Event], None, None]":
+        """What each frame completes, for ever; None whenever another byte is needed."""
+        # The message under way: its opcode (0 when there is none), and how many frames it has.
+        opcode = fragments = 0
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        while True:
+            first, left, key = yield from self._header(opcode)
+            kind, is_final = first & 0x0F, bool(first & 0x80)
+            if kind >= CLOSE:
+                payload = yield from self._take(left)
+                yield kind, unmask(payload, key)
+                continue
+            opcode, fragments = opcode or kind, fragments + 1
+            self._check_message(left, fragments, is_final)
+            while left:
+                # As it comes, where the mask is turned to begin with the next byte's.
+                masked = yield from self._take(min(left, len(self._buffer) or 1))
+                left -= len(masked)
+                piece, turn = unmask(masked, key), len(masked) % 4
+                key = key[turn:] + key[:turn]
+                self._message += piece
+                if opcode == TEXT:
+                    _check_utf8(utf8, piece)
+            if not is_final:
+                yield CONTINUATION, b""
+                continue
+            if opcode == TEXT:
+                _check_utf8(utf8, b"", is_end=True)
+            message, self._message = bytes(self._message), bytearray()
+            yield opcode, message
+            opcode = fragments = 0
+
+    def _header(self, opcode: int) -> "Generator[None, None, tuple[int, int, bytes]]":
+        """Take a frame's header: its first byte, the length of the payload, and the mask."""
+        first, second = yield from self._take(2)
+        length = second & 0x7F
+        self._check_header(first, second, length, opcode)
         if length >= 126:
-            length = int.from_bytes(buffer[2:size - 4], "big")
+            long_one = yield from self._take(2 if length == 126 else 8)
+            length = int.from_bytes(long_one, "big")
             if length >> 63:
                 raise WebSocketError(PROTOCOL_ERROR, "a length has 63 bits")
-        if buffer[0] & 0x0F < CLOSE:
-            self._check_message(length, bool(buffer[0] & 0x80))
-        self._first, self._left, self._key = buffer[0], length, bytes(buffer[size - 4:size])
-        self._in_frame = True
-        del buffer[:size]
-        return True
+        key = yield from self._take(4)
+        return first, length, key
 
-    def _check_header(self, first: int, second: int, length: int) -> None:
+    def _take(self, size: int) -> "Generator[None, None, bytes]":
+        """Take so many bytes, when they have come."""
+        while len(self._buffer) < size:
+            yield None
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _check_header(self, first: int, second: int, length: int, under_way: int) -> None:
         opcode = first & 0x0F
         if first & 0x70:
             raise WebSocketError(PROTOCOL_ERROR, "a reserved bit is set")
@@ -298,49 +301,31 @@ class MessageDecoder:
             if not first & 0x80 or length > 125:
                 raise WebSocketError(PROTOCOL_ERROR,
                                      "a control frame has no fragments and at most 125 bytes")
-        elif (opcode == CONTINUATION) != bool(self._opcode):
-            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode
+        elif (opcode == CONTINUATION) != bool(under_way):
+            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not under_way
                                  else "the message before has no end")
-        elif opcode == BINARY and not self._binary:
+        elif opcode == BINARY and not self.binary:
             raise WebSocketError(UNSUPPORTED, "only text is spoken here")
 
-    def _check_message(self, length: int, is_final: bool) -> None:
+    def _check_message(self, length: int, fragments: int, is_final: bool) -> None:
         """Whether the message may have another fragment of that length."""
-        if len(self._message) + length > self._max_message:
-            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
-        self._fragments += 1
-        if self._max_fragments and (self._fragments > self._max_fragments
-                                    or not length and not is_final):
-            raise WebSocketError(POLICY, f"a message has at most {self._max_fragments} fragments, "
+        if len(self._message) + length > self.max_message:
+            raise WebSocketError(TOO_BIG, f"a message has at most {self.max_message} bytes")
+        if self.max_fragments and (fragments > self.max_fragments or not length and not is_final):
+            raise WebSocketError(POLICY, f"a message has at most {self.max_fragments} fragments, "
                                  "none of them empty")
 
-    def _take_payload(self) -> bytes:
-        """What there is of the frame's payload, unmasked."""
-        size = min(self._left, len(self._buffer))
-        piece = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        self._left -= size
-        piece, turn = unmask(piece, self._key), size % 4
-        self._key = self._key[turn:] + self._key[:turn]
-        return piece
 
-    def _take_data(self) -> None:
-        """Add what there is of the frame to its message."""
-        self._opcode = self._opcode or self._first & 0x0F
-        piece = self._take_payload()
-        self._message += piece
-        if self._opcode == TEXT:
-            self._check_utf8(piece, final=not self._left and bool(self._first & 0x80))
-
-    def _check_utf8(self, piece: bytes, final: bool) -> None:
-        try:
-            self._utf8.decode(piece, final)
-        except UnicodeDecodeError as error:
-            raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
-        begun = self._utf8.getstate()[0]
-        # A surrogate: Python's decoder waits for its third byte.
-        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
-            raise WebSocketError(BAD_DATA, "a text is UTF-8")
+def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool = False) -> None:
+    """Whether a text may go on so. Raises WebSocketError."""
+    try:
+        utf8.decode(piece, is_end)
+    except UnicodeDecodeError as error:
+        raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
+    begun = utf8.getstate()[0]
+    # A surrogate: Python's decoder waits for its third byte.
+    if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
+        raise WebSocketError(BAD_DATA, "a text is UTF-8")
 
 
 def close_status(payload: bytes) -> int:
@@ -372,8 +357,10 @@ class WebSocket:
 
     def __init__(self, wire: MessageSocket, rest: bytes = b"") -> None:
         self._wire = wire
-        self._rest = rest
-        self._decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder.feed(rest)
+        # Whether the decoder may have frames that were not asked for.
+        self._has_more = bool(rest)
         # Frames that were no messages, for the flood limit, which takes them from here.
         self.overhead = 0
         # For the next read(): the messages before the end come first.
@@ -390,9 +377,9 @@ class WebSocket:
         and perhaps for the flood limit before it. Raises ConnectionClosed."""
         if self._end is not None:
             raise self._end
-        lines, before = [], self._decoder.frames
+        lines = []
         try:
-            for _, payload in self.messages(timeout, READ_FRAMES):
+            for _, payload in self.messages(timeout):
                 # A line end is white space to JSON, and so is this one; inside a string neither may
                 # be. Two frames in one message stay no frame.
                 lines.append(payload.replace(b"\n", b"\r") + b"\n")
@@ -400,28 +387,29 @@ class WebSocket:
             if not lines:
                 raise
             self._end = end
-        self.overhead += self._decoder.frames - before - len(lines) + self._wire.overhead
+        self.overhead += self._wire.overhead
         self._wire.overhead = 0
         return b"".join(lines)
 
-    def messages(self, timeout: Optional[float] = None,
-                 most: int = 0) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages that one read of the socket completes, or of the
-        next `most` frames of it; pings and the close are answered in their order. Raises
-        ConnectionClosed."""
-        data, self._rest = self._rest, b""
-        if not data and not self._decoder.has_more:
-            data = self._wire.read(timeout)
+    def messages(self, timeout: Optional[float] = None) -> "Iterator[Event]":
+        """Yield the messages that one read of the socket completes, or of the next READ_FRAMES
+        frames of it; pings and the close are answered in their order. Raises ConnectionClosed."""
+        data = b"" if self._has_more else self._wire.read(timeout)
+        self._has_more = False
+        frames = itertools.islice(self.decoder.feed(data), READ_FRAMES)
         try:
-            for opcode, payload in self._decoder.feed(data, most):
+            for number, (opcode, payload) in enumerate(frames, 1):
+                self._has_more = number == READ_FRAMES
+                if opcode in (TEXT, BINARY):
+                    yield opcode, payload
+                    continue
+                self.overhead += 1
                 if opcode == PING:
                     self._send(frame(PONG, payload))
                 elif opcode == CLOSE:
                     status = close_status(payload)
                     self._close(payload[:2])
                     raise ConnectionClosed(f"the browser closed the connection ({status})")
-                elif opcode != PONG:
-                    yield opcode, payload
         except WebSocketError as error:
             self._close(struct.pack(">H", error.status) + str(error).encode())
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
@@ -429,7 +417,7 @@ class WebSocket:
     @property
     def begun(self) -> int:
         """Bytes that came and are no whole message yet."""
-        return self._decoder.begun
+        return self.decoder.begun
 
     def write(self, data: bytes) -> None:
         """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
@@ -455,7 +443,7 @@ class WebSocket:
         """Give the descriptor back, a little later so that the peer can read the close. Only the
         reader calls it."""
         # What came and is not whole is not kept for that time.
-        self._decoder = MessageDecoder(0, binary=False)
+        self.decoder.close()
         self._wire.linger()
         self._wire.close()
 
