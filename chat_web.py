@@ -224,9 +224,9 @@ class MessageDecoder:
         return len(self._buffer) + len(self._message)
 
     def feed(self, data: bytes) -> "Iterator[Event]":
-        """Take bytes, and yield for each frame that is whole now what it completes: a message, ping,
-        pong or close; CONTINUATION for a fragment that others follow. What nobody asks for is left
-        to the next feed(). Raises WebSocketError."""
+        """Take bytes, and yield for each frame that is whole now what it completes: a message,
+        ping, pong or close; CONTINUATION for a fragment that others follow. What nobody asks for is
+        left to the next feed(). Raises WebSocketError."""
         self._buffer += data
         return iter(functools.partial(next, self._steps), None)
 
@@ -1501,11 +1501,11 @@ def speaks_http(first: bytes) -> bool:
 # --- QR codes ---
 
 # ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
-# version: error correction codewords in a block, blocks (table 9), and the middles of the
-# alignment patterns (annex E).
-_QR = [(10, 1, ()), (16, 1, (6, 18)), (26, 1, (6, 22)), (18, 2, (6, 26)), (24, 2, (6, 30)),
-       (16, 4, (6, 34)), (18, 4, (6, 22, 38)), (22, 4, (6, 24, 42)), (22, 5, (6, 26, 46)),
-       (26, 5, (6, 28, 50))]
+# version: codewords in all, those of them for error correction in a block, blocks (table 9), and
+# the middles of the alignment patterns (annex E).
+_QR = [(26, 10, 1, ()), (44, 16, 1, (6, 18)), (70, 26, 1, (6, 22)), (100, 18, 2, (6, 26)),
+       (134, 24, 2, (6, 30)), (172, 16, 4, (6, 34)), (196, 18, 4, (6, 22, 38)),
+       (242, 22, 4, (6, 24, 42)), (292, 22, 5, (6, 26, 46)), (346, 26, 5, (6, 28, 50))]
 # The conditions of the eight masks, for row and column (table 10).
 _QR_MASKS: "list[Callable[[int, int], int]]" = [
     lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
@@ -1521,19 +1521,12 @@ def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
     more than 213 bytes.
     """
     data = text.encode("utf-8")
-    for version in range(1, len(_QR) + 1):
-        codewords = _qr_codewords(data, version)
-        if codewords is not None:
-            break
-    else:
+    version = next((each for each in range(1, len(_QR) + 1) if len(data) <= _qr_room(each)), 0)
+    if not version:
         raise ValueError("too long for a QR code")
-    grids = []
-    for each in range(len(_QR_MASKS)) if mask is None else [mask]:
-        grid = _QrGrid(version)
-        grid.draw_format(each)
-        grid.draw_codewords(codewords, _QR_MASKS[each])
-        grids.append(grid)
-    return [bytes(row) for row in min(grids, key=_QrGrid.penalty).dark]
+    codewords = _qr_codewords(data, version)
+    masks = range(len(_QR_MASKS)) if mask is None else [mask]
+    return min((_QrGrid(version).drawn(codewords, each) for each in masks), key=_qr_penalty)
 
 
 @functools.lru_cache(maxsize=1)
@@ -1558,40 +1551,28 @@ def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = Tr
             for pair in zip(painted[::2], painted[1::2])]
 
 
-def _qr_codewords(data: bytes, version: int) -> "Optional[bytes]":
-    """The codewords of a symbol in their order (7.4 to 7.6), None when there is no room."""
-    correction, blocks, _ = _QR[version - 1]
-    total = _qr_modules(version) // 8
+def _qr_room(version: int) -> int:
+    """Bytes of a text that a symbol has room for: its length and kind take 12 or 20 bits."""
+    total, correction, blocks, _ = _QR[version - 1]
+    return total - correction * blocks - (2 if version < 10 else 3)
+
+
+def _qr_codewords(data: bytes, version: int) -> bytes:
+    """The codewords of a symbol in their order (7.4 to 7.6)."""
+    total, correction, blocks, _ = _QR[version - 1]
     room = total - correction * blocks
     length = 8 if version < 10 else 16
-    bits = f"0100{len(data):0{length}b}" + "".join(f"{byte:08b}" for byte in data)
-    if len(bits) > 8 * room:
-        return None
-    bits += "0" * min(4, 8 * room - len(bits))
-    bits += "0" * (-len(bits) % 8)
-    words = bytes(int(bits[at:at + 8], 2) for at in range(0, len(bits), 8))
+    # The kind, 4 bits, and four of nothing at the end, for which there is always room.
+    bits = (0b0100 << length | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    words = (bits << 4).to_bytes(len(data) + 1 + length // 8, "big")
     words += (b"\xec\x11" * room)[:room - len(words)]
     # The later blocks have one codeword more where it does not come out even.
-    parts, start = [], 0
-    for number in range(blocks):
-        size = room // blocks + (number >= blocks - room % blocks)
-        parts.append(words[start:start + size])
-        start += size
+    ends = [room // blocks * number + max(0, number - blocks + room % blocks)
+            for number in range(blocks + 1)]
+    parts = [words[start:end] for start, end in zip(ends, ends[1:])]
     checks = [_qr_correction(part, correction) for part in parts]
     return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
                  for column in columns if at < len(column))
-
-
-def _qr_modules(version: int) -> int:
-    """How many modules are for codewords: all, without those of a fixed meaning."""
-    middles = len(_QR[version - 1][2])
-    # Three finders with separators and format, the dark module, the timing patterns.
-    free = (17 + 4 * version) ** 2 - 3 * 64 - 31 - 2 * (1 + 4 * version)
-    if middles:
-        # Those in the corners are finders, and those in row and column 6 share 5 modules with a
-        # timing pattern.
-        free -= 25 * (middles ** 2 - 3) - 2 * 5 * (middles - 2)
-    return free - (36 if version >= 7 else 0)
 
 
 def _qr_multiply(left: int, right: int) -> int:
@@ -1606,24 +1587,22 @@ def _qr_multiply(left: int, right: int) -> int:
 @functools.lru_cache(maxsize=None)
 def _qr_divisor(degree: int) -> bytes:
     """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
-    divisor, root = bytearray(degree - 1) + b"\1", 1
+    divisor, root = [1], 1
     for _ in range(degree):
-        for at in range(degree):
-            divisor[at] = _qr_multiply(divisor[at], root)
-            divisor[at] ^= divisor[at + 1] if at + 1 < degree else 0
+        divisor = [left ^ _qr_multiply(right, root)
+                   for left, right in zip([*divisor, 0], [0, *divisor])]
         root = _qr_multiply(root, 2)
-    return bytes(divisor)
+    return bytes(divisor[1:])
 
 
 def _qr_correction(data: bytes, degree: int) -> bytes:
     """The Reed-Solomon code of a block: the remainder of a division."""
-    divisor, rest = _qr_divisor(degree), bytearray(degree)
+    divisor, rest = _qr_divisor(degree), bytes(degree)
     for byte in data:
-        factor = byte ^ rest.pop(0)
-        rest.append(0)
-        for at, coefficient in enumerate(divisor):
-            rest[at] ^= _qr_multiply(coefficient, factor)
-    return bytes(rest)
+        factor = byte ^ rest[0]
+        rest = bytes(left ^ _qr_multiply(right, factor)
+                     for left, right in zip(rest[1:] + b"\0", divisor))
+    return rest
 
 
 def _qr_checked(value: int, polynomial: int, degree: int) -> int:
@@ -1632,6 +1611,20 @@ def _qr_checked(value: int, polynomial: int, degree: int) -> int:
     for _ in range(degree):
         rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
     return value << degree | rest
+
+
+def _qr_penalty(rows: "list[bytes]") -> int:
+    """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
+    lines = rows + [bytes(column) for column in zip(*rows)]
+    runs = sum(len(run[0]) - 2 for line in lines
+               for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
+    squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
+                  for upper, lower in zip(rows, rows[1:]) for x in range(len(rows) - 1))
+    finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
+    finders = sum(line.startswith(pattern, at) for line in lines
+                  for pattern in (finder + light, light + finder) for at in range(len(rows)))
+    percent = 100 * sum(map(sum, rows)) / len(rows) ** 2
+    return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
 class _QrGrid:
@@ -1648,7 +1641,7 @@ class _QrGrid:
         end = self.size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
-        middles = _QR[version - 1][2]
+        middles = _QR[version - 1][3]
         for y, x in itertools.product(middles, middles):
             # In three corners a finder is there already.
             if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
@@ -1660,7 +1653,13 @@ class _QrGrid:
                 self._fix(near, far, word >> bit & 1)
                 self._fix(far, near, word >> bit & 1)
 
-    def draw_format(self, mask: int) -> None:
+    def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
+        """The whole symbol with that mask."""
+        self._draw_format(mask)
+        self._draw_codewords(codewords, _QR_MASKS[mask])
+        return [bytes(row) for row in self.dark]
+
+    def _draw_format(self, mask: int) -> None:
         """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
         word = _qr_checked(mask, 0x537, 10) ^ 0x5412
         first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
@@ -1672,7 +1671,7 @@ class _QrGrid:
                 self._fix(y, x, word >> (14 - bit) & 1)
         self._fix(end - 8, 8, 1)
 
-    def draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
+    def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
         bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
         upwards = True
@@ -1682,20 +1681,6 @@ class _QrGrid:
                 if not self.fixed[y][x]:
                     self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
             upwards = not upwards
-
-    def penalty(self) -> int:
-        """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
-        rows = [bytes(row) for row in self.dark]
-        lines = rows + [bytes(column) for column in zip(*rows)]
-        runs = sum(len(run[0]) - 2 for line in lines
-                   for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
-        squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
-                      for upper, lower in zip(rows, rows[1:]) for x in range(self.size - 1))
-        finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
-        finders = sum(line.startswith(pattern, at) for line in lines
-                      for pattern in (finder + light, light + finder) for at in range(self.size))
-        percent = 100 * sum(map(sum, rows)) / self.size ** 2
-        return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
     def _fix(self, y: int, x: int, dark: int) -> None:
         self.dark[y][x], self.fixed[y][x] = int(dark), 1
