@@ -42,6 +42,21 @@ def test_weight(get):
     assert weight[0] <= PLAIN and weight[1] <= COMPRESSED, weight
 
 
+@pytest.mark.parametrize("is_hosts", [False, True])
+def test_every_phrase_and_place_is_there(is_hosts):
+    """What the page asks for by a key or an id is in it, with the host's view and without."""
+    page = chat_web.Page.load(str(harness.ROOT / "chat_web.html"), is_hosts=is_hosts).body.decode()
+    before, _, behind = page.partition("Object.fromEntries(`")
+    words, _, behind = behind.partition("`.trim()")
+    keys = set(re.findall(r"^([\w -]+)(?=\||$)", words, re.MULTILINE))
+    rest = before + behind
+    asked = re.findall(r'\btn?\("([\w -]+)"', rest)
+    asked += re.findall(r'data-(?:t|label|placeholder)="([^"]+)"', rest)
+    assert len(asked) > 100 and set(asked) <= keys
+    ids = set(re.findall(r'\bid="([\w-]+)"', before))
+    assert set(re.findall(r'\$\("([\w-]+)"\)', behind)) <= ids
+
+
 @pytest.mark.parametrize("accepts, packed", [
     ("gzip", True), ("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=1.0", True), ("x-gzip",
         True),
