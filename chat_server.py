@@ -5241,9 +5241,8 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
         ask(room.handouts.keep, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
-    server.web.store = store
     server.web.clerk = chat_web.Clerk(
-        start=functools.partial(ask, room.handouts.start), keep=keep,
+        store, start=functools.partial(ask, room.handouts.start), keep=keep,
         give_up=functools.partial(ask, room.handouts.give_up), address=lambda: invitation.url)
 
 

@@ -7,7 +7,7 @@ it needs. (tests/echo.py is a bare echo with it, for conformance suites.)
     bytes of a connection ──▶ MessageSocket.peek: a method's name? ── no ──▶ frames, as ever
                                         │ yes                             (a Connection's)
                                         ▼
-                              PageRequest, by http.server: the page, two files, /host, or ...
+                              PageRequest: the page, two files, /host, or ...
                                         │ GET /chat, Upgrade: websocket
                                         ▼
                               WebSocket: to a Connection a MessageSocket like any other
@@ -17,8 +17,8 @@ The parts, bottom up
                        side); no socket
     WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
                        it do not know the difference. wrap() is called once a broadcast
-    Request            one HTTP request within its limits, answered, and the connection closed; or
-                       upgraded
+    Exchange           the bytes of one HTTP request and its answer, within limits and deadlines
+    Request            the request: answered, and the connection closed; or upgraded
     FileStore          what members uploaded: what there is of it, and the folder that has it
     FileRequest        a file up, in pieces that are confirmed, or down: /files
     PageRequest        what is served besides: / /chat /chat_client.py /chatproto.py /host
@@ -68,17 +68,16 @@ nothing differs but the scheme of addresses. Left out on purpose: keep-alive.
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import contextlib
 import dataclasses
+import email.utils
 import functools
 import gzip
 import hashlib
 import hmac
 import html
-import http
-import http.server
+import http.client
 import ipaddress
 import itertools
 import json
@@ -94,7 +93,9 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from typing import IO, Any, Callable, Collection, Iterable, Iterator, NamedTuple, Optional, Union
+from http import HTTPStatus
+from typing import (IO, Any, Callable, Collection, Generator, Iterable, Iterator, Mapping,
+                    NamedTuple, Optional, Tuple, Union)
 
 import chatproto
 from chatproto import MAX_LINE, ConnectionClosed, MessageSocket, ProtocolError, escape
@@ -113,6 +114,7 @@ FRAGMENTS = 128
 READ_FRAMES = 64
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ",
            b"CONNECT ", b"PRI ")
+PLAIN_TEXT = "text/plain; charset=utf-8"
 PAGE, CHAT, HOST, UPLOADS = "/", "/chat", "/host", "/files"
 # All that a newcomer with Python needs.
 FILES = ("/chat_client.py", "/chatproto.py")
@@ -190,6 +192,10 @@ def unmask(data: bytes, key: bytes) -> bytes:
     return number.to_bytes(size, "little")
 
 
+# Opcode and payload of a frame, or of a message.
+Event = Tuple[int, bytes]
+
+
 class MessageDecoder:
     """Turns the bytes of one client, in any pieces, into messages. After a WebSocketError it is of
     no more use.
@@ -201,90 +207,89 @@ class MessageDecoder:
 
     def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
         # Bytes of a message, of all its fragments.
-        self._max_message = max_message
+        self.max_message = max_message
         # Whether binary messages are taken.
-        self._binary = binary
-        self._max_fragments = fragments
-        # Not looked at yet: one read, and what the call before it left.
+        self.binary = binary
+        self.max_fragments = fragments
+        # Not looked at yet, of what came.
         self._buffer = bytearray()
-        # Whether feed(b"") may yield more.
-        self.has_more = False
-        # How many frames were taken, of all kinds.
-        self.frames = 0
-        # The message under way: unmasked, its opcode (0 when there is none), its frames so far.
+        # The message under way, unmasked.
         self._message = bytearray()
-        self._opcode = 0
-        self._fragments = 0
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        # The frame under way: its first byte, the bytes of its payload still to come, and the mask,
-        # turned so that it begins with the next byte's.
-        self._in_frame = False
-        self._first = 0
-        self._left = 0
-        self._key = b""
+        # It stands where it needs another byte.
+        self._steps = self._frames()
 
     @property
     def begun(self) -> int:
         """Bytes that came and are no whole message yet."""
         return len(self._buffer) + len(self._message)
 
-    def feed(self, data: bytes, most: int = 0) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages, pings, pongs and closes that `data` completes;
-        raise WebSocketError. With `most` it stops after so many frames."""
+    def feed(self, data: bytes) -> "Iterator[Event]":
+        """Take bytes, and yield for each frame that is whole now what it completes: a message,
+        ping, pong or close; CONTINUATION for a fragment that others follow. What nobody asks for is
+        left to the next feed(). Raises WebSocketError."""
         self._buffer += data
-        self.has_more = False
-        until = self.frames + most
-        while self._in_frame or self._take_header():
-            whole = self._take_frame()
-            if self._in_frame:
-                return
-            self.frames += 1
-            self.has_more = self.frames == until and bool(self._buffer)
-            if whole is not None:
-                yield whole
-            if self.has_more:
-                return
+        return iter(functools.partial(next, self._steps), None)
 
-    def _take_frame(self) -> "Optional[tuple[int, bytes]]":
-        """Take what there is of the frame under way; return what it completes."""
-        opcode = self._first & 0x0F
-        if opcode >= CLOSE:
-            if len(self._buffer) < self._left:
-                return None
-            self._in_frame = False
-            return opcode, self._take_payload()
-        self._take_data()
-        if self._left:
-            return None
-        self._in_frame = False
-        if not self._first & 0x80:
-            return None
-        whole, self._message = bytes(self._message), bytearray()
-        opcode, self._opcode, self._fragments = self._opcode, 0, 0
-        return opcode, whole
+    def close(self) -> None:
+        """Forget what came and is no whole message."""
+        self._steps.close()
+        self._buffer.clear()
+        self._message.clear()
 
-    def _take_header(self) -> bool:
-        """Take a frame's header off the buffer; False when it is not all there."""
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return False
-        length = buffer[1] & 0x7F
-        self._check_header(buffer[0], buffer[1], length)
-        size = {126: 8, 127: 14}.get(length, 6)
-        if len(buffer) < size:
-            return False
+    def _frames(self) -> "Generator[Optional[Event], None, None]":
+        """What each frame completes, for ever; None whenever another byte is needed."""
+        # The message under way: its opcode (0 when there is none), and how many frames it has.
+        opcode = fragments = 0
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        while True:
+            first, left, key = yield from self._header(opcode)
+            kind, is_final = first & 0x0F, bool(first & 0x80)
+            if kind >= CLOSE:
+                payload = yield from self._take(left)
+                yield kind, unmask(payload, key)
+                continue
+            opcode, fragments = opcode or kind, fragments + 1
+            self._check_message(left, fragments, is_final)
+            while left:
+                # As it comes, where the mask is turned to begin with the next byte's.
+                masked = yield from self._take(min(left, len(self._buffer) or 1))
+                left -= len(masked)
+                piece, turn = unmask(masked, key), len(masked) % 4
+                key = key[turn:] + key[:turn]
+                self._message += piece
+                if opcode == TEXT:
+                    _check_utf8(utf8, piece)
+            if not is_final:
+                yield CONTINUATION, b""
+                continue
+            if opcode == TEXT:
+                _check_utf8(utf8, b"", is_end=True)
+            message, self._message = bytes(self._message), bytearray()
+            yield opcode, message
+            opcode = fragments = 0
+
+    def _header(self, opcode: int) -> "Generator[None, None, tuple[int, int, bytes]]":
+        """Take a frame's header: its first byte, the length of the payload, and the mask."""
+        first, second = yield from self._take(2)
+        length = second & 0x7F
+        self._check_header(first, second, length, opcode)
         if length >= 126:
-            length = int.from_bytes(buffer[2:size - 4], "big")
+            long_one = yield from self._take(2 if length == 126 else 8)
+            length = int.from_bytes(long_one, "big")
             if length >> 63:
                 raise WebSocketError(PROTOCOL_ERROR, "a length has 63 bits")
-        if buffer[0] & 0x0F < CLOSE:
-            self._check_message(length, bool(buffer[0] & 0x80))
-        self._first, self._left, self._key = buffer[0], length, bytes(buffer[size - 4:size])
-        self._in_frame = True
-        del buffer[:size]
-        return True
+        key = yield from self._take(4)
+        return first, length, key
 
-    def _check_header(self, first: int, second: int, length: int) -> None:
+    def _take(self, size: int) -> "Generator[None, None, bytes]":
+        """Take so many bytes, when they have come."""
+        while len(self._buffer) < size:
+            yield None
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _check_header(self, first: int, second: int, length: int, under_way: int) -> None:
         opcode = first & 0x0F
         if first & 0x70:
             raise WebSocketError(PROTOCOL_ERROR, "a reserved bit is set")
@@ -296,49 +301,31 @@ class MessageDecoder:
             if not first & 0x80 or length > 125:
                 raise WebSocketError(PROTOCOL_ERROR,
                                      "a control frame has no fragments and at most 125 bytes")
-        elif (opcode == CONTINUATION) != bool(self._opcode):
-            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not self._opcode
+        elif (opcode == CONTINUATION) != bool(under_way):
+            raise WebSocketError(PROTOCOL_ERROR, "nothing to continue" if not under_way
                                  else "the message before has no end")
-        elif opcode == BINARY and not self._binary:
+        elif opcode == BINARY and not self.binary:
             raise WebSocketError(UNSUPPORTED, "only text is spoken here")
 
-    def _check_message(self, length: int, is_final: bool) -> None:
+    def _check_message(self, length: int, fragments: int, is_final: bool) -> None:
         """Whether the message may have another fragment of that length."""
-        if len(self._message) + length > self._max_message:
-            raise WebSocketError(TOO_BIG, f"a message has at most {self._max_message} bytes")
-        self._fragments += 1
-        if self._max_fragments and (self._fragments > self._max_fragments
-                                    or not length and not is_final):
-            raise WebSocketError(POLICY, f"a message has at most {self._max_fragments} fragments, "
+        if len(self._message) + length > self.max_message:
+            raise WebSocketError(TOO_BIG, f"a message has at most {self.max_message} bytes")
+        if self.max_fragments and (fragments > self.max_fragments or not length and not is_final):
+            raise WebSocketError(POLICY, f"a message has at most {self.max_fragments} fragments, "
                                  "none of them empty")
 
-    def _take_payload(self) -> bytes:
-        """What there is of the frame's payload, unmasked."""
-        size = min(self._left, len(self._buffer))
-        piece = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        self._left -= size
-        piece, turn = unmask(piece, self._key), size % 4
-        self._key = self._key[turn:] + self._key[:turn]
-        return piece
 
-    def _take_data(self) -> None:
-        """Add what there is of the frame to its message."""
-        self._opcode = self._opcode or self._first & 0x0F
-        piece = self._take_payload()
-        self._message += piece
-        if self._opcode == TEXT:
-            self._check_utf8(piece, final=not self._left and bool(self._first & 0x80))
-
-    def _check_utf8(self, piece: bytes, final: bool) -> None:
-        try:
-            self._utf8.decode(piece, final)
-        except UnicodeDecodeError as error:
-            raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
-        begun = self._utf8.getstate()[0]
-        # A surrogate: Python's decoder waits for its third byte.
-        if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
-            raise WebSocketError(BAD_DATA, "a text is UTF-8")
+def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool = False) -> None:
+    """Whether a text may go on so. Raises WebSocketError."""
+    try:
+        utf8.decode(piece, is_end)
+    except UnicodeDecodeError as error:
+        raise WebSocketError(BAD_DATA, "a text is UTF-8") from error
+    begun = utf8.getstate()[0]
+    # A surrogate: Python's decoder waits for its third byte.
+    if begun[:1] == b"\xed" and begun[1:] >= b"\xa0":
+        raise WebSocketError(BAD_DATA, "a text is UTF-8")
 
 
 def close_status(payload: bytes) -> int:
@@ -370,8 +357,10 @@ class WebSocket:
 
     def __init__(self, wire: MessageSocket, rest: bytes = b"") -> None:
         self._wire = wire
-        self._rest = rest
-        self._decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder.feed(rest)
+        # Whether the decoder may have frames that were not asked for.
+        self._has_more = bool(rest)
         # Frames that were no messages, for the flood limit, which takes them from here.
         self.overhead = 0
         # For the next read(): the messages before the end come first.
@@ -388,9 +377,9 @@ class WebSocket:
         and perhaps for the flood limit before it. Raises ConnectionClosed."""
         if self._end is not None:
             raise self._end
-        lines, before = [], self._decoder.frames
+        lines = []
         try:
-            for _, payload in self.messages(timeout, READ_FRAMES):
+            for _, payload in self.messages(timeout):
                 # A line end is white space to JSON, and so is this one; inside a string neither may
                 # be. Two frames in one message stay no frame.
                 lines.append(payload.replace(b"\n", b"\r") + b"\n")
@@ -398,28 +387,29 @@ class WebSocket:
             if not lines:
                 raise
             self._end = end
-        self.overhead += self._decoder.frames - before - len(lines) + self._wire.overhead
+        self.overhead += self._wire.overhead
         self._wire.overhead = 0
         return b"".join(lines)
 
-    def messages(self, timeout: Optional[float] = None,
-                 most: int = 0) -> Iterator["tuple[int, bytes]"]:
-        """Yield opcode and payload of the messages that one read of the socket completes, or of the
-        next `most` frames of it; pings and the close are answered in their order. Raises
-        ConnectionClosed."""
-        data, self._rest = self._rest, b""
-        if not data and not self._decoder.has_more:
-            data = self._wire.read(timeout)
+    def messages(self, timeout: Optional[float] = None) -> "Iterator[Event]":
+        """Yield the messages that one read of the socket completes, or of the next READ_FRAMES
+        frames of it; pings and the close are answered in their order. Raises ConnectionClosed."""
+        data = b"" if self._has_more else self._wire.read(timeout)
+        self._has_more = False
+        frames = itertools.islice(self.decoder.feed(data), READ_FRAMES)
         try:
-            for opcode, payload in self._decoder.feed(data, most):
+            for number, (opcode, payload) in enumerate(frames, 1):
+                self._has_more = number == READ_FRAMES
+                if opcode in (TEXT, BINARY):
+                    yield opcode, payload
+                    continue
+                self.overhead += 1
                 if opcode == PING:
                     self._send(frame(PONG, payload))
                 elif opcode == CLOSE:
                     status = close_status(payload)
                     self._close(payload[:2])
                     raise ConnectionClosed(f"the browser closed the connection ({status})")
-                elif opcode != PONG:
-                    yield opcode, payload
         except WebSocketError as error:
             self._close(struct.pack(">H", error.status) + str(error).encode())
             raise ConnectionClosed(f"no WebSocket any more: {error}") from error
@@ -427,7 +417,7 @@ class WebSocket:
     @property
     def begun(self) -> int:
         """Bytes that came and are no whole message yet."""
-        return self._decoder.begun
+        return self.decoder.begun
 
     def write(self, data: bytes) -> None:
         """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
@@ -453,7 +443,7 @@ class WebSocket:
         """Give the descriptor back, a little later so that the peer can read the close. Only the
         reader calls it."""
         # What came and is not whole is not kept for that time.
-        self._decoder = MessageDecoder(0, binary=False)
+        self.decoder.close()
         self._wire.linger()
         self._wire.close()
 
@@ -474,57 +464,56 @@ class WebSocket:
 class Refusal(Exception):
     """A request that is answered with an error: `status` is HTTP's, `headers` go with it."""
 
-    def __init__(self, status: http.HTTPStatus, text: str, **headers: str) -> None:
+    def __init__(self, status: HTTPStatus, text: str, headers: Mapping[str, str] = {}) -> None:
         super().__init__(text)
         self.status = status
-        self.headers = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.headers = headers
 
 
-class RequestReader:
-    """The bytes of one request, within their limits and until a deadline.
+class Exchange:
+    """The bytes of one request and of its answer, within their limits and until a deadline.
 
-    http.server reads from it as from a file.
+    http.client reads the headers from it as from a file.
     """
 
-    def __init__(self, wire: MessageSocket, until: float) -> None:
+    def __init__(self, wire: MessageSocket) -> None:
         self._wire = wire
-        # By time.monotonic().
-        self._until = until
-        # Read and not taken: bounded by MAX_HTTP_LINE or MAX_BODY, and one read.
+        # Read and not taken: bounded by MAX_HTTP_LINE, and one read.
         self._buffer = bytearray()
         # Bytes of lines so far.
         self._taken = 0
+        self.more_time(HTTP_TIMEOUT)
+
+    def more_time(self, seconds: float) -> None:
+        """What is read or written next has so long from now on."""
+        # By time.monotonic().
+        self._until = time.monotonic() + seconds
 
     def readline(self, limit: int = -1) -> bytes:
-        """A line with its end; `limit` is http.server's and larger than ours.
+        """A line with its end; `limit` is http.client's and larger than ours.
 
         Raises Refusal, ConnectionClosed.
         """
         while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) <= MAX_HTTP_LINE:
-            self._fill()
+            self._buffer += self._read()
         size = end + 1 or len(self._buffer)
         self._taken += size
         if size > MAX_HTTP_LINE or self._taken > MAX_HEAD:
-            status = (http.HTTPStatus.REQUEST_URI_TOO_LONG if self._taken == size
-                      else http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            status = (HTTPStatus.REQUEST_URI_TOO_LONG if self._taken == size
+                      else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             raise Refusal(status, f"a line has at most {MAX_HTTP_LINE} bytes, all of them "
                                   f"{MAX_HEAD}")
         return self._take(size)
 
-    def read(self, size: int) -> bytes:
-        """So many bytes. Raises Refusal, ConnectionClosed."""
-        while len(self._buffer) < size:
-            self._fill()
-        return self._take(size)
-
     def pieces(self, size: int) -> Iterator[bytes]:
-        """So many bytes as they come, where PIECE_TIMEOUT is for each PIECE of them.
+        """So many bytes of the body as they come, where PIECE_TIMEOUT is for each PIECE of them.
 
         Raises Refusal, ConnectionClosed."""
         taken = timed = 0
         while taken < size:
             if taken >= timed:
-                self._until, timed = time.monotonic() + PIECE_TIMEOUT, taken + PIECE
+                self.more_time(PIECE_TIMEOUT)
+                timed = taken + PIECE
             # Past the buffer: to copy it twice would cost a third of the speed.
             data = self.rest() or self._read()
             piece = data[:size - taken]
@@ -536,149 +525,127 @@ class RequestReader:
         """What was read behind the request."""
         return self._take(len(self._buffer))
 
+    def write(self, data: bytes) -> None:
+        """Send it all. Raises ConnectionClosed."""
+        self._wire.write_all(data, self._until)
+
     def _take(self, size: int) -> bytes:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
 
-    def _fill(self) -> None:
-        self._buffer += self._read()
-
     def _read(self) -> bytes:
         left = self._until - time.monotonic()
         data = self._wire.read(left) if left > 0 else b""
         if not data:
-            raise Refusal(http.HTTPStatus.REQUEST_TIMEOUT,
-                          f"a request has {HTTP_TIMEOUT:g} seconds, and so much of a file "
-                          f"{PIECE_TIMEOUT:g}")
+            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds, "
+                                                      f"and so much of a file {PIECE_TIMEOUT:g}")
         return data
 
 
-class _Writer:
-    """What http.server writes its answers to."""
-
-    def __init__(self, wire: MessageSocket, until: float) -> None:
-        self._wire, self._until = wire, until
-
-    def write(self, data: bytes) -> None:
-        self._wire.write_all(data, self._until)
-
-    def more_time(self, seconds: float) -> None:
-        """What is written next has so long from now on."""
-        self._until = time.monotonic() + seconds
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+# Method, path and the first number of the version. Slashes that come before one are left out.
+_REQUEST_LINE = re.compile(r"(\S+)\s+(?:/*(?=/))?(\S+)\s+HTTP/([0-9])(\.[0-9]+)\s*")
 
 
-class Request(http.server.BaseHTTPRequestHandler):
-    """One request, parsed by http.server: answered, or upgraded. `websocket` is what it became.
+class Request:
+    """One request, from its first line to its answer, or to the WebSocket that it became."""
 
-    handle() runs inside the constructor, as in all of socketserver. The caller closes the
-    connection.
-    """
+    # These go with every answer.
+    safe_headers: Mapping[str, str] = {}
 
-    protocol_version = "HTTP/1.1"
-    # Of a line that says none: else its answer would have no status line.
-    default_request_version = "HTTP/1.0"
-    error_message_format = "%(code)d %(message)s: %(explain)s\n"
-    error_content_type = "text/plain; charset=utf-8"
-    websocket: Optional[WebSocket] = None
+    def __init__(self, wire: MessageSocket, peer: str) -> None:
+        """`peer` is the address that it comes from."""
+        self.wire = wire
+        self.peer = peer
+        self.exchange = Exchange(wire)
+        # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
+        self.method = self.path = self.version = ""
+        self.headers = http.client.HTTPMessage()
 
-    def setup(self) -> None:
-        self.wire: MessageSocket = self.request
-        until = time.monotonic() + HTTP_TIMEOUT
-        self.rfile = RequestReader(self.wire, until)            # type: ignore[assignment]
-        self.wfile = _Writer(self.wire, until + HTTP_TIMEOUT)   # type: ignore[assignment]
-        self.close_connection = True
-        # send_error() looks at these.
-        self.requestline = self.request_version = self.command = self.path = ""
-        # Headers of the next answer.
-        self._extra: "dict[str, str]" = {}
-
-    def handle(self) -> None:
+    def serve(self) -> "Optional[WebSocket]":
+        """Read it and answer it; return what it became. The caller closes the connection."""
         try:
-            self._handle()
+            try:
+                self._read_head()
+                return self.answer()
+            except Refusal as refusal:
+                text = f"{refusal.status:d} {refusal.status.phrase}: {refusal}\n"
+                self.reply(text.encode(), PLAIN_TEXT, refusal.status, refusal.headers)
         except ConnectionClosed as end:
-            logger.debug("%s went during its request (%s)", self.address_string(), end)
+            logger.debug("%s went during its request (%s)", self.peer, end)
+        return None
 
-    def finish(self) -> None:
-        """Nothing of ours to flush or to close."""
-
-    def answer(self) -> None:
+    def answer(self) -> "Optional[WebSocket]":
         """Answer a request whose head is well-formed. Raises Refusal."""
         raise NotImplementedError
 
-    def version_string(self) -> str:
-        return f"Roger/{chatproto.__version__}"
+    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
+              headers: Mapping[str, str] = {}) -> None:
+        """Answer with `body`."""
+        self.begin_reply(kind, len(body), status, headers)
+        if self.method != "HEAD":
+            self.exchange.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """A request is no event of the chat: it is logged with -v only."""
-        logger.debug("%s %s", self.address_string(), escape(format % args))
-
-    def end_headers(self) -> None:
-        for key, value in {**self.safe_headers(), **self._extra}.items():
-            self.send_header(key, value)
-        super().end_headers()
-
-    def safe_headers(self) -> "dict[str, str]":
-        """What goes with every answer."""
-        return {}
-
-    def reply(self, body: bytes, kind: str, status: http.HTTPStatus = http.HTTPStatus.OK,
-              **headers: str) -> None:
-        """Answer with `body`; a 304 has none, and says nothing about one."""
-        self.begin_reply(kind, len(body), status, **headers)
-        if self.command != "HEAD" and status != http.HTTPStatus.NOT_MODIFIED:
-            self.wfile.write(body)
-
-    def begin_reply(self, kind: str, length: int, status: http.HTTPStatus, **headers: str) -> None:
-        """The head of an answer whose body has so many bytes."""
-        self._extra = {key.replace("_", "-"): value for key, value in headers.items()}
-        self.send_response(status)
-        if status != http.HTTPStatus.NOT_MODIFIED:
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(length))
-        self.send_header("Connection", "close")
-        self.end_headers()
-
-    def reply_json(self, status: http.HTTPStatus, content: "dict[str, Any]",
-                   **headers: str) -> None:
+    def reply_json(self, content: "dict[str, Any]", status: HTTPStatus = HTTPStatus.OK,
+                   headers: Mapping[str, str] = {}) -> None:
         """Answer with JSON."""
-        self.reply(json.dumps(content).encode(), "application/json", status, **headers)
+        self.reply(json.dumps(content).encode(), "application/json", status, headers)
 
-    def handle_expect_100(self) -> bool:
-        """Who asks before it sends a body hears of it from go_on(): what is refused stays where it
-        is."""
+    def begin_reply(self, kind: str, length: int, status: HTTPStatus,
+                    headers: "Mapping[str, str]") -> None:
+        """The head of an answer whose body has so many bytes."""
+        self._write_head(status, {"Content-Type": kind, "Content-Length": str(length), **headers})
+
+    def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
+        """Whether the other side has already what `headers` have the ETag of: then it was told so,
+        without a body (RFC 9110, 13.1.2)."""
+        known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
+        if not known & {"*", headers["ETag"].removeprefix("W/")}:
+            return False
+        self._write_head(HTTPStatus.NOT_MODIFIED, headers)
         return True
 
     def go_on(self) -> None:
-        """The body may come."""
+        """The body may come. Who asks before it sends one hears of it here, and not earlier: what
+        is refused stays where it is."""
         if self.headers.get("Expect"):
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def body_length(self, most: int) -> int:
         """How many bytes the body has. Raises Refusal."""
         size = self.one_header("Content-Length")
         if self.headers.get("Transfer-Encoding") is not None or not size:
-            raise Refusal(http.HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
         if not re.fullmatch("[0-9]{1,18}", size):
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "that is no length")
+            raise Refusal(HTTPStatus.BAD_REQUEST, "that is no length")
         if int(size) > most:
-            raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                           f"this body has at most {most} bytes")
         return int(size)
 
     def one_header(self, name: str) -> str:
         """The value of a header that may come once at most; "" without it. Raises Refusal."""
-        values = self.headers.get_all(name, [])
+        values = self.headers.get_all(name, [""])
         if len(values) > 1:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, f"{name} comes twice")
-        return values[0].strip() if values else ""
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} comes twice")
+        return str(values[0]).strip()
+
+    def tokens(self, name: str) -> "set[str]":
+        """What a header that is a list has, in lower case."""
+        return {token.strip().lower() for value in self.headers.get_all(name, [])
+                for token in value.split(",")}
 
     def origin(self, host: str) -> str:
         """Where a page is that was asked for under `host`."""
         return f"{'https' if self.wire.is_encrypted else 'http'}://{host}".lower()
+
+    def check_origin(self) -> None:
+        """Browsers always say where a WebSocket's page, or what changes something, came from: it
+        has to be our own page. Raises Refusal."""
+        if self.one_header("Origin").lower() != self.origin(self.one_header("Host")):
+            logger.info("%s was refused: a page of %s wants to chat", self.peer,
+                        escape(self.one_header("Origin")[:100] or "nowhere"))
+            raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
 
     def takes_gzip(self) -> bool:
         """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
@@ -686,46 +653,50 @@ class Request(http.server.BaseHTTPRequestHandler):
                  for token in self.tokens("Accept-Encoding")]
         return any(match and (match[1] or "1").strip("0.") for match in found)
 
-    def upgrade(self) -> None:
+    def upgrade(self) -> WebSocket:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
         if ("websocket" not in self.tokens("Upgrade")
                 or "upgrade" not in self.tokens("Connection")):
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
-                          Upgrade="websocket")
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
+                          {"Upgrade": "websocket"})
         if self.one_header("Sec-WebSocket-Version") != "13":
-            raise Refusal(http.HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
-                          Upgrade="websocket", Sec_WebSocket_Version="13")
-        key = self.one_header("Sec-WebSocket-Key").encode("latin-1")
-        try:
-            valid = len(base64.b64decode(key, validate=True)) == 16
-        except binascii.Error:
-            valid = False
-        if not valid or self.request_version == "HTTP/1.0":
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
-        accept = base64.b64encode(hashlib.sha1(key + _ACCEPT).digest()).decode("ascii")
-        self._extra = {"Upgrade": "websocket", "Connection": "Upgrade",
-                       "Sec-WebSocket-Accept": accept}
-        self.send_response(http.HTTPStatus.SWITCHING_PROTOCOLS)
-        self.end_headers()
-        self.websocket = WebSocket(self.wire, self.rfile.rest())    # type: ignore[attr-defined]
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
+                          {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+        key = self.one_header("Sec-WebSocket-Key")
+        # 16 bytes in base64.
+        if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
+        accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
+        self._write_head(HTTPStatus.SWITCHING_PROTOCOLS,
+                         {"Upgrade": "websocket", "Connection": "Upgrade",
+                          "Sec-WebSocket-Accept": accept})
+        return WebSocket(self.wire, self.exchange.rest())
 
-    def tokens(self, name: str) -> "set[str]":
-        """What a header that is a list has, in lower case."""
-        return {token.strip().lower() for value in self.headers.get_all(name, [])
-                for token in value.split(",")}
-
-    def _handle(self) -> None:
+    def _read_head(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self.exchange.readline().decode("latin-1"))
+        if found is None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+        if found[3] > "1":
+            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version 1.1 is spoken here")
+        self.method, self.path, self.version = found[1], found[2], found[3] + found[4]
         try:
-            self.raw_requestline = self.rfile.readline()
-            # Where it is no request parse_request() has answered it. Of a line without a version it
-            # reads no headers from Python 3.14 on: they are a dict, without `defects`.
-            if self.parse_request():
-                if len(self.requestline.split()) != 3 or self.headers.defects:
-                    raise Refusal(http.HTTPStatus.BAD_REQUEST, "no request of HTTP")
-                self.answer()
-        except Refusal as refusal:
-            self._extra = refusal.headers
-            self.send_error(refusal.status, explain=str(refusal))
+            self.headers = http.client.parse_headers(self.exchange)
+        except http.client.HTTPException as error:
+            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
+        if self.headers.defects:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+
+    def _write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
+        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
+        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
+        fields = {"Server": f"Roger/{chatproto.__version__}",
+                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
+                  **self.safe_headers, **headers}
+        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
+                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
+        # A body may have taken longer than a request does.
+        self.exchange.more_time(HTTP_TIMEOUT)
+        self.exchange.write("\r\n".join(lines).encode("latin-1"))
 
 
 # --- Files ---
@@ -908,18 +879,10 @@ class FileStore:
             said = [dataclasses.replace(file) for file in self._files.values() if file.message]
         return sorted(said, key=lambda file: file.message)
 
-    def handed_out(self, key: str) -> Optional[Stored]:
-        """The file of that key, if a message has handed it out."""
+    def get(self, key: str) -> Optional[Stored]:
+        """The file of that key, in whatever state it is."""
         with self._lock:
-            file = self._files.get(key)
-            return file if file is not None and file.message else None
-
-    def owned(self, key: str, secret: str) -> Optional[Stored]:
-        """The file of that key, if the session of that secret uploads it."""
-        owner = hashlib.sha256(secret.encode("utf-8", "replace")).digest()
-        with self._lock:
-            file = self._files.get(key)
-            return file if file is not None and hmac.compare_digest(file.owner, owner) else None
+            return self._files.get(key)
 
     def reserve(self, file: Stored, size: int) -> None:
         """Keep room for a file of so many bytes. Raises Refusal."""
@@ -927,11 +890,11 @@ class FileStore:
             if file.size not in (None, size):
                 raise _conflict(file, f"the upload was to have {file.size} bytes")
             if size > self.most:
-                raise Refusal(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                               f"a file has at most {chatproto.size_in_words(self.most)} here")
             taken = sum(other.size or 0 for other in self._files.values() if other is not file)
             if taken + size > self._most_together:
-                raise Refusal(http.HTTPStatus.INSUFFICIENT_STORAGE,
+                raise Refusal(HTTPStatus.INSUFFICIENT_STORAGE,
                               "there is no room for it beside the other files: the host can "
                               "remove some")
             file.size = size
@@ -1056,7 +1019,7 @@ def _privately(path: str, flags: int) -> int:
 
 
 def _conflict(file: Stored, text: str) -> Refusal:
-    return Refusal(http.HTTPStatus.CONFLICT, text, Upload_Offset=str(file.have))
+    return Refusal(HTTPStatus.CONFLICT, text, {"Upload-Offset": str(file.have)})
 
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -1079,6 +1042,8 @@ class Clerk(NamedTuple):
     """What a request about a file may ask of the room. Any thread; may raise ProtocolError, and
     TimeoutError while nothing can be kept."""
 
+    # Where the files are.
+    store: FileStore
     # Begins an upload for a session's secret, under a name.
     start: Callable[[str, str], Stored]
     # When this returns, what has come of a file is kept, and its session may hand a whole one out.
@@ -1089,59 +1054,75 @@ class Clerk(NamedTuple):
     address: Callable[[], str]
 
 
-class FileRequest(Request):
-    """A request for /files, for a server that has a FileStore and a Clerk."""
+# Of a Clerk's refusals: every other is a 403.
+_REFUSED = {"flooding": HTTPStatus.TOO_MANY_REQUESTS, "not-joined": HTTPStatus.UNAUTHORIZED,
+            "full": HTTPStatus.INSUFFICIENT_STORAGE}
+_FILE_PATH = re.compile(UPLOADS + "/([0-9a-f]{32})")
 
-    store: FileStore
+
+class FileRequest(Request):
+    """A request for /files, for a server that has a Clerk."""
+
     clerk: Clerk
 
-    def answer_file(self, path: str) -> None:
-        """Answer it. Raises Refusal."""
+    def file_ways(self, path: str) -> "dict[str, Callable[[], None]]":
+        """What does each method that the path of a file, or of all of them, may be asked for with;
+        {}: it is no such path."""
+        if path == UPLOADS:
+            return {"POST": self._start}
+        if not _FILE_PATH.fullmatch(path):
+            return {}
+        # Who says its secret asks how far its upload has come.
+        is_uploader = self.headers.get("X-Roger-Session")
+        return {"GET": self._download, "HEAD": self._tell if is_uploader else self._download,
+                "PUT": self._put, "DELETE": self._give_up}
+
+    def answer_file(self, way: "Callable[[], None]") -> None:
+        """Answer it in one of these ways. Raises Refusal."""
+        if self.method != "GET" and self.one_header("Origin"):
+            self.check_origin()
         step_aside()
         try:
-            if path == UPLOADS:
-                self._start()
-            elif self.command in ("PUT", "DELETE") or self.headers.get("X-Roger-Session"):
-                self._upload(path[len(UPLOADS) + 1:])
-            else:
-                self._download(path[len(UPLOADS) + 1:])
+            way()
         except ProtocolError as error:
-            status = {"flooding": http.HTTPStatus.TOO_MANY_REQUESTS,
-                      "not-joined": http.HTTPStatus.UNAUTHORIZED,
-                      "full": http.HTTPStatus.INSUFFICIENT_STORAGE}
-            raise Refusal(status.get(error.code, http.HTTPStatus.FORBIDDEN), str(error),
-                          Retry_After="1") from error
+            raise Refusal(_REFUSED.get(error.code, HTTPStatus.FORBIDDEN), str(error),
+                          {"Retry-After": "1"}) from error
         except TimeoutError as error:
-            raise Refusal(http.HTTPStatus.SERVICE_UNAVAILABLE, str(error),
-                          Retry_After="5") from error
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error),
+                          {"Retry-After": "5"}) from error
 
     # Up
 
     def _start(self) -> None:
         query = urllib.parse.parse_qs(self.path.partition("?")[2], errors="replace")
         file = self.clerk.start(self.one_header("X-Roger-Session"), query.get("name", [""])[0])
-        self.reply_json(http.HTTPStatus.CREATED, {"upload": file.url}, Location=file.url)
+        self.reply_json({"upload": file.url}, HTTPStatus.CREATED, {"Location": file.url})
 
-    def _upload(self, key: str) -> None:
-        file = self.store.owned(key, self.one_header("X-Roger-Session"))
-        if file is None:
-            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is no such upload of yours")
-        if self.command == "PUT":
-            self._put(file)
-        elif self.command == "DELETE" and not file.message:
-            self.clerk.give_up(file)
-            self.reply_json(http.HTTPStatus.OK, {})
-        elif self.command == "HEAD":
-            self.reply(b"", "application/json", Upload_Offset=str(file.have))
-        else:
-            raise Refusal(http.HTTPStatus.CONFLICT, "it is handed out already")
+    def _uploaded(self) -> Stored:
+        """The file that the path names, if the session that is named uploads it."""
+        secret = self.one_header("X-Roger-Session").encode("utf-8", "replace")
+        file = self.clerk.store.get(self._key)
+        if file is None or not hmac.compare_digest(file.owner, hashlib.sha256(secret).digest()):
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is no such upload of yours")
+        return file
 
-    def _put(self, file: Stored) -> None:
+    def _tell(self) -> None:
+        self.reply(b"", "application/json", headers={"Upload-Offset": str(self._uploaded().have)})
+
+    def _give_up(self) -> None:
+        file = self._uploaded()
+        if file.message:
+            raise Refusal(HTTPStatus.CONFLICT, "it is handed out already")
+        self.clerk.give_up(file)
+        self.reply_json({})
+
+    def _put(self) -> None:
+        file = self._uploaded()
         first, last, size = self._piece()
         length = self.body_length(size)
         if length != last - first:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "Content-Length and Content-Range differ")
-        self.store.reserve(file, size)
+            raise Refusal(HTTPStatus.BAD_REQUEST, "Content-Length and Content-Range differ")
+        self.clerk.store.reserve(file, size)
         if length or not size and not file.message:
             self._take(file, first, length)
         answer: "dict[str, Any]" = {"have": file.have}
@@ -1152,25 +1133,25 @@ class FileRequest(Request):
             answer["url"] = file.url
             answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
                               f"{base.rstrip('/')}{file.url}")
-        self.reply_json(http.HTTPStatus.OK, answer)
+        self.reply_json(answer)
 
     def _piece(self) -> "tuple[int, int, int]":
         """First byte of the piece, the one behind its last, and the size of the whole."""
         found = _PIECE.fullmatch(self.one_header("Content-Range"))
         if found is None:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "a piece has a Content-Range: bytes "
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a piece has a Content-Range: bytes "
                                                         "A-B/TOTAL")
         first, last, size = (int(number or 0) for number in found.groups())
         behind = last + 1 if found[2] else 0
         if not first <= behind <= size:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "no such piece can be")
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no such piece can be")
         return first, behind, size
 
     def _take(self, file: Stored, first: int, length: int) -> None:
         self.go_on()
-        pieces = self.rfile.pieces(length)                  # type: ignore[attr-defined]
+        pieces = self.exchange.pieces(length)
         try:
-            self.store.write(file, first, pieces, self.wire)
+            self.clerk.store.write(file, first, pieces, self.wire)
         except OSError as error:
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
@@ -1179,57 +1160,59 @@ class FileRequest(Request):
             # reset.
             for _ in pieces:
                 pass
-            raise Refusal(http.HTTPStatus.INSUFFICIENT_STORAGE,
+            raise Refusal(HTTPStatus.INSUFFICIENT_STORAGE,
                           f"the server cannot keep it: {error.strerror or error}") from error
-        finally:
-            # The body may have taken longer than a request does.
-            self.wfile.more_time(HTTP_TIMEOUT)              # type: ignore[attr-defined]
 
     # Down
 
-    def _download(self, key: str) -> None:
-        file = self.store.handed_out(key)
-        if file is None:
-            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is no such file, or not any more")
+    def _download(self) -> None:
+        store, key = self.clerk.store, self._key
+        file = store.get(key)
+        if file is None or not file.message:
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file, or not any more")
         etag, size = f'"{key}"', file.size or 0
-        headers = {"ETag": etag, "Accept_Ranges": "bytes", "Cache_Control": "private, no-cache",
-                   "Content_Disposition": disposition(file.name),
-                   "Content_Security_Policy": "default-src 'none'; sandbox"}
-        if etag in self.tokens("If-None-Match"):
-            self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache",
+                   "Content-Disposition": disposition(file.name),
+                   "Content-Security-Policy": "default-src 'none'; sandbox"}
+        if self.is_unchanged(headers):
             return
         asked = self.one_header("Range") if self.one_header("If-Range") in ("", etag) else ""
         found = range_of(asked, size)
         if found is None:
-            raise Refusal(http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                          f"it has {size} bytes", Content_Range=f"bytes */{size}")
-        status = http.HTTPStatus.OK
+            raise Refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"it has {size} bytes",
+                          {"Content-Range": f"bytes */{size}"})
+        status = HTTPStatus.OK
         if found != (0, size):
-            status = http.HTTPStatus.PARTIAL_CONTENT
-            headers["Content_Range"] = f"bytes {found[0]}-{found[1] - 1}/{size}"
+            status = HTTPStatus.PARTIAL_CONTENT
+            headers["Content-Range"] = f"bytes {found[0]}-{found[1] - 1}/{size}"
         try:
-            with self.store.opened(key) as content:
+            with store.opened(key) as content:
                 kind = PICTURES.get(os.path.splitext(file.name)[1][1:].lower(),
                                     "application/octet-stream")
-                self.begin_reply(kind, found[1] - found[0], status, **headers)
-                if self.command == "GET":
-                    self._send(key, content, *found)
+                self.begin_reply(kind, found[1] - found[0], status, headers)
+                if self.method == "GET":
+                    self._send(content, *found)
         except OSError as error:
             logger.error("a file cannot be opened: %s", error)
-            raise Refusal(http.HTTPStatus.NOT_FOUND, "the file cannot be read") from error
+            raise Refusal(HTTPStatus.NOT_FOUND, "the file cannot be read") from error
 
-    def _send(self, key: str, content: "IO[bytes]", first: int, behind: int) -> None:
+    def _send(self, content: "IO[bytes]", first: int, behind: int) -> None:
         """Send so many bytes, or less when the file is removed meanwhile: then who asks again is
         told."""
         content.seek(first)
-        while first < behind and self.store.handed_out(key) is not None:
+        while first < behind and self.clerk.store.get(self._key) is not None:
             piece = _piece_of(content, min(PIECE, behind - first))
             if not piece:
                 # The connection ends early: who asked has fewer bytes than it was told.
                 return
-            self.wfile.more_time(PIECE_TIMEOUT)             # type: ignore[attr-defined]
-            self.wfile.write(piece)
+            self.exchange.more_time(PIECE_TIMEOUT)
+            self.exchange.write(piece)
             first += len(piece)
+
+    @property
+    def _key(self) -> str:
+        """The key of the file that the path names."""
+        return self.path[len(UPLOADS) + 1:][:KEY]
 
 
 def _piece_of(content: "IO[bytes]", most: int) -> bytes:
@@ -1353,132 +1336,103 @@ def is_our_host(host: str, names: Collection[str] = ()) -> bool:
 
 
 class PageRequest(FileRequest):
-    """A request to the chat's server. `server` is its Web."""
+    """A request to the chat's server."""
 
-    web: Web
+    safe_headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                    "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
+                    "Cache-Control": "no-store",
+                    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
-    def answer(self) -> None:
-        self.web = self.server                              # type: ignore[assignment]
+    def __init__(self, wire: MessageSocket, peer: str, web: Web) -> None:
+        super().__init__(wire, peer)
+        self.web = web
+
+    def answer(self) -> "Optional[WebSocket]":
         path, host = self.path.partition("?")[0], self.one_header("Host")
         if not is_our_host(host, self.web.names):
-            raise Refusal(http.HTTPStatus.FORBIDDEN,
+            raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
         if self.web.is_encrypted and not self.wire.is_encrypted:
             where = self.path if self.path.startswith("/") else PAGE
-            raise Refusal(http.HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
-                          Location=f"https://{host}{where}")
-        methods = self._file_methods(path) or {
-            PAGE: "GET, HEAD", CHAT: "GET", HOST: "GET, POST",
-            **dict.fromkeys(self.web.files, "GET, HEAD")}.get(path)
-        if methods is None:
-            raise Refusal(http.HTTPStatus.NOT_FOUND, "there is nothing of that name")
-        if self.command not in methods.split(", "):
-            raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{methods} is all there is",
-                          Allow=methods)
-        if path == PAGE:
-            self._page(host)
-        elif path == CHAT:
-            self._check_origin(host)
-            self.upgrade()
-        elif path == HOST:
-            self._host()
-        elif path.startswith(UPLOADS):
-            if self.one_header("Origin") and self.command != "GET":
-                self._check_origin(host)
-            self.answer_file(path)
-        else:
-            self.reply(self.web.files[path], "text/plain; charset=utf-8")
+            raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
+                          {"Location": f"https://{host}{where}"})
+        ways = self._ways(path)
+        if not ways:
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is nothing of that name")
+        if self.method not in ways:
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{', '.join(ways)} is all there is",
+                          {"Allow": ", ".join(ways)})
+        return ways[self.method]()
 
-    def safe_headers(self) -> "dict[str, str]":
-        # A WebSocket is no document.
-        if self._extra.get("Upgrade") == "websocket" and self._extra.get("Connection"):
-            return {}
-        return {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
-                "Cache-Control": "no-store",
-                "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
+    def _ways(self, path: str) -> "dict[str, Callable[[], Optional[WebSocket]]]":
+        """What does each method that a path may be asked for with; {}: there is no such path."""
+        if path.startswith(UPLOADS) and self.web.clerk is not None:
+            self.clerk = self.web.clerk
+            return {method: functools.partial(self.answer_file, way)
+                    for method, way in self.file_ways(path).items()}
+        if path in self.web.files:
+            return {"GET": self._newcomers_file, "HEAD": self._newcomers_file}
+        ways: "dict[str, dict[str, Callable[[], Optional[WebSocket]]]]" = {
+            PAGE: {"GET": self._page, "HEAD": self._page}, CHAT: {"GET": self._chat},
+            HOST: {"GET": self._host, "POST": self._host}}
+        return ways.get(path, {})
 
-    def address_string(self) -> str:
-        return str(self.client_address)
-
-    def _page(self, host: str) -> None:
+    def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
         page = self.web.pages[self._is_here]
-        kind, ok = "text/html; charset=utf-8", http.HTTPStatus.OK
-        headers = {"Content_Security_Policy": page.policy(self.origin(host)), "ETag": page.etag,
-                   "Cache_Control": "no-cache", "Vary": "Accept-Encoding"}
-        known = {tag[-len(page.etag) + 2:] for tag in self.tokens("If-None-Match")}
-        if page.etag[2:] in known or "*" in known:
-            self.reply(b"", "", http.HTTPStatus.NOT_MODIFIED, **headers)
-        elif self.takes_gzip():
-            self.reply(page.packed, kind, ok, Content_Encoding="gzip", **headers)
-        else:
-            self.reply(page.body, kind, ok, **headers)
+        headers = {"Content-Security-Policy": page.policy(self.origin(self.one_header("Host"))),
+                   "ETag": page.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if self.is_unchanged(headers):
+            return
+        body = page.body
+        if self.takes_gzip():
+            body, headers["Content-Encoding"] = page.packed, "gzip"
+        self.reply(body, "text/html; charset=utf-8", headers=headers)
 
-    def _file_methods(self, path: str) -> Optional[str]:
-        """What may be asked of the path of a file, or of all of them; None: it is no such path."""
-        if self.web.store is None or self.web.clerk is None:
-            return None
-        self.store, self.clerk = self.web.store, self.web.clerk
-        if path == UPLOADS:
-            return "POST"
-        is_file = path.startswith(UPLOADS + "/") and _ON_DISK.fullmatch(path[len(UPLOADS) + 1:])
-        return "GET, HEAD, PUT, DELETE" if is_file and not path.endswith(PART) else None
+    def _newcomers_file(self) -> None:
+        self.reply(self.web.files[self.path.partition("?")[0]], PLAIN_TEXT)
 
-    def _check_origin(self, host: str) -> None:
-        """Browsers always say where a WebSocket's page came from.
-
-        Who is no browser can use the port without HTTP.
-        """
-        if self.one_header("Origin").lower() != self.origin(host):
-            logger.info("%s was refused: a page of %s wants to chat", self.client_address,
-                        escape(self.one_header("Origin")[:100] or "nowhere"))
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "only this server's own page may do that")
+    def _chat(self) -> WebSocket:
+        """Who is no browser, and says no Origin, can use the port without HTTP."""
+        self.check_origin()
+        return self.upgrade()
 
     # The host's view
 
     @property
     def _is_here(self) -> bool:
         """Whether the browser is on this machine: elsewhere there is no host's view."""
-        return ipaddress.ip_address(str(self.client_address).partition("%")[0]).is_loopback
+        return ipaddress.ip_address(self.peer.partition("%")[0]).is_loopback
 
     def _host(self) -> None:
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
         if not hmac.compare_digest(given, self.web.secret.encode()) or not self._is_here:
-            raise Refusal(http.HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
+            raise Refusal(HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
         if self.one_header("Origin"):
-            self._check_origin(self.one_header("Host"))
+            self.check_origin()
         try:
-            answer = self._host_does(self._body()) if self.command == "POST" else ""
+            answer = self._host_does() if self.method == "POST" else ""
             state = self.web.desk.state()
-            self.reply_json(http.HTTPStatus.OK, {**state, "qr": qr_rows(state["url"]),
-                                                 "answer": answer})
+            self.reply_json({**state, "qr": qr_rows(state["url"]), "answer": answer})
         except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
             text = str(error.args[0] if error.args else error)
-            self.reply_json(http.HTTPStatus.CONFLICT, {"error": text})
+            self.reply_json({"error": text}, HTTPStatus.CONFLICT)
 
-    def _host_does(self, order: "dict[str, Any]") -> str:
-        """Do what was posted; return what to tell the host. Raises Refusal."""
-        line = order.get("do")
-        if line == "record":
-            return self.web.desk.recorded()
-        if type(line) is not str or line.partition(" ")[0] not in HOST_WORDS:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST,
-                          f"do is record, or begins with one of {' '.join(sorted(HOST_WORDS))}")
-        return self.web.desk.do(chatproto.clean_text(line))
-
-    def _body(self) -> "dict[str, Any]":
-        """The JSON object that was posted. Raises Refusal."""
+    def _host_does(self) -> str:
+        """Do what was posted, a JSON object; return what to tell the host. Raises Refusal."""
         size = self.body_length(MAX_BODY)
         self.go_on()
         try:
-            order = json.loads(self.rfile.read(size).decode("utf-8"))
-        except (ValueError, RecursionError):
-            order = None
-        if type(order) is not dict:
-            raise Refusal(http.HTTPStatus.BAD_REQUEST, "the body is no JSON object")
-        return order
+            line = json.loads(b"".join(self.exchange.pieces(size)))["do"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            line = None
+        if line == "record":
+            return self.web.desk.recorded()
+        if type(line) is not str or line.partition(" ")[0] not in HOST_WORDS:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the body is a JSON object whose do is record, "
+                          f"or begins with one of {' '.join(sorted(HOST_WORDS))}")
+        return self.web.desk.do(chatproto.clean_text(line))
 
 
 class Web:
@@ -1496,8 +1450,7 @@ class Web:
         self.names = names
         self.is_encrypted = is_encrypted
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
-        # Where members' files are, and who is asked about them: to be set before connections come.
-        self.store: Optional[FileStore] = None
+        # Who is asked about members' files, where there are any: to be set before connections come.
         self.clerk: Optional[Clerk] = None
         path = os.path.join(folder, "chat_web.html")
         # Without the host's view, and with it.
@@ -1512,8 +1465,8 @@ class Web:
 
     def close(self) -> None:
         """When the server has ended; may be called twice."""
-        if self.store is not None:
-            self.store.close()
+        if self.clerk is not None:
+            self.clerk.store.close()
 
     def greet(self, wire: MessageSocket, address: str,
               seconds: float) -> "Union[MessageSocket, WebSocket, None]":
@@ -1528,11 +1481,11 @@ class Web:
         except ConnectionClosed:
             wire.close()
             return None
-        request = PageRequest(wire, address, self)          # type: ignore[arg-type]
-        if request.websocket is None:
+        websocket = PageRequest(wire, address, self).serve()
+        if websocket is None:
             wire.linger()
             wire.close()
-        return request.websocket
+        return websocket
 
 
 def speaks_http(first: bytes) -> bool:
@@ -1548,11 +1501,11 @@ def speaks_http(first: bytes) -> bool:
 # --- QR codes ---
 
 # ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
-# version: error correction codewords in a block, blocks (table 9), and the middles of the
-# alignment patterns (annex E).
-_QR = [(10, 1, ()), (16, 1, (6, 18)), (26, 1, (6, 22)), (18, 2, (6, 26)), (24, 2, (6, 30)),
-       (16, 4, (6, 34)), (18, 4, (6, 22, 38)), (22, 4, (6, 24, 42)), (22, 5, (6, 26, 46)),
-       (26, 5, (6, 28, 50))]
+# version: codewords in all, those of them for error correction in a block, blocks (table 9), and
+# the middles of the alignment patterns (annex E).
+_QR = [(26, 10, 1, ()), (44, 16, 1, (6, 18)), (70, 26, 1, (6, 22)), (100, 18, 2, (6, 26)),
+       (134, 24, 2, (6, 30)), (172, 16, 4, (6, 34)), (196, 18, 4, (6, 22, 38)),
+       (242, 22, 4, (6, 24, 42)), (292, 22, 5, (6, 26, 46)), (346, 26, 5, (6, 28, 50))]
 # The conditions of the eight masks, for row and column (table 10).
 _QR_MASKS: "list[Callable[[int, int], int]]" = [
     lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
@@ -1568,19 +1521,12 @@ def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
     more than 213 bytes.
     """
     data = text.encode("utf-8")
-    for version in range(1, len(_QR) + 1):
-        codewords = _qr_codewords(data, version)
-        if codewords is not None:
-            break
-    else:
+    version = next((each for each in range(1, len(_QR) + 1) if len(data) <= _qr_room(each)), 0)
+    if not version:
         raise ValueError("too long for a QR code")
-    grids = []
-    for each in range(len(_QR_MASKS)) if mask is None else [mask]:
-        grid = _QrGrid(version)
-        grid.draw_format(each)
-        grid.draw_codewords(codewords, _QR_MASKS[each])
-        grids.append(grid)
-    return [bytes(row) for row in min(grids, key=_QrGrid.penalty).dark]
+    codewords = _qr_codewords(data, version)
+    masks = range(len(_QR_MASKS)) if mask is None else [mask]
+    return min((_QrGrid(version).drawn(codewords, each) for each in masks), key=_qr_penalty)
 
 
 @functools.lru_cache(maxsize=1)
@@ -1605,40 +1551,28 @@ def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = Tr
             for pair in zip(painted[::2], painted[1::2])]
 
 
-def _qr_codewords(data: bytes, version: int) -> "Optional[bytes]":
-    """The codewords of a symbol in their order (7.4 to 7.6), None when there is no room."""
-    correction, blocks, _ = _QR[version - 1]
-    total = _qr_modules(version) // 8
+def _qr_room(version: int) -> int:
+    """Bytes of a text that a symbol has room for: its length and kind take 12 or 20 bits."""
+    total, correction, blocks, _ = _QR[version - 1]
+    return total - correction * blocks - (2 if version < 10 else 3)
+
+
+def _qr_codewords(data: bytes, version: int) -> bytes:
+    """The codewords of a symbol in their order (7.4 to 7.6)."""
+    total, correction, blocks, _ = _QR[version - 1]
     room = total - correction * blocks
     length = 8 if version < 10 else 16
-    bits = f"0100{len(data):0{length}b}" + "".join(f"{byte:08b}" for byte in data)
-    if len(bits) > 8 * room:
-        return None
-    bits += "0" * min(4, 8 * room - len(bits))
-    bits += "0" * (-len(bits) % 8)
-    words = bytes(int(bits[at:at + 8], 2) for at in range(0, len(bits), 8))
+    # The kind, 4 bits, and four of nothing at the end, for which there is always room.
+    bits = (0b0100 << length | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    words = (bits << 4).to_bytes(len(data) + 1 + length // 8, "big")
     words += (b"\xec\x11" * room)[:room - len(words)]
     # The later blocks have one codeword more where it does not come out even.
-    parts, start = [], 0
-    for number in range(blocks):
-        size = room // blocks + (number >= blocks - room % blocks)
-        parts.append(words[start:start + size])
-        start += size
+    ends = [room // blocks * number + max(0, number - blocks + room % blocks)
+            for number in range(blocks + 1)]
+    parts = [words[start:end] for start, end in zip(ends, ends[1:])]
     checks = [_qr_correction(part, correction) for part in parts]
     return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
                  for column in columns if at < len(column))
-
-
-def _qr_modules(version: int) -> int:
-    """How many modules are for codewords: all, without those of a fixed meaning."""
-    middles = len(_QR[version - 1][2])
-    # Three finders with separators and format, the dark module, the timing patterns.
-    free = (17 + 4 * version) ** 2 - 3 * 64 - 31 - 2 * (1 + 4 * version)
-    if middles:
-        # Those in the corners are finders, and those in row and column 6 share 5 modules with a
-        # timing pattern.
-        free -= 25 * (middles ** 2 - 3) - 2 * 5 * (middles - 2)
-    return free - (36 if version >= 7 else 0)
 
 
 def _qr_multiply(left: int, right: int) -> int:
@@ -1653,24 +1587,22 @@ def _qr_multiply(left: int, right: int) -> int:
 @functools.lru_cache(maxsize=None)
 def _qr_divisor(degree: int) -> bytes:
     """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
-    divisor, root = bytearray(degree - 1) + b"\1", 1
+    divisor, root = [1], 1
     for _ in range(degree):
-        for at in range(degree):
-            divisor[at] = _qr_multiply(divisor[at], root)
-            divisor[at] ^= divisor[at + 1] if at + 1 < degree else 0
+        divisor = [left ^ _qr_multiply(right, root)
+                   for left, right in zip([*divisor, 0], [0, *divisor])]
         root = _qr_multiply(root, 2)
-    return bytes(divisor)
+    return bytes(divisor[1:])
 
 
 def _qr_correction(data: bytes, degree: int) -> bytes:
     """The Reed-Solomon code of a block: the remainder of a division."""
-    divisor, rest = _qr_divisor(degree), bytearray(degree)
+    divisor, rest = _qr_divisor(degree), bytes(degree)
     for byte in data:
-        factor = byte ^ rest.pop(0)
-        rest.append(0)
-        for at, coefficient in enumerate(divisor):
-            rest[at] ^= _qr_multiply(coefficient, factor)
-    return bytes(rest)
+        factor = byte ^ rest[0]
+        rest = bytes(left ^ _qr_multiply(right, factor)
+                     for left, right in zip(rest[1:] + b"\0", divisor))
+    return rest
 
 
 def _qr_checked(value: int, polynomial: int, degree: int) -> int:
@@ -1679,6 +1611,20 @@ def _qr_checked(value: int, polynomial: int, degree: int) -> int:
     for _ in range(degree):
         rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
     return value << degree | rest
+
+
+def _qr_penalty(rows: "list[bytes]") -> int:
+    """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
+    lines = rows + [bytes(column) for column in zip(*rows)]
+    runs = sum(len(run[0]) - 2 for line in lines
+               for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
+    squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
+                  for upper, lower in zip(rows, rows[1:]) for x in range(len(rows) - 1))
+    finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
+    finders = sum(line.startswith(pattern, at) for line in lines
+                  for pattern in (finder + light, light + finder) for at in range(len(rows)))
+    percent = 100 * sum(map(sum, rows)) / len(rows) ** 2
+    return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
 class _QrGrid:
@@ -1695,7 +1641,7 @@ class _QrGrid:
         end = self.size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
-        middles = _QR[version - 1][2]
+        middles = _QR[version - 1][3]
         for y, x in itertools.product(middles, middles):
             # In three corners a finder is there already.
             if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
@@ -1707,7 +1653,13 @@ class _QrGrid:
                 self._fix(near, far, word >> bit & 1)
                 self._fix(far, near, word >> bit & 1)
 
-    def draw_format(self, mask: int) -> None:
+    def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
+        """The whole symbol with that mask."""
+        self._draw_format(mask)
+        self._draw_codewords(codewords, _QR_MASKS[mask])
+        return [bytes(row) for row in self.dark]
+
+    def _draw_format(self, mask: int) -> None:
         """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
         word = _qr_checked(mask, 0x537, 10) ^ 0x5412
         first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
@@ -1719,7 +1671,7 @@ class _QrGrid:
                 self._fix(y, x, word >> (14 - bit) & 1)
         self._fix(end - 8, 8, 1)
 
-    def draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
+    def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
         bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
         upwards = True
@@ -1729,20 +1681,6 @@ class _QrGrid:
                 if not self.fixed[y][x]:
                     self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
             upwards = not upwards
-
-    def penalty(self) -> int:
-        """How hard it is to read (7.8.3.1): runs, squares, what looks like a finder, imbalance."""
-        rows = [bytes(row) for row in self.dark]
-        lines = rows + [bytes(column) for column in zip(*rows)]
-        runs = sum(len(run[0]) - 2 for line in lines
-                   for run in re.finditer(rb"\x00{5,}|\x01{5,}", line))
-        squares = sum(upper[x] == upper[x + 1] == lower[x] == lower[x + 1]
-                      for upper, lower in zip(rows, rows[1:]) for x in range(self.size - 1))
-        finder, light = b"\1\0\1\1\1\0\1", b"\0\0\0\0"
-        finders = sum(line.startswith(pattern, at) for line in lines
-                      for pattern in (finder + light, light + finder) for at in range(self.size))
-        percent = 100 * sum(map(sum, rows)) / self.size ** 2
-        return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
     def _fix(self, y: int, x: int, dark: int) -> None:
         self.dark[y][x], self.fixed[y][x] = int(dark), 1

@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from chat_web import MessageDecoder, Request, frame  # noqa: E402
+from chat_web import Request, frame  # noqa: E402
 from chatproto import ConnectionClosed, MessageSocket  # noqa: E402
 
 # Bytes of a message that it takes.
@@ -29,7 +29,7 @@ class EchoRequest(Request):
     """Every path is the echo, for everybody."""
 
     def answer(self):
-        self.upgrade()
+        return self.upgrade()
 
 
 class EchoHandler(socketserver.BaseRequestHandler):
@@ -37,11 +37,12 @@ class EchoHandler(socketserver.BaseRequestHandler):
 
     def handle(self):
         wire = EchoSocket(self.request)
-        websocket = EchoRequest(wire, self.client_address, self.server).websocket
+        websocket = EchoRequest(wire, str(self.client_address)).serve()
         try:
             if websocket is not None:
                 # What the chat refuses (long, binary, in many fragments) is to be echoed here.
-                websocket._decoder = MessageDecoder(LONGEST, binary=True)
+                decoder = websocket.decoder
+                decoder.max_message, decoder.binary, decoder.max_fragments = LONGEST, True, 0
             while websocket is not None:
                 for opcode, payload in websocket.messages():
                     websocket.write(frame(opcode, payload))

@@ -106,9 +106,9 @@ class Shelf:
             self.given_up.add(file.key)
             ask(room.handouts.give_up, file)
         room._entrance.leave = leave
-        clerk = web.Clerk(lambda *arguments: ask(room.handouts.start, *arguments), keep, give_up,
-                          lambda: "http://192.0.2.1:8087/")
-        self.web = types.SimpleNamespace(names=(), files={}, store=self.store, clerk=clerk,
+        clerk = web.Clerk(self.store, lambda *arguments: ask(room.handouts.start, *arguments), keep,
+                          give_up, lambda: "http://192.0.2.1:8087/")
+        self.web = types.SimpleNamespace(names=(), files={}, clerk=clerk,
                                          is_encrypted=self.world.tls is not None)
 
     def store_class(self):
@@ -174,7 +174,7 @@ class Shelf:
         sock.came, sock.ended = request[:stop], True
         if not is_certain:
             sock.meanwhile = lambda store=self.store: self._meanwhile(store)
-        world.modules.chat_web.PageRequest(wire, "192.0.2.1", self.web)
+        world.modules.chat_web.PageRequest(wire, "192.0.2.1", self.web).serve()
         wire.finish()
         answer = b"".join(answers)
         if not is_certain and world.chance(0.1):

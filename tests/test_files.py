@@ -615,16 +615,15 @@ def test_slow_ones_are_cut_off(monkeypatch):
     with ours, theirs:
         wire = chatproto.MessageSocket(ours)
         theirs.sendall(b"ab")
-        reader = chat_web.RequestReader(wire, 0.0)
+        exchange = chat_web.Exchange(wire)
         taken = []
         with pytest.raises(chat_web.Refusal) as refused:
-            for piece in reader.pieces(10):
+            for piece in exchange.pieces(10):
                 taken.append(piece)
         assert b"".join(taken) == b"ab" and refused.value.status == 408
-        writer = chat_web._Writer(wire, 0.0)
-        writer.more_time(chat_web.PIECE_TIMEOUT)
+        exchange.more_time(chat_web.PIECE_TIMEOUT)
         with pytest.raises(chat_web.ConnectionClosed):
-            writer.write(bytes(10_000_000))
+            exchange.write(bytes(10_000_000))
 
 
 def test_frames_with_a_file():

@@ -1,7 +1,6 @@
 """How the page comes: its weight, compressed, once a version; and a request without a version."""
 
 import gzip
-import http.client
 import re
 
 import chat_web
@@ -41,6 +40,21 @@ def test_weight(get):
     page = chat_web.Page.load(str(harness.ROOT / "chat_web.html"), is_hosts=False)
     weight = len(page.body), len(page.packed)
     assert weight[0] <= PLAIN and weight[1] <= COMPRESSED, weight
+
+
+@pytest.mark.parametrize("is_hosts", [False, True])
+def test_every_phrase_and_place_is_there(is_hosts):
+    """What the page asks for by a key or an id is in it, with the host's view and without."""
+    page = chat_web.Page.load(str(harness.ROOT / "chat_web.html"), is_hosts=is_hosts).body.decode()
+    before, _, behind = page.partition("Object.fromEntries(`")
+    words, _, behind = behind.partition("`.trim()")
+    keys = set(re.findall(r"^([\w -]+)(?=\||$)", words, re.MULTILINE))
+    rest = before + behind
+    asked = re.findall(r'\btn?\("([\w -]+)"', rest)
+    asked += re.findall(r'data-(?:t|label|placeholder)="([^"]+)"', rest)
+    assert len(asked) > 100 and set(asked) <= keys
+    ids = set(re.findall(r'\bid="([\w-]+)"', before))
+    assert set(re.findall(r'\$\("([\w-]+)"\)', behind)) <= ids
 
 
 @pytest.mark.parametrize("accepts, packed", [
@@ -89,23 +103,3 @@ def test_request_without_a_version(server, line):
     status, _, body = request(server.port, line, "Host: localhost")
     assert status == 400 and b"no request" in body or status == 400
     server.assert_healthy()
-
-
-def test_headers_that_are_a_dict(monkeypatch):
-    """From Python 3.14 on http.server reads no headers of a line without a version: they are {}."""
-    answers = []
-
-    def parse_request(self):
-        self.requestline, self.command, self.path = "GET /", "GET", "/"
-        self.request_version, self.headers = "HTTP/1.0", {}
-        return True
-    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "parse_request", parse_request)
-
-    class Wire:
-        def read(self, timeout):
-            return b"GET /\r\n"
-
-        def write_all(self, data, until):
-            answers.append(data)
-    assert chat_web.PageRequest(Wire(), "127.0.0.1", None).websocket is None
-    assert b"".join(answers).startswith(b"HTTP/1.1 400 ")

@@ -23,7 +23,8 @@ def feed(data, piece=None, limit=LIMIT, binary=True):
     decoder, events = MessageDecoder(limit, binary), []
     try:
         for start in range(0, len(data), piece or len(data)):
-            events += decoder.feed(data[start:start + (piece or len(data))])
+            came = decoder.feed(data[start:start + (piece or len(data))])
+            events += [event for event in came if event[0] != CONTINUATION]
     except WebSocketError as error:
         return events, error.status
     return events, None
