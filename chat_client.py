@@ -169,6 +169,13 @@ class ComeAgain(Exception):
     """The same server is to be connected to once more, in another way."""
 
 
+def _put_newest(table: "dict[Any, Any]", key: Any, value: Any, most: int) -> None:
+    """Put something into a table that forgets its oldest where there are more than so many."""
+    table[key] = value
+    if len(table) > most:
+        del table[next(iter(table))]
+
+
 def bug(error: Optional[BaseException]) -> str:
     """What a user is told of a bug of ours; who mends it needs the place."""
     *_, place = [""] + [f" ({os.path.basename(at.filename)}:{at.lineno})"
@@ -309,11 +316,9 @@ class Sayings:
             if said is None or said.place:
                 return
             said.place = place
-            self._places[place] = said
+            _put_newest(self._places, place, said, PLACES)
             if said.state == THERE:
                 del self._said[id]
-            if len(self._places) > PLACES:
-                del self._places[next(iter(self._places))]
 
     def forget_places(self) -> None:
         """The ids of the server begin anew: they say no more who had a name when a private message
@@ -1643,11 +1648,9 @@ class Entry:
 
     The lines are made when they are first looked at, so that of a flood only those are made
     that are seen. `message` is None for what is ours alone or has no place in the order yet.
-    `rows` belong to the Screen: the lines as wrapped for `width` columns; a width of 0 says
-    that they have to be made again.
     """
 
-    __slots__ = ("_lines", "said", "message", "day", "rows", "width")
+    __slots__ = ("_lines", "said", "message", "day")
 
     def __init__(self, lines: "Union[list[Line], Callable[[], list[Line]]]",
                  said: Optional[Said] = None, message: Optional[Message] = None) -> None:
@@ -1656,8 +1659,6 @@ class Entry:
         self.message = message
         # For a line that says which day begins: that day.
         self.day = ""
-        self.rows: "list[Row]" = []
-        self.width = 0
 
     @property
     def lines(self) -> "list[Line]":
@@ -1683,7 +1684,7 @@ class Entry:
 
     def replace(self, line: Line) -> None:
         """Show this in place of what was there."""
-        self._lines, self.width = [line], 0
+        self._lines = [line]
 
     def holds(self, words: "list[str]") -> bool:
         """True for something said that has all these words, which are name_keys."""
@@ -1763,9 +1764,7 @@ class HandedOut:
         """A message has a file; it may come again."""
         if chat.file is not None:
             number = self._numbers.setdefault(chat.file["url"], len(self._numbers) + 1)
-            self._chats[number] = chat
-            if len(self._chats) > self.MOST:
-                del self._chats[next(iter(self._chats))]
+            _put_newest(self._chats, number, chat, self.MOST)
 
     def removed(self, id: int) -> None:
         """A message was taken back, and so is its file."""
@@ -1842,9 +1841,7 @@ class Formatter:
         """Something that was said, or that is on its way: then its id is not the server's."""
         for url in _PAGE.findall(chat.text):
             self.urls.pop(url, None)
-            self.urls[url] = None
-            if len(self.urls) > self.URLS:
-                del self.urls[next(iter(self.urls))]
+            _put_newest(self.urls, url, None, self.URLS)
         self.files.add(chat)
         return Entry(functools.partial(self._chat, chat, own), said, chat if is_placed else None)
 
@@ -2726,7 +2723,6 @@ class Scrollback:
         self._cleared = 0
         # Says up to where one had read, and has its place with what is new after that.
         self._unread: Optional[Entry] = None
-        self._is_away = False
 
     def add(self, entry: Entry) -> None:
         """Append an entry. One of our own leaves the unplaced; who came and went goes on with
@@ -2745,10 +2741,9 @@ class Scrollback:
         self._size += entry.size
         if len(self._entries) > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
             # Many are dropped at once, as moving the rest costs.
-            old = self._entries[:max(1, len(self._entries) // 11)]
-            self._size -= sum(entry.size for entry in old)
-            self._dropped += len(old)
-            del self._entries[:len(old)]
+            old = max(1, len(self._entries) // 11)
+            self._replace(0, old, [])
+            self._dropped += old
 
     def add_unplaced(self, said: Said, entry: Entry) -> None:
         """What we said a moment ago: after everything else, until it comes back at its place."""
@@ -2767,20 +2762,15 @@ class Scrollback:
         end = place + 1
         while place and self._entries[place - 1].day:
             place -= 1
-        after = self._entries[place:end]
-        before = with_days(older + after[-1:])
-        self._entries[place:end] = before
-        self._size += sum(entry.size for entry in before) - sum(entry.size for entry in after)
-        self._move(place + self._dropped, len(before) - len(after))
+        before = with_days(older + self._entries[place:end][-1:])
+        self._move(place, self._replace(place, end, before))
         return len(older)
 
     def remove(self, entry: Entry) -> None:
         """Take an entry out, if it is there."""
         if entry in self._entries:
             place = self._entries.index(entry)
-            del self._entries[place]
-            self._size -= entry.size
-            self._move(place + self._dropped, -1)
+            self._move(place, self._replace(place, place + 1, []))
 
     def keep(self, forgotten: "list[Said]") -> None:
         """The server has these, but may never send them back: they stay where they are,
@@ -2826,10 +2816,10 @@ class Scrollback:
         """Back to the bottom, if one had scrolled away from it."""
         self._bottom = None
 
-    @property
-    def needs_mark(self) -> bool:
-        """True when the next entry is the first one that the user does not read at once."""
-        return self._unread is None and (self._is_away or self._bottom is not None)
+    def needs_mark(self, is_away: bool) -> bool:
+        """True when the next entry is the first one that the user, who may look elsewhere, does not
+        read at once."""
+        return self._unread is None and (is_away or self._bottom is not None)
 
     def mark(self, entry: Entry) -> None:
         """Append the line that says up to where one has read."""
@@ -2841,12 +2831,6 @@ class Scrollback:
         if self._unread is not None:
             self.remove(self._unread)
             self._unread = None
-
-    def away(self, is_away: bool) -> None:
-        """The user looks elsewhere, or is back."""
-        if is_away and not self._is_away:
-            self.unmark()
-        self._is_away = is_away
 
     def clear(self) -> None:
         """Show nothing of what was said up to now, until one scrolls back."""
@@ -2861,8 +2845,16 @@ class Scrollback:
         first = max(self._read, self._bottom[0] + 1) - self._dropped
         return sum(entry is not self._unread for entry in self._all()[max(0, first):])
 
-    def _move(self, place: int, by: int) -> None:
-        """Entries came at a place or went from it: those behind have moved."""
+    def _replace(self, first: int, end: int, new: "list[Entry]") -> int:
+        """Have others in place of these entries; return how many more they are."""
+        old = self._entries[first:end]
+        self._entries[first:end] = new
+        self._size += sum(entry.size for entry in new) - sum(entry.size for entry in old)
+        return len(new) - len(old)
+
+    def _move(self, first: int, by: int) -> None:
+        """Entries came or went: those behind them have moved."""
+        place = first + self._dropped
         if self._bottom is not None and self._bottom[0] >= place:
             self._bottom = self._bottom[0] + by, self._bottom[1]
         self._read += by * (self._read > place)
@@ -2902,18 +2894,14 @@ class Screen(Scrollback):
         # What the terminal shows, None for a row that is not known; where its cursor is.
         self._painted: "list[Optional[Row]]" = []
         self._cursor = (-1, -1)
-        # The rows of the line that is typed, with the cursor, and what they were made for.
-        self._typed = ("", "", 0, 0, 0)
-        self._typed_rows: "tuple[list[Row], tuple[int, int]]" = ([], (0, 0))
-        # The entries that keep their rows.
-        self._shown: "list[Entry]" = []
+        # The rows of the line that is typed, with the cursor, after what they were made of.
+        self._typed: "tuple[Any, tuple[list[Row], tuple[int, int]]]" = (None, ([], (0, 0)))
+        # The rows of the entries that are shown, after what they were made of.
+        self._wrapped: "dict[Entry, tuple[Any, list[Row]]]" = {}
 
-    def changed(self, said: Optional[Said] = None) -> None:
-        """The state of what we said, or of all that is under way, is another."""
-        for entry in [*self._unplaced.values(), *self._shown]:
-            if said is None or entry.said is said:
-                entry.width = 0
-        if said is not None and said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
+    def changed(self, said: Said) -> None:
+        """The state of what we said is another: what will never come back has its place now."""
+        if said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
             self.add(self._unplaced[said.id])
 
     def resize(self, height: int, width: int) -> None:
@@ -2925,9 +2913,7 @@ class Screen(Scrollback):
     def learn(self, widths: "list[int]") -> None:
         """What Columns.PROBE found."""
         self.columns.learn(widths)
-        self._shown = []
-        for entry in self._all():
-            entry.width = 0
+        self._wrapped.clear()
         self.forget()
 
     def forget(self) -> None:
@@ -3045,16 +3031,18 @@ class Screen(Scrollback):
 
     def _rows(self, entry: Entry) -> "list[Row]":
         """An entry as wrapped for the width of now."""
-        if entry.width != self._room:
-            entry.width = self._room
-            self._shown.append(entry)
-            indent, lines = self._indent, list(entry.lines)
-            if entry.said is not None:
-                lines[-1] = [*lines[-1], self._state(entry.said)]
-            entry.rows = [row for number, line in enumerate(lines)
-                          for row in wrap(line, self._room, self.columns,
-                                          indent if number else 0, indent)]
-        return entry.rows
+        *others, last = entry.lines
+        if entry.said is not None:
+            last = [*last, self._state(entry.said)]
+        made_of = self._room, others, last
+        known = self._wrapped.get(entry)
+        if known is not None and known[0] == made_of:
+            return known[1]
+        indent = self._indent
+        rows = [row for number, line in enumerate([*others, last])
+                for row in wrap(line, self._room, self.columns, indent if number else 0, indent)]
+        self._wrapped[entry] = made_of, rows
+        return rows
 
     def _state(self, said: Said) -> Span:
         if said.state == FAILED:
@@ -3083,10 +3071,7 @@ class Screen(Scrollback):
                 rows = self._marked(entries[place], more) + rows
                 place -= 1
         # The others forget their rows: thousands of entries would keep theirs.
-        for entry in self._shown:
-            if entry not in shown:
-                entry.rows, entry.width = [], 0
-        self._shown = shown
+        self._wrapped = {entry: self._wrapped[entry] for entry in shown}
         return [[] for _ in range(height - len(rows))] + rows[max(0, len(rows) - height):]
 
     def _marked(self, entry: Entry, rows: "list[Row]") -> "list[Row]":
@@ -3141,9 +3126,9 @@ class Screen(Scrollback):
         them the cursor is. They are kept: a draft may be long."""
         editor = self._editor
         typed = (editor.prompt, editor.text, editor.cursor, self._width, self._height)
-        if self._typed != typed or not self._painted:
-            self._typed, self._typed_rows = typed, self._wrap_input()
-        return self._typed_rows
+        if self._typed[0] != typed or not self._painted:
+            self._typed = typed, self._wrap_input()
+        return self._typed[1]
 
     def _wrap_input(self) -> "tuple[list[Row], tuple[int, int]]":
         prompt = self._fitting(self._editor.prompt, self._theme.bold, self._width - 1)
@@ -3170,9 +3155,8 @@ class Screen(Scrollback):
 
     def _typed_cells(self, cluster: str) -> Row:
         """What is shown of a cluster that was typed."""
-        text = {"\t": "    ", "\n": ""}.get(cluster) if cluster in ("\t", "\n") else escape(cluster)
-        parts = [cluster] if text == cluster else clusters(text or "")
-        return [("", part, self.columns.of(part)) for part in parts if part]
+        return [("", part, self.columns.of(part))
+                for part in clusters("" if cluster == "\n" else _show(cluster))]
 
     # Painting
 
@@ -4070,8 +4054,9 @@ class Notice:
     def __init__(self, where: str) -> None:
         # Ring with the next painting.
         self.bell = False
+        # The user looks elsewhere.
+        self.is_away = False
         self._where = where
-        self._is_away = False
         # Messages since the terminal lost the focus, and how many of them the title says.
         self._unread = 0
         self._titled = 0
@@ -4080,13 +4065,13 @@ class Notice:
 
     def focus(self, is_here: bool) -> None:
         """The terminal has the focus, or has lost it."""
-        self._is_away = not is_here
+        self.is_away = not is_here
         self._unread = 0
 
     def heard(self, chat: Chat, rings: bool, is_mention: "Callable[[Chat], bool]") -> None:
         """Somebody else said something."""
         self.bell = self.bell or rings
-        if self._is_away:
+        if self.is_away:
             self._unread += 1
             if rings and is_mention(chat):
                 self._text = escape(f"{chat.sender}: {chat.text[:100]}")
@@ -4130,9 +4115,7 @@ class Speakers:
     def heard(self, name: str) -> None:
         """Somebody spoke."""
         self._keys.pop(name_key(name), None)
-        self._keys[name_key(name)] = None
-        if len(self._keys) > self.KNOWN:
-            del self._keys[next(iter(self._keys))]
+        _put_newest(self._keys, name_key(name), None, self.KNOWN)
 
     def offers(self, word: str, users: "dict[str, str]", end: str) -> "list[str]":
         """The names of these users that begin with a word, each with what ends it; an @ before
@@ -4609,7 +4592,9 @@ class Window(Interface):
 
     def focus(self, is_here: bool) -> None:
         """The terminal has the focus, or has lost it."""
-        self.screen.away(not is_here)
+        if not is_here and not self._notice.is_away:
+            # What is here by now is read.
+            self.screen.unmark()
         self._notice.focus(is_here)
 
     def ring(self) -> None:
@@ -4692,7 +4677,7 @@ class Window(Interface):
             if own:
                 self.screen.came_back(message.text, message.to)
             elif entries:
-                if self.screen.needs_mark:
+                if self.screen.needs_mark(self._notice.is_away):
                     self.screen.mark(self.formatter.note("-- read up to here --"))
                 self._notice.heard(message, rings, self.formatter.is_mention)
             self._speakers.heard(message.sender)
@@ -4722,14 +4707,12 @@ class Window(Interface):
             self.show(f"! {welcome.missed} messages were missed: the server has them no longer")
         super()._connect(welcome, forgotten)
         self._pin()
-        self.screen.changed()
 
     def _lose(self, why: str, seconds: float) -> None:
         if self._lost_until is None:
             self.show(f"! disconnected ({escape(why)}); what you say is sent when the connection "
                       "is back")
         self._lost_until = time.monotonic() + seconds
-        self.screen.changed()
 
     def _finish(self) -> None:
         self._over = 1
