@@ -466,8 +466,10 @@ class Upload:
         _, headers, body = answer
         content = json.loads(body) if body else {"have": int(headers["Upload-Offset"])}
         self.have = content["have"]
-        if self.run != self.shelf.runs and not self.is_finished:
-            # A server that was killed goes on from what its history has of it.
+        if self.path[7:] in self.shelf.given_up or (
+                self.run != self.shelf.runs and not self.is_finished):
+            # Its disk was full while the room was held, or it was killed and goes on from what its
+            # history has.
             self.confirmed, self.run = 0, self.shelf.runs
         if not self.confirmed <= self.have <= self.sent:
             self.wrong(f"{self.sent} bytes were sent, {self.confirmed} confirmed, and the server "
