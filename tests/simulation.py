@@ -199,7 +199,7 @@ class History:
         for name, since, until in deeds.silences:
             for message in by_place.values():
                 if (isinstance(message, proto.Chat) and message.text.split("/")[0] == name
-                        and since + 0.001 < message.at < (until or self.world.now)):
+                        and since + 0.001 < message.at < (until or self.world.now) - 0.001):
                     self.wrong(f"{message} was said by who was muted")
         for epoch, id in deeds.removed:
             for client in self.clients:
