@@ -73,7 +73,6 @@ import contextlib
 import dataclasses
 import email.utils
 import functools
-import gzip
 import hashlib
 import hmac
 import html
@@ -93,6 +92,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import zlib
 from http import HTTPStatus
 from typing import (IO, Any, Callable, Collection, Generator, Iterable, Iterator, Mapping,
                     NamedTuple, Optional, Tuple, Union)
@@ -1300,7 +1300,7 @@ class Page(NamedTuple):
         if title:
             body = body.replace(b"<title>Roger<", b"<title>%b<" % html.escape(title).encode(), 1)
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
-        return cls(body, gzip.compress(body, 9), etag, _hash_of(body, b"script"),
+        return cls(body, _packed(body), etag, _hash_of(body, b"script"),
                    _hash_of(body, b"style"))
 
     def policy(self, origin: str) -> str:
@@ -1309,6 +1309,13 @@ class Page(NamedTuple):
         return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
                 f"img-src data: 'self'; connect-src 'self' ws{origin[4:]}; base-uri 'none'; "
                 "form-action 'none'; frame-ancestors 'none'")
+
+
+def _packed(body: bytes) -> bytes:
+    """The body in gzip. It has three languages in two scripts: a smaller memory (6 of 9) begins a
+    new table of letters more often, which saves a part in 150."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS, 6)
+    return packer.compress(body) + packer.flush()
 
 
 def _hash_of(body: bytes, tag: bytes) -> str:
