@@ -405,7 +405,7 @@ class WebSocket:
                     continue
                 self.overhead += 1
                 if opcode == PING:
-                    self._send(frame(PONG, payload))
+                    self.write(frame(PONG, payload))
                 elif opcode == CLOSE:
                     status = close_status(payload)
                     self._close(payload[:2])
@@ -420,9 +420,11 @@ class WebSocket:
         return self.decoder.begun
 
     def write(self, data: bytes) -> None:
-        """Send messages, as wrap() makes them. MUST NOT block. An end of the connection is left to
-        the reader."""
-        self._send(data)
+        """Send messages, as wrap() makes them, unless the close is written. MUST NOT block. An end
+        of the connection is left to the reader."""
+        with self._lock:
+            if not self._close_sent:
+                self._wire.write(data)
 
     def finish(self) -> None:
         """Say that this is the end, and end our half. Keeps reading."""
@@ -446,11 +448,6 @@ class WebSocket:
         self.decoder.close()
         self._wire.linger()
         self._wire.close()
-
-    def _send(self, data: bytes) -> None:
-        with self._lock:
-            if not self._close_sent:
-                self._wire.write(data)
 
     def _close(self, payload: bytes) -> None:
         with self._lock:
@@ -582,7 +579,8 @@ class Request:
     def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
               headers: Mapping[str, str] = {}) -> None:
         """Answer with `body`."""
-        self.begin_reply(kind, len(body), status, headers)
+        self.write_head(status, {"Content-Type": kind, "Content-Length": str(len(body)),
+                                 **headers})
         if self.method != "HEAD":
             self.exchange.write(body)
 
@@ -591,10 +589,17 @@ class Request:
         """Answer with JSON."""
         self.reply(json.dumps(content).encode(), "application/json", status, headers)
 
-    def begin_reply(self, kind: str, length: int, status: HTTPStatus,
-                    headers: "Mapping[str, str]") -> None:
-        """The head of an answer whose body has so many bytes."""
-        self._write_head(status, {"Content-Type": kind, "Content-Length": str(length), **headers})
+    def write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
+        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
+        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
+        fields = {"Server": f"Roger/{chatproto.__version__}",
+                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
+                  **self.safe_headers, **headers}
+        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
+                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
+        # A body may have taken longer than a request does.
+        self.exchange.more_time(HTTP_TIMEOUT)
+        self.exchange.write("\r\n".join(lines).encode("latin-1"))
 
     def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
         """Whether the other side has already what `headers` have the ETag of: then it was told so,
@@ -602,7 +607,7 @@ class Request:
         known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
         if not known & {"*", headers["ETag"].removeprefix("W/")}:
             return False
-        self._write_head(HTTPStatus.NOT_MODIFIED, headers)
+        self.write_head(HTTPStatus.NOT_MODIFIED, headers)
         return True
 
     def go_on(self) -> None:
@@ -667,7 +672,7 @@ class Request:
         if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
             raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
         accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
-        self._write_head(HTTPStatus.SWITCHING_PROTOCOLS,
+        self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
                          {"Upgrade": "websocket", "Connection": "Upgrade",
                           "Sec-WebSocket-Accept": accept})
         return WebSocket(self.wire, self.exchange.rest())
@@ -685,18 +690,6 @@ class Request:
             raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
         if self.headers.defects:
             raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
-
-    def _write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
-        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
-        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
-        fields = {"Server": f"Roger/{chatproto.__version__}",
-                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
-                  **self.safe_headers, **headers}
-        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
-                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
-        # A body may have taken longer than a request does.
-        self.exchange.more_time(HTTP_TIMEOUT)
-        self.exchange.write("\r\n".join(lines).encode("latin-1"))
 
 
 # --- Files ---
@@ -987,9 +980,8 @@ class FileStore:
 
     def _size_of(self, key: str) -> int:
         """Bytes on disk; -1 for no such file."""
-        for path in (self._whole(key), self._part(key)):
-            with contextlib.suppress(OSError):
-                return os.path.getsize(path)
+        with contextlib.suppress(OSError), self._open(key) as content:
+            return content.seek(0, os.SEEK_END)
         return -1
 
     def _work(self) -> None:
@@ -1181,15 +1173,16 @@ class FileRequest(Request):
         if found is None:
             raise Refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"it has {size} bytes",
                           {"Content-Range": f"bytes */{size}"})
+        headers["Content-Type"] = PICTURES.get(os.path.splitext(file.name)[1][1:].lower(),
+                                               "application/octet-stream")
+        headers["Content-Length"] = str(found[1] - found[0])
         status = HTTPStatus.OK
         if found != (0, size):
             status = HTTPStatus.PARTIAL_CONTENT
             headers["Content-Range"] = f"bytes {found[0]}-{found[1] - 1}/{size}"
         try:
             with store.opened(key) as content:
-                kind = PICTURES.get(os.path.splitext(file.name)[1][1:].lower(),
-                                    "application/octet-stream")
-                self.begin_reply(kind, found[1] - found[0], status, headers)
+                self.write_head(status, headers)
                 if self.method == "GET":
                     self._send(content, *found)
         except OSError as error:
@@ -1283,8 +1276,8 @@ class Page(NamedTuple):
     packed: bytes
     # Names this very content, however it is encoded: so it is a weak one (RFC 9110, 8.8.3).
     etag: str
-    script: str
-    style: str
+    # What of it may run.
+    runs: str
 
     @classmethod
     def load(cls, path: str, title: str = "", is_hosts: bool = True) -> Page:
@@ -1300,13 +1293,13 @@ class Page(NamedTuple):
         if title:
             body = body.replace(b"<title>Roger<", b"<title>%b<" % html.escape(title).encode(), 1)
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
-        return cls(body, _packed(body), etag, _hash_of(body, b"script"),
-                   _hash_of(body, b"style"))
+        runs = " ".join(f"{tag}-src {_hash_of(body, tag.encode())};" for tag in ("script", "style"))
+        return cls(body, _packed(body), etag, runs)
 
     def policy(self, origin: str) -> str:
         """The Content-Security-Policy, for a page that was asked for at `origin`."""
         # Not every browser takes 'self' to hold for ws: and wss: as well.
-        return (f"default-src 'none'; script-src {self.script}; style-src {self.style}; "
+        return (f"default-src 'none'; {self.runs} "
                 f"img-src data: 'self'; connect-src 'self' ws{origin[4:]}; base-uri 'none'; "
                 "form-action 'none'; frame-ancestors 'none'")
 

@@ -456,13 +456,10 @@ def stdin_lines() -> Iterator[str]:
         return
     rest = b""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
-        while True:
-            data = raw.read(READ_MORE)
-            *lines, rest = (rest + (data or b"")).split(b"\n")
+        for data in iter(lambda: raw.read(READ_MORE) or b"", b""):
+            *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 yield line.decode("utf-8", "replace").rstrip("\r")
-            if not data:
-                break
     if rest:
         yield rest.decode("utf-8", "replace")
 
@@ -520,29 +517,34 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MAX_ID
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_ID:
-        raise ProtocolError("bad-frame", "a number from 0 to 2**53 - 1 was expected")
-    return value
+def _expecting(what: str, is_right: Callable[[Any], bool], code: str = "bad-frame",
+               fault: "type[ProtocolError]" = ProtocolError) -> Callable[[Any], Any]:
+    """The check of a field that says `what` of a value that is not right."""
+    def check(value: Any) -> Any:
+        if not is_right(value):
+            raise fault(code, what)
+        return value
+    return check
 
 
-def _number(value: Any) -> float:
-    # NaN is not in the range, either.
-    if type(value) not in (int, float) or not -MAX_ID <= value <= MAX_ID:
-        raise ProtocolError("bad-frame", "a number of at most 2**53 - 1 was expected")
-    return value  # type: ignore[no-any-return]
+_count = _expecting("a number from 0 to 2**53 - 1 was expected",
+                    lambda value: type(value) is int and 0 <= value <= MAX_ID)
+# NaN is not in the range, either.
+_number = _expecting("a number of at most 2**53 - 1 was expected", lambda value:
+                     type(value) in (int, float) and -MAX_ID <= value <= MAX_ID)
+_flag = _expecting("true or false was expected", lambda value: type(value) is bool)
+_version = _expecting(f"this side speaks version {VERSION} of the protocol", lambda value:
+                      type(value) is int and value == VERSION, "bad-version")
+# Without these it is no frame at all.
+_frame_id = _expecting("a numbered frame needs an id from 1 to 2**53 - 1", _is_id,
+                       fault=FrameError)
+_acked_id = _expecting("an ack needs the id that it confirms", _is_id, fault=FrameError)
 
 
 def _string(value: Any) -> str:
     if (type(value) is not str or len(value) > MAX_TEXT
             or not value.isascii() and _SURROGATE.search(value)):
         raise ProtocolError("bad-frame", f"a string of at most {MAX_TEXT} characters was expected")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ProtocolError("bad-frame", "true or false was expected")
     return value
 
 
@@ -569,18 +571,6 @@ def _file(value: Any) -> "dict[str, Any]":
         raise ProtocolError("bad-file", "a file has the url that its upload was answered with")
     return {"name": file_name(_string(value.get("name", ""))),
             "size": _count(value.get("size", 0)), "url": url}
-
-
-def _version(value: Any) -> int:
-    if type(value) is not int or value != VERSION:
-        raise ProtocolError("bad-version", f"this side speaks version {VERSION} of the protocol")
-    return value
-
-
-def _acked_id(value: Any) -> int:
-    if not _is_id(value):
-        raise FrameError("bad-frame", "an ack needs the id that it confirms")
-    return value  # type: ignore[no-any-return]
 
 
 # --- Messages: the instruction list ---
@@ -615,12 +605,13 @@ class Message:
     def encode(self) -> bytes:
         """The frame, with its line end."""
         fields: "dict[str, Any]" = {"type": self.type}
-        if self.id:
-            fields["id"] = self.id
         for name, key, _, _ in _wire_fields(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if value is not None:
                 fields[key] = value
+        if not self.id:
+            # An error before the join.
+            fields.pop("id", None)
         return (_encode_json(fields) + "\n").encode("utf-8")
 
 
@@ -629,17 +620,8 @@ class Numbered(Message):
     """A message with an id: it belongs to the session and is acknowledged."""
 
     # A class attribute in what is bare.
-    id: int = dataclasses.field()  # type: ignore[misc]
-
-    @classmethod
-    def from_fields(cls, fields: "dict[str, Any]") -> Message:
-        """As Message's; raises FrameError without an id."""
-        id = cls._id_of(fields)
-        return cls(id=id, **_checked(cls, fields))
-
-    @staticmethod
-    def _id_of(fields: "dict[str, Any]") -> int:
-        return _frame_id(fields)
+    id: int = dataclasses.field(  # type: ignore[misc]
+        metadata={"check": _frame_id, "key": ""})
 
 
 @functools.lru_cache(maxsize=None)
@@ -655,13 +637,6 @@ def _checked(cls: Any, fields: "dict[str, Any]") -> "dict[str, Any]":
     None."""
     return {name: check(fields.get(key)) for name, key, check, required in _wire_fields(cls)
             if required or fields.get(key) is not None}
-
-
-def _frame_id(fields: "dict[str, Any]") -> int:
-    """The id of a numbered frame; without one it is no frame at all."""
-    if not _is_id(fields.get("id")):
-        raise FrameError("bad-frame", "a numbered frame needs an id from 1 to 2**53 - 1")
-    return fields["id"]  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -876,14 +851,11 @@ class Error(Numbered):
     """What was wrong with the frame `about`, or with the connection. Bare (id 0) before the
     join."""
     type = "error"
+    id: int = _field(lambda value: 0 if value is None else _frame_id(value))  # type: ignore[misc]
     code: str = _field(_string)
     text: str = _field(_string, default="")
     about: Optional[int] = _field(_count, default=None)
     suggestion: Optional[str] = _field(_string, default=None)
-
-    @staticmethod
-    def _id_of(fields: "dict[str, Any]") -> int:
-        return _frame_id(fields) if "id" in fields else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -924,14 +896,15 @@ class FrameDecoder:
     """Turns the bytes of one connection, in any pieces, into lines and messages. After a FrameError
     it is of no more use."""
 
-    __slots__ = ("_instructions", "_rest", "_has_more", "line")
+    __slots__ = ("_instructions", "_rest", "has_more", "line")
 
     def __init__(self, direction: str) -> None:
         # The types that may come from that side.
         self._instructions = INSTRUCTIONS[direction]
-        # What was not taken yet: less than a line, or with `_has_more` whole lines as well.
+        # What was not taken yet: less than a line, or with `has_more` whole lines as well.
         self._rest = bytearray()
-        self._has_more = False
+        # Whether lines(b"") may return some.
+        self.has_more = False
         # The line of the message that feed() yielded last.
         self.line = b""
 
@@ -945,26 +918,21 @@ class FrameDecoder:
         """Bytes that came and were not taken: of a line that is not whole, for the most part."""
         return len(self._rest)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether lines(b"") may return some."""
-        return self._has_more
-
     def lines(self, data: bytes, most: int = -1) -> "list[bytes]":
         """Take bytes; return the lines that are whole, without their ends. With `most` the others
         wait for the next call."""
-        if not self._has_more and b"\n" not in data:
+        if not self.has_more and b"\n" not in data:
             self._rest += data
             return []
         *lines, rest = (bytes(self._rest) + data).split(b"\n", most)
         self._rest = bytearray(rest)
-        self._has_more = len(lines) == most
+        self.has_more = len(lines) == most
         return lines
 
     def check(self) -> None:
         """Raise FrameError when what came behind the last line cannot become a frame: the greeting
         of TLS has no line end, and its sender waits for us."""
-        if self._has_more:
+        if self.has_more:
             return
         if _HOPELESS.match(self._rest, 0, 64):
             raise FrameError("bad-frame", "a frame is a JSON object")
@@ -1012,7 +980,8 @@ def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
     except FrameError:
         raise
     except ProtocolError as error:
-        return Invalid(_frame_id(fields) if issubclass(cls, Numbered) else 0, cls.type, error)
+        return Invalid(_frame_id(fields.get("id")) if issubclass(cls, Numbered) else 0, cls.type,
+                       error)
 
 
 def _too_deep(line: bytes) -> bool:
@@ -2546,12 +2515,13 @@ def _kind_of(interface: str) -> int:
 class Answer(NamedTuple):
     """What a server says of itself to one who asks the LAN."""
 
-    name: str
-    port: int
-    here: int
-    version: str
-    tls: bool
-    id: str
+    # Each is so where an older or another server leaves it out.
+    name: str = ""
+    port: int = 0
+    here: int = 0
+    version: str = ""
+    tls: bool = False
+    id: str = ""
     # Under TLS the key by which it is known: to show it, not to trust it.
     key: str = ""
 
@@ -2583,20 +2553,14 @@ def encode_answer(token: str, answer: Answer) -> bytes:
 def decode_answer(data: bytes, token: str) -> Optional[Answer]:
     """The answer to our question, None for anything else: anybody may send us anything."""
     fields = _datagram(data)
-    values = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
-    if fields.get("answer") != token or any(type(value) is not type(_DEFAULTS[name])
-                                            for name, value in values.items()):
+    answer = Answer(**{name: fields[name] for name in Answer._fields if name in fields})
+    if fields.get("answer") != token or any(type(value) is not type(usual)
+                                            for value, usual in zip(answer, Answer())):
         return None
-    answer = Answer(*values.values())
     if not 1 <= answer.port <= 65_535 or not 0 <= answer.here <= MAX_ID:
         return None
     return answer._replace(name=clean_text(answer.name)[:MAX_TITLE],
                            key=clean_text(answer.key)[:MAX_TITLE])
-
-
-# What a field of an Answer is when an older or another server leaves it out.
-_DEFAULTS: "dict[str, Any]" = {"name": "", "port": 0, "here": 0, "version": "", "tls": False,
-                               "id": "", "key": ""}
 
 
 def _datagram(data: bytes) -> "dict[str, Any]":
