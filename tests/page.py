@@ -142,6 +142,15 @@ def join(tab, name):
     tab.wait("session.joined")
 
 
+def leaves(tab):
+    """Answer the question whether to leave with something unsent, once it is asked."""
+    try:
+        tab.call("Page.handleJavaScriptDialog", accept=True)
+        return True
+    except AssertionError:
+        return False
+
+
 def say(tab, text):
     """Type a line and send it."""
     tab.type(text, "input")

@@ -6,7 +6,7 @@ import pytest
 import page
 from chat_client import ChatClient
 from harness import wait_until
-from page import join, row, say
+from page import join, leaves, row, say
 from proxy import CuttingProxy
 
 HOSTILE = ['<img src=x onerror="window.bitten=1">', "</script><script>window.bitten=1</script>",
@@ -73,15 +73,6 @@ def new_name(stem="p"):
 
 def state(text):
     return f"{row(text)}?.querySelector('.state')?.textContent"
-
-
-def leaves(tab):
-    """Answer the question whether to leave with something unsent, once it is asked."""
-    try:
-        tab.call("Page.handleJavaScriptDialog", accept=True)
-        return True
-    except AssertionError:
-        return False
 
 
 def texts_of(client):

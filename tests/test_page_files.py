@@ -190,20 +190,11 @@ def test_page_that_goes_gives_its_uploads_up(enter, server):
     paths, secret = ann.js("uploads.map(upload => upload.path)"), ann.js("session.secret")
     ann.js("window.beforeReload = true")
     ann.call("Page.reload")
-    harness.wait_until(lambda: answers(ann))
+    harness.wait_until(lambda: page.leaves(ann))
     ann.wait("!window.beforeReload && session.joined")
     assert ann.js("session.secret") == secret
     for path in paths:
         harness.wait_until(lambda path=path: uploader(server, ann).have(path) is None)
-
-
-def answers(tab):
-    """Let the page go, where the browser asks whether it may."""
-    try:
-        tab.call("Page.handleJavaScriptDialog", accept=True)
-        return True
-    except AssertionError:
-        return False
 
 
 def test_goes_on_over_a_kill(serve, fresh, tmp_path):
