@@ -1571,7 +1571,7 @@ class Members:
         self._listed = 0
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
-        self._encoded: "Optional[tuple[bytes, int]]" = None
+        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -1625,9 +1625,12 @@ class Members:
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         successor = None
         if session.listed:
-            self._list(session, False)
-            successor = next((other for other in self if not other.listed), None)
-            if successor is not None:
+            session.listed = False
+            self._listed -= 1
+            self._encoded = None
+            # Mostly all are listed, and nobody has to be looked for.
+            if len(self) > self._listed:
+                successor = next(other for other in self if not other.listed)
                 self._list(successor)
         return successor, forgotten
 
@@ -1680,11 +1683,16 @@ class Members:
             self._encoded = encoded, len(names)
         return self._encoded
 
-    def _list(self, session: Session, is_in: bool = True) -> None:
-        """A member comes into the list, or goes out of it."""
-        session.listed = is_in
-        self._listed += 1 if is_in else -1
-        self._encoded = None
+    def _list(self, session: Session) -> None:
+        """A member comes into the list."""
+        session.listed = True
+        self._listed += 1
+        if self._encoded is not None:
+            # A hundredth of what encoding all names would take.
+            before, count = self._encoded
+            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
+            if len(encoded) <= USERS_BYTES:
+                self._encoded = encoded, count + 1
 
 
 # --- What holds in the room ---
