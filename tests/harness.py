@@ -128,6 +128,11 @@ class ServerProcess:
             raise AssertionError(f"the server did not start: {line!r} {self.stderr_text()}")
         self.port = int(found[1])
 
+    def printed(self, words):
+        """Wait for a line on stdout with these words; return what follows them."""
+        return wait_until(lambda: next((line for line in list(self.lines) if words in line), None),
+                          what=lambda: f"no {words!r} in {self.lines}").partition(words)[2]
+
     def stderr_text(self):
         """What the server has written to stderr so far, in all its runs."""
         return pathlib.Path(self._errors).read_text(encoding="utf-8", errors="replace")

@@ -492,8 +492,7 @@ def test_host_view(serve, enter, friend):
     """Who is there, since when; a boot with its reason, a word as Server, another message of the
     day; only with the secret."""
     server = serve(rate=None)
-    wait_until(lambda: len(server.lines) >= 4)
-    link = server.lines[3].partition("Host's page: ")[2]
+    link = server.printed("Host's page: ")
     mallory, bob = friend(server.port, "mallory"), friend(server.port, "bob")
     web = enter(server.port, "webby")
     host = enter(server.port)

@@ -130,8 +130,7 @@ def test_server_log_in_a_pipe_of_another_encoding():
         ann.join("ann")
         ann.say("\u65e5\u672c \U0001f600")
         ann.recv_until("chat")
-        wait_until(lambda: any(line.endswith("<ann> \u65e5\u672c \U0001f600")
-                               for line in server.lines))
+        assert server.printed("<ann> ") == "\u65e5\u672c \U0001f600"
     server.stop()
 
 
@@ -469,8 +468,7 @@ def test_python_as_it_is_called_here(monkeypatch, called, expected):
 
 def ask_host(server, method="GET"):
     """What the host's page is told."""
-    wait_until(lambda: any("#host=" in line for line in server.lines))
-    (secret,) = [line.partition("#host=")[2] for line in server.lines if "#host=" in line]
+    secret = server.printed("#host=")
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
     with contextlib.closing(connection):
         connection.request(method, "/host", headers={"X-Roger-Host": secret})

@@ -31,7 +31,7 @@ def server():
 @pytest.fixture
 def room(server, fresh):
     """do(order) of the host; ann in a terminal, webby on a page, eve who knows nothing."""
-    link = server.lines[3].partition("#host=")[2]
+    link = server.printed("#host=")
 
     def do(line):
         body = json.dumps({"do": line}).encode()

@@ -160,7 +160,7 @@ def test_log_on_stdout(serve, peer):
     server = serve("--log", "-")
     ann = peer(server.port, "ann")
     ann.say("hi")
-    wait_until(lambda: any(line.endswith("<ann> hi") for line in server.lines))
+    assert server.printed("<ann> ") == "hi"
 
 
 @pytest.mark.parametrize("arguments, said", [

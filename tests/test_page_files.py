@@ -112,9 +112,10 @@ def test_large_picture_waits_for_a_click(enter, server):
 def test_several_at_once_with_bars(enter, server):
     """Each has a bar; two go at a time, and all arrive."""
     ann = comes_in(enter, "ann")
-    ann.js(DROP % files(*((f"several{number}.bin", os.urandom(2000)) for number in range(5))))
-    assert ann.js("[...document.querySelectorAll('.upload progress')].length") == 5
-    assert ann.js("uploads.filter(upload => upload.running).length") == 2
+    drop = DROP % files(*((f"several{number}.bin", os.urandom(2000)) for number in range(5)))
+    # At once: they are soon over.
+    assert ann.js(f"{drop}; [document.querySelectorAll('.upload progress').length,"
+                  "uploads.filter(upload => upload.running).length]") == [5, 2]
     ann.wait("[...document.querySelectorAll('#log .file')].filter(at => "
              "at.textContent.includes('several')).length === 5")
 
@@ -165,16 +166,26 @@ def test_folder(enter, server, tmp_path):
 
 
 def drag(tab, *paths):
-    """Drop files and folders of this machine, as the mouse does."""
+    """Drop files and folders of this machine, as the mouse does: over the page until it shows that
+    it takes them, and once more where the browser took what was let go for a drag that left."""
     data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
 
     def do(kind):
         tab.call("Input.dispatchDragEvent", type=kind, x=600, y=400, data=data)
-    do("dragEnter")
-    do("dragOver")
-    # What is let go before the page has seen it coming is lost.
-    tab.wait("document.body.classList.contains('dropping')")
-    do("drop")
+
+    def over():
+        do("dragOver")
+        return tab.js("last === 'dragover'")
+
+    def dropped():
+        do("dragEnter")
+        harness.wait_until(over)
+        do("drop")
+        tab.wait("last !== 'dragover'")
+        return tab.js("last === 'drop'")
+    tab.js("var last; for (const type of ['dragover', 'dragleave', 'drop'])"
+           " document.addEventListener(type, () => { last = type; })")
+    harness.wait_until(dropped)
 
 
 def test_page_that_goes_gives_its_uploads_up(enter, server):
@@ -285,7 +296,7 @@ def test_host_sees_removes_and_switches_off(enter, fresh, server):
     ann = comes_in(enter, "ann")
     ann.js(DROP % files(("for the host.pdf", b"12345")))
     ann.wait("document.querySelector('#log').textContent.includes('for the host')")
-    link = next(line.partition(": ")[2] for line in server.lines if "#host=" in line)
+    link = server.printed("Host's page: ")
     host = fresh(path="/" + link.partition("/")[2].partition("/")[2].partition("/")[2])
     line = ("[...document.querySelectorAll('#host-files li')].find(at => "
             "at.textContent.includes('for the host'))")

@@ -91,7 +91,7 @@ def class_room(browser):
         ann.join("ann")
         bob.join("bob")
         tab = browser.tab()
-        server.link = server.lines[3].partition(": ")[2]
+        server.link = server.printed("Host's page: ")
         tab.open(server.link)
         tab.wait("document.querySelectorAll('#host-people tr').length === 2")
         yield tab, ann, bob, server
@@ -244,7 +244,7 @@ def test_page_left_open_over_a_restart(browser):
     with harness.serving() as server:
         port = server.port
         tab = browser.tab()
-        tab.open(server.lines[3].partition(": ")[2])
+        tab.open(server.printed("Host's page: "))
         tab.wait("!document.getElementById('host-empty').hidden")
     with harness.serving(port=port) as server, RawClient(port) as ann:
         ann.join("ann")

@@ -6,7 +6,7 @@ import pytest
 
 import harness
 from browser import Browser
-from harness import RawClient, TIMEOUT, wait_until
+from harness import RawClient
 from page import row, say
 from test_password import WORD
 from tls import certificate, context_of_a_client, key_in
@@ -117,9 +117,7 @@ def test_session_that_is_gone(serve, tmp_path, tab):
 
 def test_host_page_shows_the_key(server, tab):
     """And the digits by which a browser shows it."""
-    wait_until(lambda: any("Host's page" in line for line in server.lines), TIMEOUT)
-    (line,) = [line for line in server.lines if line.startswith("Host's page")]
-    tab.open(line.partition(": ")[2])
+    tab.open(server.printed("Host's page: "))
     tab.wait("!document.getElementById('host-key').hidden")
     shown = tab.js("document.getElementById('host-key').textContent")
     assert key_in(certificate()) in shown and len(shown.split()) > 10

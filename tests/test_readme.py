@@ -80,6 +80,7 @@ def test_readme_first_lines():
     """What the server prints is what the README shows."""
     (shown,) = [block for _, block in BLOCKS if block.startswith("$ python3 chat_server.py")]
     with_its_port = start_server("--bind", "127.0.0.1")
+    with_its_port.printed("Host's page: ")
     with_its_port.stop()
     assert [tamed(line) for line in with_its_port.lines] == [
         tamed(line) for line in shown.split("\n")[1:-1]]

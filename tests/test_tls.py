@@ -293,7 +293,7 @@ def test_session_of_tls_that_is_resumed(server):
 
 def test_lines_that_are_printed(server):
     """What others type carries the key, and the page's address is https."""
-    wait_until(lambda: len(server.lines) >= 4)
+    server.printed("Host's page: ")
     assert server.lines[1].endswith(f" 127.0.0.1 {server.port} --trust {KEY} -n NAME")
     assert f"or in a browser: https://127.0.0.1:{server.port}/" in server.lines
     assert any(KEY in line for line in server.lines[2:])
@@ -315,11 +315,11 @@ def test_certificate_that_is_made(serve, tmp_path):
     server = serve("--tls", "--history", history)
     kept = tmp_path / "chat.db.pem"
     assert os.name != "posix" or kept.stat().st_mode & 0o777 == 0o600
-    wait_until(lambda: f"--trust {key_in(kept)} " in " ".join(server.lines))
+    server.printed(f"--trust {key_in(kept)} ")
     before = kept.read_bytes()
     server.kill()
     server.start()
-    wait_until(lambda: f"--trust {key_in(kept)} " in " ".join(server.lines))
+    server.printed(f"--trust {key_in(kept)} ")
     assert kept.read_bytes() == before
 
 

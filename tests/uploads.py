@@ -10,7 +10,7 @@ import http.client
 import json
 import urllib.parse
 
-from harness import TIMEOUT, wait_until
+from harness import TIMEOUT
 
 
 def ask(port, method, path, body=b"", headers=()):
@@ -33,10 +33,8 @@ def fetch(port, url, **headers):
 
 def at_the_console(server, line):
     """Do what a line of the console says; return status and JSON of the answer."""
-    secret = wait_until(lambda: next((line.partition("#host=")[2] for line in server.lines
-                                      if "#host=" in line), None))
     status, _, body = ask(server.port, "POST", "/host", json.dumps({"do": line}).encode(),
-                          {"X-Roger-Host": secret})
+                          {"X-Roger-Host": server.printed("#host=")})
     return status, json.loads(body)
 
 
