@@ -105,7 +105,7 @@ import time
 import unicodedata
 import warnings
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
@@ -148,8 +148,6 @@ WINDOW = 64
 WINDOW_BYTES = 128 * 1024
 # Bytes asked of the kernel for each socket: the window and what retries add to it.
 SEND_BUFFER = 256 * 1024
-# Entries of a log that a reader looks at in one step. Foreign private ones may lie between its own.
-STRIDE = 1_024
 # Bytes of joined frames and envelopes that a log keeps for other readers at the same place; when
 # they are more, the oldest go.
 PIECES_BYTES = 8 * 1024 * 1024
@@ -1622,8 +1620,10 @@ class MessageQueue:
         # Of each frame the bytes up to its end, counted from the very first frame.
         self._ends: "list[int]" = []
         self._bytes = 0
-        # The ids of the frames that have an audience.
-        self._private: "list[int]" = []
+        # Where a reader finds its own among many that are not: the ids of the frames for everybody,
+        # and of each reader those of the frames for an audience that it belongs to.
+        self._public: "list[int]" = []
+        self._private: "dict[Optional[int], list[int]]" = {}
         # What is up to here is no longer kept, and what is behind `end` may not go out yet.
         self.start = 0
         self.end = 0
@@ -1654,8 +1654,10 @@ class MessageQueue:
             self._audiences.append(audience)
             self._bytes += len(frame)
             self._ends.append(self._bytes)
-            if audience is not None:
-                self._private.append(id)
+            if audience is None:
+                self._public.append(id)
+            for reader in audience or ():
+                self._private.setdefault(reader, []).append(id)
 
     def publish(self, end: int, now: float) -> Optional[News]:
         """Readers may have everything up to the id `end`. Returns what is new for wake(): without
@@ -1682,9 +1684,15 @@ class MessageQueue:
         """Keep only what comes behind the id `upto`."""
         with self._lock:
             count = bisect_right(self._ids, upto)
+            concerned: "set[int]" = set().union(*filter(None, self._audiences[:count]))
+            for reader in concerned:
+                own = self._private[reader]
+                del own[:bisect_right(own, upto)]
+                if not own:
+                    del self._private[reader]
+            del self._public[:bisect_right(self._public, upto)]
             for kept in (self._ids, self._frames, self._audiences, self._ends):
                 del kept[:count]
-            del self._private[:bisect_right(self._private, upto)]
             self.start = max(self.start, upto)
 
     def replace(self, frames: "dict[int, bytes]") -> None:
@@ -1719,20 +1727,19 @@ class MessageQueue:
 
     def piece(self, after: int, upto: int, reader: Optional[int], room: int, room_bytes: int,
               wrap: Optional[Wrap] = None) -> Optional[Piece]:
-        """What `reader` hears behind the place `after`: as much up to `upto` as there is room for,
-        found within STRIDE entries. None when `after` is below the start of the log."""
+        """What `reader` hears behind the place `after`: as much up to `upto` as there is room for.
+        None when `after` is below the start of the log."""
         with self._lock:
             if after < self.start:
                 return None
             upto = min(upto, self.end)
             first = bisect_right(self._ids, after)
             whole = bisect_right(self._ids, upto, first)
-            stop = min(whole, first + STRIDE)
-            if self._is_public(after, upto):
-                stop = self._fitting(first, min(stop, first + room), room_bytes)
+            if self._is_public(first, whole):
+                stop = self._fitting(first, min(whole, first + room), room_bytes)
                 frames = self._frames[first:stop]
             else:
-                frames, stop = self._own(first, stop, reader, room, room_bytes)
+                frames, stop = self._own(first, whole, reader, room, room_bytes)
             ids = self._ids
             place = upto if stop == whole else ids[stop - 1] if stop > first else after
             size = sum(map(len, frames))
@@ -1755,7 +1762,7 @@ class MessageQueue:
                 return None
             first = bisect_right(self._ids, after)
             stop = bisect_right(self._ids, upto, first)
-            if self._is_public(after, upto):
+            if self._is_public(first, stop):
                 return stop - first, self._bytes_before(stop) - self._bytes_before(first)
             own = self._own(first, stop, reader, stop - first, self._bytes)[0]
         return len(own), sum(map(len, own))
@@ -1768,18 +1775,19 @@ class MessageQueue:
                 return None
             first = bisect_right(self._ids, after)
             stop = bisect_right(self._ids, upto, first)
-            for frame, audience in zip(self._frames[first:stop], self._audiences[first:stop]):
-                if audience is None or reader in audience:
-                    return frame
-        return b""
+            own = self._numbers(first, stop, reader, 1)
+            return self._frames[own[0]] if own else b""
 
     # Under the lock
 
-    def _is_public(self, after: int, upto: int) -> bool:
-        """Whether everything between two places is everybody's. Needs the lock."""
+    def _is_public(self, first: int, stop: int) -> bool:
+        """Whether the entries from number `first` to `stop` are everybody's. Needs the lock."""
         assert self._lock.locked()
-        private = self._private
-        return not private or bisect_right(private, after) == bisect_right(private, upto)
+        if first == stop or not self._private:
+            return True
+        after = bisect_left(self._public, self._ids[first])
+        upto = bisect_right(self._public, self._ids[stop - 1], after)
+        return upto - after == stop - first
 
     def _bytes_before(self, at: int) -> int:
         """Bytes up to the entry number `at`, as `_ends` counts them. Needs the lock."""
@@ -1799,16 +1807,25 @@ class MessageQueue:
              room_bytes: int) -> "tuple[list[bytes], int]":
         """The frames of `reader` that fit, and behind which entry they end: what is private to
         others is stepped over. Needs the lock."""
-        assert self._lock.locked()
         own: "list[bytes]" = []
-        for at in range(first, stop):
-            audience = self._audiences[at]
-            if audience is None or reader in audience:
-                room_bytes -= len(self._frames[at])
-                if len(own) == room or room_bytes < 0:
-                    return own, at
-                own.append(self._frames[at])
+        for at in self._numbers(first, stop, reader, room + 1):
+            room_bytes -= len(self._frames[at])
+            if len(own) == room or room_bytes < 0:
+                return own, at
+            own.append(self._frames[at])
         return own, stop
+
+    def _numbers(self, first: int, stop: int, reader: Optional[int], most: int) -> "list[int]":
+        """Which of the entries from number `first` to `stop` are for `reader`, the first so many.
+        However many there are of others, it takes no longer. Needs the lock."""
+        assert self._lock.locked()
+        own: "list[int]" = []
+        if first < stop:
+            after, upto = self._ids[first], self._ids[stop - 1]
+            for ids in self._public, self._private.get(reader, []):
+                at = bisect_left(ids, after)
+                own += ids[at:min(bisect_right(ids, upto, at), at + most)]
+        return [bisect_left(self._ids, id) for id in sorted(own)[:most]]
 
     def _keep(self, key: "tuple[Optional[Wrap], int, int]", data: bytes, replaced: int) -> None:
         """Keep a piece for other readers at the same place; the oldest go when the bound is
@@ -2105,27 +2122,24 @@ class MessageManager:
            private to others does not count and is stepped over.
         4. With nothing in flight `acked` follows `sent`: else what is not to be acknowledged would
            look like a frame in flight, and be retried to death.
-        5. Goes on until it has written something, the window is shut, or it stands at the end.
+        5. Afterwards it has written something, the window is shut, or it stands at the end.
         6. Returns True for a reader that has to be fed: then nothing of it is in flight.
         7. When `sent` passes an error that refuses a frame, the ACK that waited for it is written.
         """
         assert self._lock.locked()
         log = self._log
         end = log.end if upto is None else min(upto, log.end)
-        while NOWHERE < self.sent < end and self._flying < WINDOW:
-            piece = None
-            if self.sent >= self._begin:
-                piece = log.piece(self.sent, end, self._reader, WINDOW - self._flying,
-                                  WINDOW_BYTES - self._flying_bytes, self._wrap)
-            if piece is None:
-                return not self._flying
-            if piece.place == self.sent:
-                break
-            was_idle = self.acked == self.sent
-            self.sent = piece.place
-            self._put_flying([piece.data], piece.frames, piece.size, was_idle, is_wrapped=True)
-            if piece.frames:
-                break
+        if not NOWHERE < self.sent < end or self._flying >= WINDOW:
+            return False
+        piece = None
+        if self.sent >= self._begin:
+            piece = log.piece(self.sent, end, self._reader, WINDOW - self._flying,
+                              WINDOW_BYTES - self._flying_bytes, self._wrap)
+        if piece is None:
+            return not self._flying
+        was_idle = self.acked == self.sent
+        self.sent = piece.place
+        self._put_flying([piece.data], piece.frames, piece.size, was_idle, is_wrapped=True)
         return False
 
     def _put_flying(self, frames: "list[bytes]", count: int, size: int, was_idle: bool,

@@ -283,10 +283,8 @@ def simulate(seed, modules, verbose=False):
     """Run one seed; return what went wrong."""
     world = World(seed, modules, verbose)
     proto, server = modules.chatproto, modules.chat_server
-    saved = proto.WINDOW, proto.STRIDE, server.LOG_FRAMES, server.FEED_FRAMES, server.LOOK_ROWS
+    saved = proto.WINDOW, server.LOG_FRAMES, server.FEED_FRAMES, server.LOOK_ROWS
     proto.WINDOW = world.random.choice([1, 3, 8, 64])
-    # Never less than a window, which a client's resume needs in one step.
-    proto.STRIDE = world.random.choice([proto.WINDOW, 1024])
     server = None
     try:
         server = Server(world)
@@ -311,8 +309,7 @@ def simulate(seed, modules, verbose=False):
     finally:
         if server is not None:
             server.close()
-        (proto.WINDOW, proto.STRIDE, modules.chat_server.LOG_FRAMES,
-         modules.chat_server.FEED_FRAMES,
+        (proto.WINDOW, modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
          modules.chat_server.LOOK_ROWS) = saved
     return history.faults
 

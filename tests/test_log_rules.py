@@ -7,7 +7,7 @@ import pytest
 from fake_time import FakeTime, Line, in_pieces, pings
 
 import chatproto
-from chatproto import (NOWHERE, PIECES_BYTES, STRIDE, WINDOW, WINDOW_BYTES, Alarm, Error,
+from chatproto import (NOWHERE, PIECES_BYTES, WINDOW, WINDOW_BYTES, Alarm, Error,
                        MessageQueue, Ping)
 
 OTHERS = frozenset([98, 99])
@@ -229,10 +229,10 @@ def test_refusal_comes_before_open():
 def test_foreign_frames_are_stepped_over():
     """A reader whose own frame lies behind hundreds of others' hears it at once."""
     line = Line(reader=7)
-    line.add(*range(1, 2 * STRIDE), audience=OTHERS)
-    line.add(2 * STRIDE)
+    line.add(*range(1, 2_000), audience=OTHERS)
+    line.add(2_000)
     line.publish()
-    assert line.sent() == pings(2 * STRIDE)
+    assert line.sent() == pings(2_000)
 
 
 def test_foreign_frames_do_not_fill_the_window():
