@@ -1906,8 +1906,8 @@ class MessageManager:
     """
 
     __slots__ = ("_alarm", "_log", "_owner", "_wrap", "_lock", "_write", "_reader", "_begin",
-                 "sent", "acked", "_fed", "_flying", "_flying_bytes", "_since", "_retries",
-                 "_incoming", "_ring_at", "__weakref__")
+                 "sent", "acked", "_wanted", "_fed", "_flying", "_flying_bytes", "_since",
+                 "_retries", "_incoming", "_ring_at", "__weakref__")
 
     def __init__(self, alarm: Alarm, log: MessageQueue, owner: Peer,
                  write: Callable[[bytes], None], wrap: Optional[Wrap] = None,
@@ -1929,6 +1929,10 @@ class MessageManager:
         # reader's, and bytes. (A ping is in flight with none.)
         self.sent = self.acked = NOWHERE
         self._flying = self._flying_bytes = 0
+        # How far a wake() wanted to go: what the window had no room for goes out with an ACK. What
+        # is newer has its own wake(), which no ACK overtakes: with 10,000 readers that halves what
+        # is delivered.
+        self._wanted = NOWHERE
         # Of what was fed last the id of its last frame, and the place behind: between these nothing
         # is this reader's, whatever the log has there.
         self._fed = (NOWHERE, NOWHERE)
@@ -2052,7 +2056,7 @@ class MessageManager:
             self._since = self._alarm.clock()
             self._retries = 0
             # Mostly there is nothing more to send.
-            is_behind = self.sent < self._log.end and self._send()
+            is_behind = self.sent < self._wanted and self._send()
         if is_behind:
             self._owner.behind(False)
         return True
@@ -2128,7 +2132,7 @@ class MessageManager:
         """
         assert self._lock.locked()
         log = self._log
-        end = log.end if upto is None else min(upto, log.end)
+        self._wanted = end = log.end if upto is None else min(upto, log.end)
         if not NOWHERE < self.sent < end or self._flying >= WINDOW:
             return False
         piece = None

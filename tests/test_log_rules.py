@@ -329,6 +329,24 @@ def test_news_do_not_come_twice():
     assert line.sent() == pings(1, 2)
 
 
+def test_ack_does_not_overtake_a_wake():
+    """What is published goes out by its wake(), not by an ACK that comes between; what a shut
+    window kept back goes out by the ACK that opens it."""
+    line = Line()
+    line.add(1)
+    line.publish()
+    line.add(2)
+    news = line.log.publish(2, line.time.now)
+    line.manager.take_ack(1)
+    assert line.sent() == pings(1)
+    line.manager.wake(news)
+    line.add(*range(3, WINDOW + 4))
+    line.publish()
+    assert line.sent() == pings(*range(1, WINDOW + 2))[1:] and line.in_flight[0] == WINDOW
+    line.manager.take_ack(3)
+    assert line.sent() == pings(WINDOW + 2, WINDOW + 3)
+
+
 def test_more_than_a_window_is_read_piece_by_piece():
     """News of more frames than a window are nobody's fast way, and in order all the same."""
     line = Line()
