@@ -272,7 +272,7 @@ def tls(options):
     encrypted = with_tls(BARE, []), with_tls(ROGER, ["--cert"])
     for window in (1, 64):
         for server in (BARE, ROGER, *encrypted) * 3:
-            yield measure(options, f"window {window}", server, members=options.members,
+            yield measure(options, f"TLS, window {window}", server, members=options.members,
                           window=window)
 
 

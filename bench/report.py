@@ -24,7 +24,8 @@ the more, the less a row says. Members acknowledge late (by 32 frames or 0.25 s)
 otherwise, but not to ngIRCd, asyncio and the two loops, which know no ACKs. The window is how
 many messages are under way until every member has heard them. Texts have 64 bytes unless it says
 otherwise. A client's rate is messages a second."""
-COLOURS = ["#1f5fa8", "#d1642a", "#3a8f57", "#8a5bb0", "#8c8c8c", "#b03a5b"]
+COLOURS = ["#1f5fa8", "#d1642a", "#3a8f57", "#8a5bb0", "#8c8c8c", "#b03a5b", "#e0a37c",
+           "#7fa8d8"]
 
 
 # --- The table and the page ---
@@ -85,10 +86,10 @@ def label(x, y, text, anchor="start", **attributes):
 def bars(rows, y):
     """Deliveries a second of each server in the workloads that several have; returns the elements
     and where they end."""
-    names, groups, parts = list(dict.fromkeys(row["server"] for row in rows)), {}, []
-    for row in rows:
-        if "window" in row and "rate" in row and "curve" not in row:
-            groups.setdefault(f"{row['workload']}, {row['members']:,} members", []).append(row)
+    shown = [row for row in rows if "window" in row and "rate" in row and "curve" not in row]
+    names, groups, parts = list(dict.fromkeys(row["server"] for row in shown)), {}, []
+    for row in shown:
+        groups.setdefault(f"{row['workload']}, {row['members']:,} members", []).append(row)
     for title, group in groups.items():
         if len(group) == 1:
             continue
@@ -99,7 +100,7 @@ def bars(rows, y):
             parts += [label(100, y, row["server"], "end"),
                       label(114 + width, y, cell(row, "rate", "{:,.0f}") + "/s"),
                       tag("rect", x=108, y=y - 11, width=width, height=13,
-                          fill=COLOURS[names.index(row["server"]) % 6])]
+                          fill=COLOURS[names.index(row["server"]) % len(COLOURS)])]
         y += 28
     return parts, y
 
