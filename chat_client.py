@@ -3454,7 +3454,8 @@ class Interface(abc.ABC):
                  config: Optional[str]) -> None:
         self._arguments = arguments
         self._not_delivered: "list[Said]" = []
-        # Why the client ended by itself.
+        # The exit code, once it is over; and why, where the user did not end it.
+        self._over: Optional[int] = None
         self._ended = ""
         # We have been in.
         self._welcomed = False
@@ -3492,20 +3493,23 @@ class Interface(abc.ABC):
             self._kept.keep(self.client.ticket)
             complain(str(error))
             return 1
+        patience = self._arguments.timeout
         try:
-            code = self._chat()
+            self._chat()
         except KeyboardInterrupt:
-            code = 130
+            self._over, patience = 130, 0.0
         except Exception as error:
-            code, self._ended = 1, bug(error)
-        code = self._close(code)
-        self._kept.keep(None if self._was_left else self.client.ticket)
+            self._over, self._ended, patience = 1, bug(error), 0.0
+        # A signal in between only ends the wait.
+        was_left = self._was_left
+        self._close(patience)
+        self._kept.keep(None if was_left else self.client.ticket)
         for said in self._not_delivered:
             what = said.state if said.state == UNKNOWN else "not delivered"
             complain(f"{what}: {_short(said)}" + (f" ({said.reason})" if said.reason else ""))
         if self._ended:
             complain(self._ended + self._rest())
-        return code or (1 if self._not_delivered or self._ended else 0)
+        return self._over or int(bool(self._not_delivered or self._ended))
 
     def _arrive(self) -> None:
         """Connect and join; where the server wants to be trusted, or a password, ask the user, and
@@ -3537,24 +3541,27 @@ class Interface(abc.ABC):
                 complain(f"the server's key is not remembered: {error.strerror or error}")
 
     @abc.abstractmethod
-    def _chat(self) -> int:
-        """Until it ends; return the exit code."""
+    def _chat(self) -> None:
+        """Until it is over."""
+
+    def _end(self, code: int) -> None:
+        """It is over. What ended it first says the exit code."""
+        self._over = code if self._over is None else self._over
 
     @property
     def _was_left(self) -> bool:
         """The user has ended it on purpose: who comes again is a new session."""
-        return not self.killed_by and not self._ended
+        return self._over in (0, 130) and not self.killed_by
 
-    def _close(self, code: int) -> int:
-        """Leave; where one was not interrupted already, wait for what was said before that."""
+    def _close(self, patience: float) -> None:
+        """Leave; before that wait for what was said, until nothing went on for so many seconds."""
         try:
-            if not code:
+            if patience:
                 self._announce_wait()
-            self.client.close(0 if code else self._arguments.timeout)
+            self.client.close(patience)
         except KeyboardInterrupt:
-            code = 130
+            self._over = 130
             self.client.close()
-        return code
 
     @abc.abstractmethod
     def _announce_wait(self) -> None:
@@ -3631,9 +3638,9 @@ class Interface(abc.ABC):
     def _lose(self, why: str, seconds: float) -> None:
         """The connection is lost; the next try is in so many seconds."""
 
-    @abc.abstractmethod
     def _finish(self) -> None:
         """There is nothing more to wait for: end _chat()."""
+        self._end(1)
 
     @abc.abstractmethod
     def _changed(self, said: Said) -> None:
@@ -3831,8 +3838,6 @@ class Plain(Interface):
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
         # Stdout is gone: what there is to say is said, nothing is shown.
         self._broken = False
-        # /quit was typed.
-        self._no_more = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
         if self._listens:
@@ -3842,26 +3847,25 @@ class Plain(Interface):
         super().__init__(arguments, Theme(0), receipts=False, config=config)
         self.formatter.numbers_files = not self._is_pipe
 
-    def _chat(self) -> int:
+    def _chat(self) -> None:
         if self._sends:
             self._send_files()
-            return 0
+            return
         if not self._listens:
             # A daemon, as nothing can end its wait for a line.
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
-        while not self._no_more and not self._ended:
+        while self._over is None:
             try:
                 # Without a time-out Ctrl-C would not be heard on Windows.
                 line = self._lines.get(timeout=1)
             except queue.Empty:
                 continue
             if line is self.END:
-                break
-            if self._is_pipe:
+                self.quit()
+            elif self._is_pipe:
                 self.say(_as_text(line))
             else:
                 self.commands.run(line)
-        return 0
 
     def _send_files(self) -> None:
         """What --send asks for, one after the other."""
@@ -3873,7 +3877,7 @@ class Plain(Interface):
                 return
 
     def quit(self) -> None:
-        self._no_more = True
+        self._end(0)
 
     def clear(self) -> None:
         """What was printed stays."""
@@ -3938,6 +3942,7 @@ class Plain(Interface):
                 # Too many bytes: wait for one ACK more.
                 at_most = max(0, len(self.client.unsettled) - 1)
         self._ended = self._ended or "nothing was acknowledged any more, gave up"
+        self._end(1)
         self._unread += 1
         return False
 
@@ -4014,6 +4019,7 @@ class Plain(Interface):
                       "what you say is sent then")
 
     def _finish(self) -> None:
+        super()._finish()
         # Wakes the main thread, which is awake where there are lines.
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(self.END)
@@ -4420,9 +4426,6 @@ class Window(Interface):
         # main thread.
         self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
             queue.SimpleQueue())
-        # The exit code, when it is over, and whether it was the user who ended it.
-        self._over: Optional[int] = None
-        self._left = False
         # A key was pressed: paint at once.
         self.urgent = False
         # While disconnected: when the next try is (monotonic).
@@ -4435,7 +4438,7 @@ class Window(Interface):
         super().__init__(arguments, theme, receipts=True,
                          config=getattr(arguments, "config", None))
 
-    def _chat(self) -> int:
+    def _chat(self) -> None:
         actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
                    "SIGTSTP": self.suspend, "SIGCONT": self._resume}
         for name, action in actions.items():
@@ -4449,24 +4452,18 @@ class Window(Interface):
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
-            self._over = 128 + self.killed_by if self.killed_by else 1
+            self._end(128 + self.killed_by if self.killed_by else 1)
             complain(f"the terminal: {error.strerror or error}")
         finally:
-            self._over = 1 if self._over is None else self._over
             self._terminal.leave()
             # From now on Ctrl-C and the like end the wait for what was said.
             _catch(KILLS, self._on_late_signal)
             if sys.platform != "win32":
                 signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        return self._over
 
-    @property
-    def _was_left(self) -> bool:
-        return self._left
-
-    def _close(self, code: int) -> int:
+    def _close(self, patience: float) -> None:
         """Where the user left, with Ctrl-C as well, what was said a moment ago is waited for."""
-        return super()._close(0 if self._left else code) or self._over or 0
+        super()._close(patience if self._was_left else 0.0)
 
     def _announce_wait(self) -> None:
         waiting = len(self.client.unsettled)
@@ -4543,7 +4540,7 @@ class Window(Interface):
         self._events.put((action, (number,)))
 
     def _kill(self, number: int) -> None:
-        self._over = 128 + number
+        self._end(128 + number)
 
     def _resize(self, number: int) -> None:
         # The terminal may have been small for a moment, and have lost what was cut off.
@@ -4611,7 +4608,7 @@ class Window(Interface):
         if why and not self.screen.question:
             self.screen.question = f"{why}, again to leave"
         else:
-            self._over, self._left = code, True
+            self._end(code)
 
     # From commands, on the main thread
 
@@ -4713,9 +4710,6 @@ class Window(Interface):
             self.show(f"! disconnected ({escape(why)}); what you say is sent when the connection "
                       "is back")
         self._lost_until = time.monotonic() + seconds
-
-    def _finish(self) -> None:
-        self._over = 1
 
     # On the client's thread; post() on the thread "keys" as well
 
