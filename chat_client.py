@@ -1145,14 +1145,12 @@ class ChatClient(ClientSession):
         self._wire: Optional[MessageSocket] = None
         # Why the connection of now was cut by ourselves.
         self._cut_because = ""
-        # The server ends the connection because we asked it to.
-        self._leaving = False
         # No further try; ends the wait before one.
         self._closing = threading.Event()
         # The first welcome came, or will not come.
         self._first = threading.Event()
-        # The connection of now, or the last one, came as far as a welcome.
-        self._was_joined = False
+        # Seconds until the next try: more with each one that brings no welcome.
+        self._delay = 1.0
         # Why there will be no further try; and what connect() raises where a user can mend it.
         self.ended = ""
         self._problem: Optional[ConnectionError] = None
@@ -1224,11 +1222,13 @@ class ChatClient(ClientSession):
             threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
             return
         if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
-            self._leaving = True
+            # The server ends the connection because we ask it to.
+            self._closing.set()
             self.leave()
-            until = time.monotonic() + LEAVE_TIMEOUT
-            while not self.manager.is_empty and self.joined and time.monotonic() < until:
-                self._closing.wait(0.01)
+        until = time.monotonic() + LEAVE_TIMEOUT
+        while (self._closing.is_set() and self.joined and not self.manager.is_empty
+               and time.monotonic() < until):
+            time.sleep(0.01)
         self._closing.set()
         self._cut("closing")
         if self._thread.is_alive():
@@ -1284,7 +1284,6 @@ class ChatClient(ClientSession):
 
     def _stay_connected(self) -> None:
         """Connect again and again, until close() or until the server does not want us."""
-        delay = 1.0
         while not self._closing.is_set():
             try:
                 why = self._converse()
@@ -1299,25 +1298,22 @@ class ChatClient(ClientSession):
                     self.ended = why
                 if refused.error.code == "password":
                     self._problem = PasswordWanted(why)
-            if self._first.is_set() and self._was_joined:
-                delay = 1.0
-            elif not self._first.is_set():
+            if not self._first.is_set():
                 self.ended = self.ended or why
-            if self.ended or self._leaving or self._closing.is_set():
+            if self.ended or self._closing.is_set():
                 break
             # Jitter: a whole class does not come back in the same instant.
-            wait = delay * random.uniform(0.75, 1.0)
+            wait = self._delay * random.uniform(0.75, 1.0)
             self._call(self._on_lost, why, wait)
             self._closing.wait(wait)
-            delay = min(2 * delay, LONGEST_DELAY)
-        if self._first.is_set() and not self._leaving and not self._closing.is_set():
+            self._delay = min(2 * self._delay, LONGEST_DELAY)
+        if self._first.is_set() and not self._closing.is_set():
             self.give_up(self.ended)
             self._call(self._on_end, self.ended)
 
     def _converse(self) -> str:
         """One connection from its start to its end; return why it ended. Raises JoinRefused,
         Untrusted and ComeAgain."""
-        self._was_joined = False
         try:
             sock = self._dial()
         except (OSError, UnicodeError) as error:
@@ -1343,10 +1339,10 @@ class ChatClient(ClientSession):
                     return f"{self.where} does not answer"
                 self._receive(data, wire)
                 if self.joined:
-                    self._was_joined = True
+                    self._delay = 1.0
                     self._first.set()
         except (ConnectionClosed, ProtocolError) as end:
-            other = "" if self._was_joined else what_answers(first)
+            other = "" if self.joined else what_answers(first)
             if other:
                 return f"{self.where} is {other}, not a chat server: is the port right?"
             return self._cut_because or str(end)
