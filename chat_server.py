@@ -2065,6 +2065,17 @@ class Part:
             self.alarm.at(when, rung)
 
 
+class Opening(NamedTuple):
+    """How a connection is let in."""
+
+    session: Session
+    # The frame that it hears first, and its place in the log.
+    welcome: bytes
+    place: int
+    # Which frames of its are refused, each with the id of the error.
+    refused: "list[tuple[int, int]]"
+
+
 class Delivery(Part):
     """What goes out after a batch of events: what is added to the journal is committed and
     published, readers are woken, and then frames are confirmed."""
@@ -2075,9 +2086,10 @@ class Delivery(Part):
         self._record = record
         self.records: "list[str]" = []
         self.notes = Notes()
-        # Connections that come in or end; bare frames for some, which come before their ACKs; those
-        # whose frames are to be confirmed when what they did is committed; and those to be pinged.
-        self.touched: "dict[Connection, None]" = {}
+        # Connections that end, or come in with their Opening; bare frames for some, which come before
+        # their ACKs; those whose frames are to be confirmed when what they did is committed; and
+        # those to be pinged.
+        self.touched: "dict[Connection, Optional[Opening]]" = {}
         self.bare: "list[tuple[Connection, bytes]]" = []
         self.to_confirm: "dict[Connection, None]" = {}
         self.idle: "list[Connection]" = []
@@ -2140,8 +2152,9 @@ class Delivery(Part):
         self.records.clear()
         news = self._publish(ping)
         touched, self.touched = self.touched, {}
-        for link in touched:
-            _guarded(link.open, self.journal)
+        for link, opening in touched.items():
+            if opening is not None:
+                _guarded(link.open, opening, self.journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2352,7 +2365,7 @@ class Entrance(Part):
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
         if session.present:
-            self._take_over(session)
+            self.close(session, booted="this session has joined again from elsewhere")
             self._delivery.notes.add("back", f"{session.name} from {link.address}")
         else:
             self._enter(session, join.name)
@@ -2372,8 +2385,7 @@ class Entrance(Part):
         session.lost_at = math.inf
         self._tell_rules(session)
         self.receipts.come_back(session)
-        link.welcome = (welcome, place, refused)
-        self._delivery.touched[link] = None
+        self._delivery.touched[link] = Opening(session, welcome, place, refused)
 
     def _tell_rules(self, session: Session) -> None:
         """What holds in the room, where that is not what a client takes for granted."""
@@ -2416,12 +2428,6 @@ class Entrance(Part):
         self._delivery.records.append(f"* {name} joined")
         session.here_since = session.named_at = self.journal.last
 
-    def _take_over(self, session: Session) -> None:
-        """The owner of a session comes on another connection: the old one ends."""
-        if session.link is not None:
-            reason = "this session has joined again from elsewhere"
-            self.close(session, session.link, Booted(self.journal.next_id(), reason).encode())
-
     def _welcome(self, session: Session, secret: str, resumed: bool, got: int,
                  missed: int) -> bytes:
         listed, count = self.members.encoded()
@@ -2451,11 +2457,15 @@ class Entrance(Part):
         if successor is not None:
             journal.add(Joined(journal.next_id(), successor.name, journal.now()))
 
-    def close(self, session: Session, link: Connection, last_words: bytes = b"") -> None:
-        """End a connection whose session goes on elsewhere or nowhere: after what came before, and
-        with `last_words`, which are not in the log."""
+    def close(self, session: Session, booted: Optional[str] = None) -> None:
+        """End a session's connection, where it has one: after what came before, and when it is
+        `booted` with the reason of that, which is not in the log."""
+        link = session.link
+        if link is None:
+            return
+        last_words = b"" if booted is None else Booted(self.journal.next_id(), booted).encode()
         link.end(self.journal.last, last_words)
-        self._delivery.touched[link] = None
+        self._delivery.touched.setdefault(link, None)
         session.unlink()
         self.connected -= 1
         # How far it came.
@@ -2466,11 +2476,11 @@ class Entrance(Part):
         if link.ended:
             return
         session = link.session
-        if session is None or session.link is not link:
+        if session is None:
             link.end(NOWHERE)
             self._delivery.touched[link] = None
             return
-        self.close(session, link)
+        self.close(session)
         self._delivery.notes.add("lost", f"{session.name} ({why})")
         session.lost_at = self.alarm.clock()
         self._later(session.lost_at + self.settings.grace, self.grace_over, session)
@@ -2734,9 +2744,7 @@ class Host(Part):
     def _send_off(self, session: Session, reason: str) -> None:
         why = f" ({escape(reason)})" if reason else ""
         self._delivery.notes.add("booted", session.name + why)
-        if session.link is not None:
-            booted = Booted(self.journal.next_id(), reason)
-            self._entrance.close(session, session.link, booted.encode())
+        self._entrance.close(session, booted=reason)
         self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
 
     def _hold(self, kind: str, session: Optional[Session], name: str, seconds: float,
@@ -3026,7 +3034,7 @@ class Room(Part):
 
     def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
         self._delivery.notes.add("left", session.name)
-        self._entrance.close(session, link)
+        self._entrance.close(session)
         self._entrance.leave(session, "quit")
 
     def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
@@ -3208,12 +3216,12 @@ class Connection:
     WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
     `join_by` is when it must have joined, by the alarm's clock.
 
-    run() is its thread; the room uses `address`, `since`, `manager`, `session`, `ended`, `welcome`
-    and the methods below `release`. What a peer sends is charged to its flood limit before it is
+    run() is its thread; the room uses `address`, `since`, `manager`, `session`, `ended` and the
+    methods below `release`. What a peer sends is charged to its flood limit before it is
     decoded, so that nobody holds the interpreter with what is thrown away.
     """
 
-    __slots__ = ("address", "origin", "since", "session", "welcome", "allowance", "manager",
+    __slots__ = ("address", "origin", "since", "session", "allowance", "manager",
                  "_wire", "_room", "_decoder", "_held", "_slowed_at",
                  "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
@@ -3226,11 +3234,9 @@ class Connection:
         self.origin = origin or address
         # When it came.
         self.since = alarm.clock()
-        # The sequencer sets these: the session, once; that nothing more is taken from here; and for
-        # flush() the frame that lets it in, its place in the log, and what refuses its frames.
+        # The sequencer sets these: the session, once; and when nothing more is taken from here, up
+        # to which place it hears the log, and then what else.
         self.session: Optional[Session] = None
-        self.welcome: "Optional[tuple[bytes, int, list[tuple[int, int]]]]" = None
-        # Up to which place it hears the log when it has ended, and then what else.
         self._last_words: "Optional[tuple[int, bytes]]" = None
         # The session's, once there is one.
         self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
@@ -3407,17 +3413,16 @@ class Connection:
         """Whether nothing more is taken from here."""
         return self._last_words is not None
 
-    def open(self, journal: Journal) -> None:
+    def open(self, opening: Opening, journal: Journal) -> None:
         """Let a member in that has just joined: from here on it reads the log. The first piece of
         what it is fed comes at once, so that an error behind its join finds its place."""
-        if self.welcome is not None and self.session is not None:
-            (frame, place, refused), self.welcome = self.welcome, None
-            self.manager.write_bare(frame)
-            self.manager.open(place, reader=self.session.number, begin=self.session.begin,
-                              seen=self.session.got, refused=refused)
-            piece = journal.piece(self.session, place) if self.manager.is_behind else None
-            if piece is not None:
-                self.manager.feed(*piece)
+        session, welcome, place, refused = opening
+        self.manager.write_bare(welcome)
+        self.manager.open(place, reader=session.number, begin=session.begin, seen=session.got,
+                          refused=refused)
+        piece = journal.piece(session, place) if self.manager.is_behind else None
+        if piece is not None:
+            self.manager.feed(*piece)
 
     def end(self, place: int, last_words: bytes = b"") -> None:
         """Nothing more is taken from here. It hears the log up to a place, then `last_words`: with
