@@ -1486,7 +1486,7 @@ class Session:
     again is not said twice. Only the sequencer changes it."""
 
     __slots__ = ("number", "name", "secret_hash", "begin", "history_from", "here_since", "got",
-                 "present", "listed", "link", "lost_at", "left_at", "named_at", "said_at",
+                 "link", "lost_at", "left_at", "named_at", "said_at",
                  "receipts", "refusals", "allowance", "origin", "_acked")
 
     def __init__(self, number: int, secret_hash: bytes, begin: int, history_from: int) -> None:
@@ -1501,13 +1501,11 @@ class Session:
         self.here_since = begin
         # The newest id of its own frames that has its place: what is not above it is a duplicate.
         self.got = 0
-        # In the room, connected or in its grace time; and in the list of users.
-        self.present = False
-        self.listed = False
         self.link: Optional[Connection] = None
-        # When the connection was lost, by the room's clock; when it left, by the wall clock.
+        # When the connection was lost, by the room's clock; when it left, by the wall clock: None
+        # while it is in the room, 0 before it comes.
         self.lost_at = math.inf
-        self.left_at: Optional[float] = None
+        self.left_at: Optional[float] = 0.0
         # The newest id when it took its name, and when it spoke last, by the room's clock.
         self.named_at = begin
         self.said_at = -math.inf
@@ -1521,6 +1519,11 @@ class Session:
         self.origin = ""
         # The newest id that it acknowledged on connections before this one.
         self._acked = begin
+
+    @property
+    def present(self) -> bool:
+        """Whether it is in the room, connected or in its grace time."""
+        return self.left_at is None
 
     @property
     def weight(self) -> int:
@@ -1545,7 +1548,8 @@ class Session:
     def from_row(cls, row: "tuple[Any, ...]") -> Session:
         """The session of a row: out of the room, until it comes back."""
         session = cls(*row[:2], *row[3:5])
-        session.name, session.got, session._acked, session.left_at = row[2], *row[5:8]
+        session.name, session.got, session._acked = row[2], *row[5:7]
+        session.left_at = row[7] or 0.0
         return session
 
     def confirmed_for(self, seen: int) -> int:
@@ -1568,7 +1572,8 @@ class Members:
         self._by_secret: "dict[bytes, Session]" = {}
         # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
-        self._listed = 0
+        # Those in the list.
+        self.listed: "set[Session]" = set()
         # The listed names as they are in a frame, as many as fit, and how many these are; None: to
         # be made anew.
         self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
@@ -1601,11 +1606,11 @@ class Members:
     @property
     def is_list_full(self) -> bool:
         """Whether who comes next has to wait for a place in the list."""
-        return self._listed >= LISTED
+        return len(self.listed) >= LISTED
 
     def enter(self, session: Session, name: str) -> None:
         """A session comes into the room."""
-        session.name, session.present, session.left_at = name, True, None
+        session.name, session.left_at = name, None
         self._by_name[name_key(name)] = self._by_secret[session.secret_hash] = session
         if not self.is_list_full:
             self._list(session)
@@ -1616,21 +1621,20 @@ class Members:
         self._by_secret[session.secret_hash] = session
         self._gone_weight += session.weight
 
-    def leave(self, session: Session) -> "tuple[Optional[Session], list[Session]]":
-        """A member goes; return who has its place in the list now, and which sessions are
-        remembered no more."""
+    def leave(self, session: Session, at: float) -> "tuple[Optional[Session], list[Session]]":
+        """A member goes, at a time; return who has its place in the list now, and which sessions
+        are remembered no more."""
         del self._by_name[name_key(session.name)]
-        session.present = False
+        session.left_at = at
         self.remember(session)
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         successor = None
-        if session.listed:
-            session.listed = False
-            self._listed -= 1
+        if session in self.listed:
+            self.listed.remove(session)
             self._encoded = None
             # Mostly all are listed, and nobody has to be looked for.
-            if len(self) > self._listed:
-                successor = next(other for other in self if not other.listed)
+            if len(self) > len(self.listed):
+                successor = next(other for other in self if other not in self.listed)
                 self._list(successor)
         return successor, forgotten
 
@@ -1675,7 +1679,7 @@ class Members:
         """The listed names as they are in a frame, joined by commas, and how many there are: as
         many as USERS_BYTES hold."""
         if self._encoded is None:
-            names = [session.name for session in self if session.listed]
+            names = [session.name for session in self if session in self.listed]
             encoded = chatproto.encode_strings(names)
             while len(encoded) > USERS_BYTES:
                 del names[-1 - len(names) // 20:]
@@ -1685,8 +1689,7 @@ class Members:
 
     def _list(self, session: Session) -> None:
         """A member comes into the list."""
-        session.listed = True
-        self._listed += 1
+        self.listed.add(session)
         if self._encoded is not None:
             # A hundredth of what encoding all names would take.
             before, count = self._encoded
@@ -2086,9 +2089,9 @@ class Delivery(Part):
         self._record = record
         self.records: "list[str]" = []
         self.notes = Notes()
-        # Connections that end, or come in with their Opening; bare frames for some, which come before
-        # their ACKs; those whose frames are to be confirmed when what they did is committed; and
-        # those to be pinged.
+        # Connections that end, or come in with their Opening; bare frames for some, which come
+        # before their ACKs; those whose frames are to be confirmed when what they did is committed;
+        # and those to be pinged.
         self.touched: "dict[Connection, Optional[Opening]]" = {}
         self.bare: "list[tuple[Connection, bytes]]" = []
         self.to_confirm: "dict[Connection, None]" = {}
@@ -2423,7 +2426,7 @@ class Entrance(Part):
         self.journal.changed[session] = None
         # For a new one the id is the session's number, and so is always taken.
         joined = Joined(self.journal.next_id(), name, self.journal.now())
-        if session.listed:
+        if session in self.members.listed:
             self.journal.add(joined)
         self._delivery.records.append(f"* {name} joined")
         session.here_since = session.named_at = self.journal.last
@@ -2431,7 +2434,7 @@ class Entrance(Part):
     def _welcome(self, session: Session, secret: str, resumed: bool, got: int,
                  missed: int) -> bytes:
         listed, count = self.members.encoded()
-        users = () if session.listed else (session.name,)
+        users = () if session in self.members.listed else (session.name,)
         here = len(self.members) if len(self.members) > count + len(users) else None
         journal = self.journal
         return Welcome(session.name, secret, journal.epoch, users, journal.last, resumed, got,
@@ -2441,16 +2444,15 @@ class Entrance(Part):
         """A member goes out of the room; its session is remembered for what it may send again."""
         journal = self.journal
         self.receipts.leave(session)
-        was_listed = session.listed
-        successor, forgotten = self.members.leave(session)
+        was_listed, at = session in self.members.listed, journal.now()
+        successor, forgotten = self.members.leave(session, at)
         # What it uploaded and did not hand out.
         journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
-        session.left_at = journal.now()
         journal.changed[session] = None
         for old in forgotten:
             journal.changed.pop(old, None)
             journal.removed.append(old.number)
-        left = Left(journal.next_id(), session.name, session.left_at, reason)
+        left = Left(journal.next_id(), session.name, at, reason)
         self._delivery.records.append(_left_line(left))
         if was_listed:
             journal.add(left)
@@ -3090,7 +3092,7 @@ class Room(Part):
         self.members.rename(session, new)
         session.named_at = self.journal.next_id()
         renamed = Renamed(session.named_at, old, new, self.journal.now())
-        self._delivery.add(renamed, () if session.listed else (session,))
+        self._delivery.add(renamed, () if session in self.members.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
         self._delivery.notes.add("renamed", f"{old} to {new}")
 
