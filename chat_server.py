@@ -769,8 +769,8 @@ class HistoryFile(_Database):
             "tuple[list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]], int]"):
         """The newest entries, at most so many or of so many bytes, and the id before them.
 
-        For each its id, its frame, whether it is a public chat, and the numbers of the sessions
-        that it is for (None is everybody), oldest first.
+        For each its id, its frame, whether it is a chat, and the numbers of the sessions that it is
+        for (None is everybody), oldest first.
         """
         entries: "list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]]" = []
         query = f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC"
@@ -781,7 +781,7 @@ class HistoryFile(_Database):
                 if len(entries) == count or size < 0:
                     return entries[::-1], row.id
                 numbers = tuple(number for number in (row.one, row.other) if number is not None)
-                entries.append((row.id, frame, row.is_public_chat, numbers or None))
+                entries.append((row.id, frame, row.kind == b"chat", numbers or None))
         return entries[::-1], self.forgotten
 
     def after(self, id: int, upto: int, number: int) -> "tuple[list[tuple[int, bytes, bool]], int]":
@@ -1203,10 +1203,10 @@ class Journal:
 
     def _load(self, history: HistoryFile) -> None:
         entries, self.log.start = history.newest(LOG_FRAMES, LOG_BYTES)
-        for id, frame, is_public_chat, numbers in entries:
+        for id, frame, is_chat, numbers in entries:
             audience = None if numbers is None else frozenset(numbers)
             self.log.append(id, frame, audience)
-            if is_public_chat or frame.startswith(_CHAT_START):
+            if is_chat:
                 self._index(id, audience)
         self._recent.extend(history.recent(HISTORY))
         # Nobody reads yet: when that is makes no difference.
@@ -1455,9 +1455,6 @@ class Journal:
                          1000 * self._history.seconds / max(1, self._history.commits),
                          1000 * self._history.slowest)
             self._history.close()
-
-
-_CHAT_START = b'{"type":"chat"'
 
 
 def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int, int]":
@@ -2521,14 +2518,9 @@ class Handouts(Part):
         else:
             store.load(history.files(), history.forgotten)
         self.journal.files = store
-        self.house.rules = dataclasses.replace(self.house.rules, files=self.largest)
+        self.house.rules = dataclasses.replace(
+            self.house.rules, files=store.most if self.house.takes_files else None)
         self._later(self.alarm.clock() + max(self.settings.grace, FORGET_FILES), self.sweep)
-
-    @property
-    def largest(self) -> Optional[int]:
-        """Bytes of the largest file that is taken; None: none are."""
-        most: Optional[int] = self.journal.files.most
-        return most if self.house.takes_files else None
 
     def take(self, session: Session, url: str) -> "dict[str, Any]":
         """The file that the next message hands out. Raises ProtocolError."""
@@ -2537,7 +2529,7 @@ class Handouts(Part):
                                             session.name))
 
     def _check(self, session: Session) -> None:
-        if self.largest is None:
+        if self.house.rules.files is None:
             raise ProtocolError("bad-file", "the host has switched files off")
         self.house.check_voice(session)
 
@@ -4223,8 +4215,8 @@ class Responder:
         self._second = 0
         self._answered: "collections.Counter[str]" = collections.Counter()
         # close() closes the one, which ends the thread's wait at the other.
-        self._waking, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, args=(list(self._open()),),
+        self._waking, woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, args=(woken, list(self._open())),
                                         name="discovery", daemon=True)
         self._thread.start()
 
@@ -4249,10 +4241,10 @@ class Responder:
 
     # On the thread
 
-    def _run(self, sockets: "list[socket.socket]") -> None:
+    def _run(self, woken: socket.socket, sockets: "list[socket.socket]") -> None:
         with contextlib.ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            for sock in (self._woken, *sockets):
+            for sock in (woken, *sockets):
                 selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
             look_at = 0.0
             while True:
@@ -4260,7 +4252,7 @@ class Responder:
                     self._listen(sockets)
                     look_at = time.monotonic() + self.LOOK_EVERY
                 for key, _ in selector.select(self.LOOK_EVERY):
-                    if key.data is self._woken:
+                    if key.data is woken:
                         return
                     self._attend(key.data)
 

@@ -107,7 +107,7 @@ def test_what_is_saved_comes_back(path):
     assert before == 2 and ids(entries) == [3, 4, 5]
     assert file.newest(10, 10_000)[0][:3] == [
         (1, rows[0][5].encode() + b"\n", True, None),
-        (2, rows[1][5].encode() + b"\n", False, (7, 8)),
+        (2, rows[1][5].encode() + b"\n", True, (7, 8)),
         (3, rows[2][5].encode() + b"\n", False, None)]
     assert not file.damaged
     file.close()
