@@ -3220,8 +3220,8 @@ class Connection:
                  "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, rate: float,
-                 join_by: Optional[float] = None, origin: str = "") -> None:
+    def __init__(self, wire: Any, address: str, room: Room, join_by: Optional[float] = None,
+                 origin: str = "") -> None:
         alarm = room.alarm
         # Where it comes from, and what that counts for: see _origin().
         self.address = address
@@ -3233,7 +3233,7 @@ class Connection:
         self.session: Optional[Session] = None
         self._last_words: "Optional[tuple[int, bytes]]" = None
         # The session's, once there is one.
-        self.allowance = Allowance(rate, alarm.clock, left=JOIN_BURST)
+        self.allowance = Allowance(room.settings.rate, alarm.clock, left=JOIN_BURST)
         self._wire = wire
         self._room = room
         # None: what comes is thrown away, it is no frames any more.
@@ -3812,7 +3812,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.room.alarm.clock()
         spoken: Any = wire
-        until = time.monotonic() + JOIN_TIMEOUT
+        # The alarm's clock is time.monotonic().
+        until = came + JOIN_TIMEOUT
         try:
             is_clear = isinstance(wire, SecureSocket) and not wire.begin(until)
         except ConnectionClosed as why:
@@ -3821,7 +3822,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             return
         if self.web is not None:
             # In the clear it is sent to https, when it speaks HTTP.
-            spoken = self.web.greet(wire, address, max(0.0, until - time.monotonic()))
+            spoken = self.web.greet(wire, address, max(0.0, until - self.room.alarm.clock()))
         if spoken is None:
             # It was a request, and it has its answer.
             return
@@ -3831,9 +3832,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             wire.close()
             return
         # The wait for the first byte counts; a request's does not.
-        join_by = came + JOIN_TIMEOUT if spoken is wire else None
-        connection = Connection(spoken, address, self.room, self.room.settings.rate, join_by,
-                                origin)
+        join_by = until if spoken is wire else None
+        connection = Connection(spoken, address, self.room, join_by, origin)
         connection.since = came
         with self._lock:
             # Else it was cut meanwhile.

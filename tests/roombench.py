@@ -43,8 +43,8 @@ class Bench:
         self.writes = []
         self.history = history
         clock = {"wall_clock": wall_clock} if wall_clock else {}
-        self.room = chat_server.Room(self.alarm, self.post, chat_server.Settings(**settings),
-                                     history=history, **clock)
+        limits = chat_server.Settings(**{"rate": 0, **settings})
+        self.room = chat_server.Room(self.alarm, self.post, limits, history=history, **clock)
 
     last = property(lambda self: self.room.journal.last, doc="The newest id.")
     epoch = property(lambda self: self.room.journal.epoch)
@@ -184,8 +184,7 @@ class BenchMember:
         self.welcome = None
         self.seen = self.last_id = 0
         self.wire = Wire(self)
-        self.connection = (kind or chat_server.Connection)(
-            self.wire, ADDRESS, bench.room, 0)
+        self.connection = (kind or chat_server.Connection)(self.wire, ADDRESS, bench.room)
         bench.members.append(self)
 
     is_over = property(lambda self: self.wire.finished or self.wire.was_cut)

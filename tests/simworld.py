@@ -161,7 +161,7 @@ class Server:
         """Nobody shares an address: a boot keeps its address out, and would hit a bystander."""
         self.addresses += 1
         self.connections.append(self.world.modules.chat_server.Connection(
-            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room, 0))
+            ServerWire(link, self), f"192.0.2.{self.addresses}", self.room))
         return self.connections[-1]
 
     def post(self, method, *arguments):
