@@ -201,16 +201,17 @@ class MessageDecoder:
     no more use.
 
     Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle
-    of a frame. `fragments` is how many frames a message may have; then none of them but the last
-    may be empty. 0 is as many as one likes, empty or not.
+    of a frame.
     """
 
-    def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
-        # Bytes of a message, of all its fragments.
-        self.max_message = max_message
-        # Whether binary messages are taken.
-        self.binary = binary
-        self.max_fragments = fragments
+    # The chat's limits, which an echo for conformance suites lifts: bytes of a message, of all its
+    # fragments; whether binary messages are taken; and how many frames a message may have, of which
+    # none but the last may be empty (0: as many as one likes, empty or not).
+    max_message = MAX_LINE
+    binary = False
+    max_fragments = FRAGMENTS
+
+    def __init__(self) -> None:
         # Not looked at yet, of what came.
         self._buffer = bytearray()
         # The message under way, unmasked.
@@ -336,10 +337,8 @@ def close_status(payload: bytes) -> int:
     status = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 or status not in _STATUSES and not 3000 <= status <= 4999:
         raise WebSocketError(PROTOCOL_ERROR, "no such close code")
-    try:
-        payload[2:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise WebSocketError(BAD_DATA, "a reason is UTF-8") from error
+    # The reason behind it is a text as well.
+    _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload[2:], is_end=True)
     return status
 
 
@@ -357,7 +356,7 @@ class WebSocket:
 
     def __init__(self, wire: MessageSocket, rest: bytes = b"") -> None:
         self._wire = wire
-        self.decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder = MessageDecoder()
         self.decoder.feed(rest)
         # Whether the decoder may have frames that were not asked for.
         self._has_more = bool(rest)
@@ -474,7 +473,7 @@ class Exchange:
     """
 
     def __init__(self, wire: MessageSocket) -> None:
-        self._wire = wire
+        self.wire = wire
         # Read and not taken: bounded by MAX_HTTP_LINE, and one read.
         self._buffer = bytearray()
         # Bytes of lines so far.
@@ -524,7 +523,7 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Send it all. Raises ConnectionClosed."""
-        self._wire.write_all(data, self._until)
+        self.wire.write_all(data, self._until)
 
     def _take(self, size: int) -> bytes:
         data = bytes(self._buffer[:size])
@@ -533,7 +532,7 @@ class Exchange:
 
     def _read(self) -> bytes:
         left = self._until - time.monotonic()
-        data = self._wire.read(left) if left > 0 else b""
+        data = self.wire.read(left) if left > 0 else b""
         if not data:
             raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds, "
                                                       f"and so much of a file {PIECE_TIMEOUT:g}")
@@ -552,7 +551,6 @@ class Request:
 
     def __init__(self, wire: MessageSocket, peer: str) -> None:
         """`peer` is the address that it comes from."""
-        self.wire = wire
         self.peer = peer
         self.exchange = Exchange(wire)
         # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
@@ -640,14 +638,16 @@ class Request:
         return {token.strip().lower() for value in self.headers.get_all(name, [])
                 for token in value.split(",")}
 
-    def origin(self, host: str) -> str:
-        """Where a page is that was asked for under `host`."""
-        return f"{'https' if self.wire.is_encrypted else 'http'}://{host}".lower()
+    @property
+    def origin(self) -> str:
+        """Where a page is that was asked for as this request was: its scheme, host and port."""
+        scheme = "https" if self.exchange.wire.is_encrypted else "http"
+        return f"{scheme}://{self.one_header('Host')}".lower()
 
     def check_origin(self) -> None:
         """Browsers always say where a WebSocket's page, or what changes something, came from: it
         has to be our own page. Raises Refusal."""
-        if self.one_header("Origin").lower() != self.origin(self.one_header("Host")):
+        if self.one_header("Origin").lower() != self.origin:
             logger.info("%s was refused: a page of %s wants to chat", self.peer,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
@@ -675,7 +675,7 @@ class Request:
         self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
                          {"Upgrade": "websocket", "Connection": "Upgrade",
                           "Sec-WebSocket-Accept": accept})
-        return WebSocket(self.wire, self.exchange.rest())
+        return WebSocket(self.exchange.wire, self.exchange.rest())
 
     def _read_head(self) -> None:
         found = _REQUEST_LINE.fullmatch(self.exchange.readline().decode("latin-1"))
@@ -1121,7 +1121,7 @@ class FileRequest(Request):
         if file.is_to_be_kept:
             self.clerk.keep(file)
         if file.is_finished:
-            base = self.clerk.address() or self.origin(self.one_header("Host")) + "/"
+            base = self.clerk.address() or self.origin
             answer["url"] = file.url
             answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
                               f"{base.rstrip('/')}{file.url}")
@@ -1143,7 +1143,7 @@ class FileRequest(Request):
         self.go_on()
         pieces = self.exchange.pieces(length)
         try:
-            self.clerk.store.write(file, first, pieces, self.wire)
+            self.clerk.store.write(file, first, pieces, self.exchange.wire)
         except OSError as error:
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
@@ -1352,7 +1352,7 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        if self.web.is_encrypted and not self.wire.is_encrypted:
+        if self.web.is_encrypted and not self.exchange.wire.is_encrypted:
             where = self.path if self.path.startswith("/") else PAGE
             raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
                           {"Location": f"https://{host}{where}"})
@@ -1380,7 +1380,7 @@ class PageRequest(FileRequest):
     def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
         page = self.web.pages[self._is_here]
-        headers = {"Content-Security-Policy": page.policy(self.origin(self.one_header("Host"))),
+        headers = {"Content-Security-Policy": page.policy(self.origin),
                    "ETag": page.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if self.is_unchanged(headers):
             return

@@ -391,7 +391,7 @@ class _Classes(Dict[int, str]):
     b  mark of direction                        o c  begin and end of an isolate
     """
 
-    _RANGES = (("j", 0x1160, 0x11FF), ("i", 0x1100, 0x115E), ("n", 0x200C, 0x200C),
+    _RANGES = (("j", 0x1161, 0x11FF), ("i", 0x1100, 0x115E), ("n", 0x200C, 0x200C),
                ("z", 0x200D, 0x200D), ("b", 0x200E, 0x200F), ("b", 0x061C, 0x061C),
                ("o", 0x2066, 0x2068), ("c", 0x2069, 0x2069), ("v", 0xFE0E, 0xFE0F),
                ("V", 0xFE00, 0xFE0D), ("V", 0xE0100, 0xE01EF), ("V", 0x180B, 0x180D),
@@ -403,7 +403,7 @@ class _Classes(Dict[int, str]):
 
     def _class_of(self, code: int, char: str) -> str:
         category = unicodedata.category(char)
-        if category == "Cn" or code in (0x115F, 0x1160):
+        if category == "Cn":
             return "x"
         for kind, first, last in self._RANGES:
             if first <= code <= last:
@@ -1260,14 +1260,14 @@ class SecureSocket(MessageSocket):
         """Go on with the handshake; return whether it is over. Raises ConnectionClosed."""
         try:
             tls.do_handshake()
-            is_over = True
+            return True
         except ssl.SSLWantReadError:
-            is_over = False
+            return False
         except ssl.SSLError as error:
-            super().write(self._going.read())
             raise ConnectionClosed(f"TLS was not agreed on: {_ssl_reason(error)}") from error
-        super().write(self._going.read())
-        return is_over
+        finally:
+            # Whatever came of it, the peer is told.
+            super().write(self._going.read())
 
     @property
     def is_encrypted(self) -> bool:     # type: ignore[override]
