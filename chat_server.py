@@ -5224,8 +5224,7 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
     try:
         # A name that nobody chose says less than the address.
         title = invitation.name if invitation.name != _machine_name() else ""
-        return chat_web.Web(desk, names=names, title=title,
-                            is_encrypted=server.identity is not None)
+        return chat_web.Web(desk, names=names, title=title)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)

@@ -1352,7 +1352,9 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        if self.web.is_encrypted and not self.exchange.wire.is_encrypted:
+        wire = self.exchange.wire
+        if isinstance(wire, chatproto.SecureSocket) and not wire.is_encrypted:
+            # It could speak TLS, and came without.
             where = self.path if self.path.startswith("/") else PAGE
             raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
                           {"Location": f"https://{host}{where}"})
@@ -1439,16 +1441,14 @@ class Web:
     """The web for chat_server: greet() finds out what a connection is."""
 
     def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
-                 title: str = "", is_encrypted: bool = False) -> None:
+                 title: str = "") -> None:
         """Read the files; `names` are those by which browsers may come, besides the machine's own,
-        and `title` is what the server is called. Where it `is_encrypted`, who comes without TLS is
-        sent to https.
+        and `title` is what the server is called.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
         self.names = names
-        self.is_encrypted = is_encrypted
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         # Who is asked about members' files, where there are any: to be set before connections come.
         self.clerk: Optional[Clerk] = None
@@ -1627,17 +1627,19 @@ def _qr_penalty(rows: "list[bytes]") -> int:
     return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
+# A module that is neither light nor dark yet.
+_FREE = 2
+
+
 class _QrGrid:
-    """The modules of a symbol: `dark` has rows of 0 and 1, `fixed` says which are no data."""
+    """The modules of a symbol: rows of 0 (light), 1 (dark), and _FREE for what is to be data."""
 
     def __init__(self, version: int) -> None:
         """Draw all that does not depend on data and mask."""
         self.size = 17 + 4 * version
-        self.dark = [bytearray(self.size) for _ in range(self.size)]
-        self.fixed = [bytearray(self.size) for _ in range(self.size)]
+        self.rows = [bytearray([_FREE]) * self.size for _ in range(self.size)]
         for at in range(self.size):
-            self._fix(6, at, at % 2 == 0)
-            self._fix(at, 6, at % 2 == 0)
+            self.rows[6][at] = self.rows[at][6] = at % 2 == 0
         end = self.size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
@@ -1650,14 +1652,13 @@ class _QrGrid:
             word = _qr_checked(version, 0x1F25, 12)
             for bit in range(18):
                 near, far = bit // 3, self.size - 11 + bit % 3
-                self._fix(near, far, word >> bit & 1)
-                self._fix(far, near, word >> bit & 1)
+                self.rows[near][far] = self.rows[far][near] = word >> bit & 1
 
     def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
         """The whole symbol with that mask."""
         self._draw_format(mask)
         self._draw_codewords(codewords, _QR_MASKS[mask])
-        return [bytes(row) for row in self.dark]
+        return [bytes(row) for row in self.rows]
 
     def _draw_format(self, mask: int) -> None:
         """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
@@ -1668,8 +1669,8 @@ class _QrGrid:
         second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
         for bit, places in enumerate(zip(first, second)):
             for y, x in places:
-                self._fix(y, x, word >> (14 - bit) & 1)
-        self._fix(end - 8, 8, 1)
+                self.rows[y][x] = word >> (14 - bit) & 1
+        self.rows[end - 8][8] = 1
 
     def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
@@ -1678,15 +1679,12 @@ class _QrGrid:
         for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
             rows = range(self.size)
             for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
-                if not self.fixed[y][x]:
-                    self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+                if self.rows[y][x] == _FREE:
+                    self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
             upwards = not upwards
-
-    def _fix(self, y: int, x: int, dark: int) -> None:
-        self.dark[y][x], self.fixed[y][x] = int(dark), 1
 
     def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
         """Squares around a middle, dark at these distances; what lies outside is left out."""
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
             if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
-                self._fix(y + dy, x + dx, max(abs(dy), abs(dx)) in dark)
+                self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark
