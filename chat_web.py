@@ -251,7 +251,7 @@ class MessageDecoder:
                 continue
             opcode, fragments = opcode or kind, fragments + 1
             self._check_message(left, fragments, is_final)
-            while left:
+            while True:
                 # As it comes, where the mask is turned to begin with the next byte's.
                 masked = yield from self._take(min(left, len(self._buffer) or 1))
                 left -= len(masked)
@@ -259,12 +259,12 @@ class MessageDecoder:
                 key = key[turn:] + key[:turn]
                 self._message += piece
                 if opcode == TEXT:
-                    _check_utf8(utf8, piece)
+                    _check_utf8(utf8, piece, is_final and not left)
+                if not left:
+                    break
             if not is_final:
                 yield CONTINUATION, b""
                 continue
-            if opcode == TEXT:
-                _check_utf8(utf8, b"", is_end=True)
             message, self._message = bytes(self._message), bytearray()
             yield opcode, message
             opcode = fragments = 0
@@ -317,7 +317,7 @@ class MessageDecoder:
                                  "none of them empty")
 
 
-def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool = False) -> None:
+def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool) -> None:
     """Whether a text may go on so. Raises WebSocketError."""
     try:
         utf8.decode(piece, is_end)
@@ -338,7 +338,7 @@ def close_status(payload: bytes) -> int:
     if len(payload) < 2 or status not in _STATUSES and not 3000 <= status <= 4999:
         raise WebSocketError(PROTOCOL_ERROR, "no such close code")
     # The reason behind it is a text as well.
-    _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload[2:], is_end=True)
+    _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload[2:], True)
     return status
 
 
@@ -906,7 +906,7 @@ class FileStore:
                 raise _conflict(file, f"the next byte is number {file.have}")
             file.wire = wire
         try:
-            self._append(file, start, pieces)
+            self._append(file, pieces)
         except OSError:
             # The disk is full, and the history may need room on it at once.
             with contextlib.suppress(OSError):
@@ -948,8 +948,8 @@ class FileStore:
         if file.wire is not None:
             file.wire.cut()
 
-    def _append(self, file: Stored, start: int, pieces: "Iterable[bytes]") -> None:
-        have = start
+    def _append(self, file: Stored, pieces: "Iterable[bytes]") -> None:
+        have = start = file.have
         with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
             part.seek(start)
             try:
@@ -1417,7 +1417,8 @@ class PageRequest(FileRequest):
             answer = self._host_does() if self.method == "POST" else ""
             state = self.web.desk.state()
             self.reply_json({**state, "qr": qr_rows(state["url"]), "answer": answer})
-        except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError) as error:
+            # TimeoutError is an OSError.
             text = str(error.args[0] if error.args else error)
             self.reply_json({"error": text}, HTTPStatus.CONFLICT)
 
