@@ -1059,8 +1059,7 @@ class Encryption:
 
     def wire(self, sock: socket.socket) -> MessageSocket:
         """What to talk with over a connection."""
-        return SecureSocket(sock, self._context(), self._host) if self.is_on else MessageSocket(
-            sock)
+        return SecureSocket(sock) if self.is_on else MessageSocket(sock)
 
     def begin(self, wire: MessageSocket, until: float) -> None:
         """Before a word is said, have the server show that it is the right one. Raises
@@ -1068,7 +1067,7 @@ class Encryption:
         if not isinstance(wire, SecureSocket):
             return
         try:
-            wire.begin(until)
+            wire.begin(until, self._context(), self._host)
         except ConnectionClosed as end:
             if isinstance(end.__cause__, ssl.SSLCertVerificationError):
                 self._asks_authority = False

@@ -2119,7 +2119,7 @@ class Delivery(Part):
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
         not joined."""
-        session, answer = link.session, Error(0, error.code, error.text, about, error.suggestion)
+        session, answer = link.session, Error(0, error.code, str(error), about, error.suggestion)
         if session is None or session.link is not link:
             self.bare.append((link, answer.encode()))
         else:
@@ -3336,7 +3336,7 @@ class Connection:
         is less simple is left to received(), with all its limits."""
         if (not data.endswith(b"\n") or self._held or self._waiting or self._wire.overhead
                 or self._wire.begun or self.session is None or self._decoder is None
-                or not self._decoder.is_empty):
+                or self._decoder.begun):
             return False
         ack = LONE_ACK.fullmatch(data[:-1])
         return (ack is not None and int(ack[1]) <= self.manager.sent
@@ -3792,8 +3792,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         """Serve one connection to its end: frames, a request of a browser, or frames over the
         WebSocket that it asked for."""
         origin = _origin(request, client_address)
-        wire = (MessageSocket(request) if self.identity is None
-                else SecureSocket(request, self.identity.context))
+        wire = MessageSocket(request) if self.identity is None else SecureSocket(request)
         thread = threading.current_thread()
         with self._lock:
             if self._closing.is_set():
@@ -3815,7 +3814,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         # The alarm's clock is time.monotonic().
         until = came + JOIN_TIMEOUT
         try:
-            is_clear = isinstance(wire, SecureSocket) and not wire.begin(until)
+            is_clear = (self.identity is not None
+                        and not wire.begin(until, self.identity.context))
         except ConnectionClosed as why:
             logger.debug("%s went during its greeting (%s)", address, why)
             wire.close()
@@ -5223,8 +5223,7 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
     try:
         # A name that nobody chose says less than the address.
         title = invitation.name if invitation.name != _machine_name() else ""
-        return chat_web.Web(desk, names=names, title=title,
-                            is_encrypted=server.identity is not None)
+        return chat_web.Web(desk, names=names, title=title)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)

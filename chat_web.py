@@ -201,16 +201,17 @@ class MessageDecoder:
     no more use.
 
     Whatever is wrong is said as soon as it is certain: a frame by its header, a text in the middle
-    of a frame. `fragments` is how many frames a message may have; then none of them but the last
-    may be empty. 0 is as many as one likes, empty or not.
+    of a frame.
     """
 
-    def __init__(self, max_message: int, binary: bool, fragments: int = 0) -> None:
-        # Bytes of a message, of all its fragments.
-        self.max_message = max_message
-        # Whether binary messages are taken.
-        self.binary = binary
-        self.max_fragments = fragments
+    # The chat's limits, which an echo for conformance suites lifts: bytes of a message, of all its
+    # fragments; whether binary messages are taken; and how many frames a message may have, of which
+    # none but the last may be empty (0: as many as one likes, empty or not).
+    max_message = MAX_LINE
+    binary = False
+    max_fragments = FRAGMENTS
+
+    def __init__(self) -> None:
         # Not looked at yet, of what came.
         self._buffer = bytearray()
         # The message under way, unmasked.
@@ -250,7 +251,7 @@ class MessageDecoder:
                 continue
             opcode, fragments = opcode or kind, fragments + 1
             self._check_message(left, fragments, is_final)
-            while left:
+            while True:
                 # As it comes, where the mask is turned to begin with the next byte's.
                 masked = yield from self._take(min(left, len(self._buffer) or 1))
                 left -= len(masked)
@@ -258,12 +259,12 @@ class MessageDecoder:
                 key = key[turn:] + key[:turn]
                 self._message += piece
                 if opcode == TEXT:
-                    _check_utf8(utf8, piece)
+                    _check_utf8(utf8, piece, is_final and not left)
+                if not left:
+                    break
             if not is_final:
                 yield CONTINUATION, b""
                 continue
-            if opcode == TEXT:
-                _check_utf8(utf8, b"", is_end=True)
             message, self._message = bytes(self._message), bytearray()
             yield opcode, message
             opcode = fragments = 0
@@ -316,7 +317,7 @@ class MessageDecoder:
                                  "none of them empty")
 
 
-def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool = False) -> None:
+def _check_utf8(utf8: codecs.IncrementalDecoder, piece: bytes, is_end: bool) -> None:
     """Whether a text may go on so. Raises WebSocketError."""
     try:
         utf8.decode(piece, is_end)
@@ -336,10 +337,8 @@ def close_status(payload: bytes) -> int:
     status = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 or status not in _STATUSES and not 3000 <= status <= 4999:
         raise WebSocketError(PROTOCOL_ERROR, "no such close code")
-    try:
-        payload[2:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise WebSocketError(BAD_DATA, "a reason is UTF-8") from error
+    # The reason behind it is a text as well.
+    _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload[2:], True)
     return status
 
 
@@ -357,7 +356,7 @@ class WebSocket:
 
     def __init__(self, wire: MessageSocket, rest: bytes = b"") -> None:
         self._wire = wire
-        self.decoder = MessageDecoder(MAX_LINE, binary=False, fragments=FRAGMENTS)
+        self.decoder = MessageDecoder()
         self.decoder.feed(rest)
         # Whether the decoder may have frames that were not asked for.
         self._has_more = bool(rest)
@@ -474,7 +473,7 @@ class Exchange:
     """
 
     def __init__(self, wire: MessageSocket) -> None:
-        self._wire = wire
+        self.wire = wire
         # Read and not taken: bounded by MAX_HTTP_LINE, and one read.
         self._buffer = bytearray()
         # Bytes of lines so far.
@@ -524,7 +523,7 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Send it all. Raises ConnectionClosed."""
-        self._wire.write_all(data, self._until)
+        self.wire.write_all(data, self._until)
 
     def _take(self, size: int) -> bytes:
         data = bytes(self._buffer[:size])
@@ -533,7 +532,7 @@ class Exchange:
 
     def _read(self) -> bytes:
         left = self._until - time.monotonic()
-        data = self._wire.read(left) if left > 0 else b""
+        data = self.wire.read(left) if left > 0 else b""
         if not data:
             raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds, "
                                                       f"and so much of a file {PIECE_TIMEOUT:g}")
@@ -552,7 +551,6 @@ class Request:
 
     def __init__(self, wire: MessageSocket, peer: str) -> None:
         """`peer` is the address that it comes from."""
-        self.wire = wire
         self.peer = peer
         self.exchange = Exchange(wire)
         # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
@@ -640,14 +638,16 @@ class Request:
         return {token.strip().lower() for value in self.headers.get_all(name, [])
                 for token in value.split(",")}
 
-    def origin(self, host: str) -> str:
-        """Where a page is that was asked for under `host`."""
-        return f"{'https' if self.wire.is_encrypted else 'http'}://{host}".lower()
+    @property
+    def origin(self) -> str:
+        """Where a page is that was asked for as this request was: its scheme, host and port."""
+        scheme = "https" if self.exchange.wire.is_encrypted else "http"
+        return f"{scheme}://{self.one_header('Host')}".lower()
 
     def check_origin(self) -> None:
         """Browsers always say where a WebSocket's page, or what changes something, came from: it
         has to be our own page. Raises Refusal."""
-        if self.one_header("Origin").lower() != self.origin(self.one_header("Host")):
+        if self.one_header("Origin").lower() != self.origin:
             logger.info("%s was refused: a page of %s wants to chat", self.peer,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
@@ -675,7 +675,7 @@ class Request:
         self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
                          {"Upgrade": "websocket", "Connection": "Upgrade",
                           "Sec-WebSocket-Accept": accept})
-        return WebSocket(self.wire, self.exchange.rest())
+        return WebSocket(self.exchange.wire, self.exchange.rest())
 
     def _read_head(self) -> None:
         found = _REQUEST_LINE.fullmatch(self.exchange.readline().decode("latin-1"))
@@ -906,7 +906,7 @@ class FileStore:
                 raise _conflict(file, f"the next byte is number {file.have}")
             file.wire = wire
         try:
-            self._append(file, start, pieces)
+            self._append(file, pieces)
         except OSError:
             # The disk is full, and the history may need room on it at once.
             with contextlib.suppress(OSError):
@@ -948,8 +948,8 @@ class FileStore:
         if file.wire is not None:
             file.wire.cut()
 
-    def _append(self, file: Stored, start: int, pieces: "Iterable[bytes]") -> None:
-        have = start
+    def _append(self, file: Stored, pieces: "Iterable[bytes]") -> None:
+        have = start = file.have
         with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
             part.seek(start)
             try:
@@ -1121,7 +1121,7 @@ class FileRequest(Request):
         if file.is_to_be_kept:
             self.clerk.keep(file)
         if file.is_finished:
-            base = self.clerk.address() or self.origin(self.one_header("Host")) + "/"
+            base = self.clerk.address() or self.origin
             answer["url"] = file.url
             answer["text"] = (f"{file.name} ({chatproto.size_in_words(file.size or 0)}) "
                               f"{base.rstrip('/')}{file.url}")
@@ -1143,7 +1143,7 @@ class FileRequest(Request):
         self.go_on()
         pieces = self.exchange.pieces(length)
         try:
-            self.clerk.store.write(file, first, pieces, self.wire)
+            self.clerk.store.write(file, first, pieces, self.exchange.wire)
         except OSError as error:
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
@@ -1352,7 +1352,9 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        if self.web.is_encrypted and not self.wire.is_encrypted:
+        wire = self.exchange.wire
+        if isinstance(wire, chatproto.SecureSocket) and not wire.is_encrypted:
+            # It could speak TLS, and came without.
             where = self.path if self.path.startswith("/") else PAGE
             raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
                           {"Location": f"https://{host}{where}"})
@@ -1380,7 +1382,7 @@ class PageRequest(FileRequest):
     def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
         page = self.web.pages[self._is_here]
-        headers = {"Content-Security-Policy": page.policy(self.origin(self.one_header("Host"))),
+        headers = {"Content-Security-Policy": page.policy(self.origin),
                    "ETag": page.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if self.is_unchanged(headers):
             return
@@ -1415,7 +1417,8 @@ class PageRequest(FileRequest):
             answer = self._host_does() if self.method == "POST" else ""
             state = self.web.desk.state()
             self.reply_json({**state, "qr": qr_rows(state["url"]), "answer": answer})
-        except (LookupError, ValueError, ProtocolError, OSError, TimeoutError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError) as error:
+            # TimeoutError is an OSError.
             text = str(error.args[0] if error.args else error)
             self.reply_json({"error": text}, HTTPStatus.CONFLICT)
 
@@ -1439,16 +1442,14 @@ class Web:
     """The web for chat_server: greet() finds out what a connection is."""
 
     def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
-                 title: str = "", is_encrypted: bool = False) -> None:
+                 title: str = "") -> None:
         """Read the files; `names` are those by which browsers may come, besides the machine's own,
-        and `title` is what the server is called. Where it `is_encrypted`, who comes without TLS is
-        sent to https.
+        and `title` is what the server is called.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
         self.names = names
-        self.is_encrypted = is_encrypted
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         # Who is asked about members' files, where there are any: to be set before connections come.
         self.clerk: Optional[Clerk] = None
@@ -1627,17 +1628,19 @@ def _qr_penalty(rows: "list[bytes]") -> int:
     return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
+# A module that is neither light nor dark yet.
+_FREE = 2
+
+
 class _QrGrid:
-    """The modules of a symbol: `dark` has rows of 0 and 1, `fixed` says which are no data."""
+    """The modules of a symbol: rows of 0 (light), 1 (dark), and _FREE for what is to be data."""
 
     def __init__(self, version: int) -> None:
         """Draw all that does not depend on data and mask."""
         self.size = 17 + 4 * version
-        self.dark = [bytearray(self.size) for _ in range(self.size)]
-        self.fixed = [bytearray(self.size) for _ in range(self.size)]
+        self.rows = [bytearray([_FREE]) * self.size for _ in range(self.size)]
         for at in range(self.size):
-            self._fix(6, at, at % 2 == 0)
-            self._fix(at, 6, at % 2 == 0)
+            self.rows[6][at] = self.rows[at][6] = at % 2 == 0
         end = self.size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
@@ -1650,14 +1653,13 @@ class _QrGrid:
             word = _qr_checked(version, 0x1F25, 12)
             for bit in range(18):
                 near, far = bit // 3, self.size - 11 + bit % 3
-                self._fix(near, far, word >> bit & 1)
-                self._fix(far, near, word >> bit & 1)
+                self.rows[near][far] = self.rows[far][near] = word >> bit & 1
 
     def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
         """The whole symbol with that mask."""
         self._draw_format(mask)
         self._draw_codewords(codewords, _QR_MASKS[mask])
-        return [bytes(row) for row in self.dark]
+        return [bytes(row) for row in self.rows]
 
     def _draw_format(self, mask: int) -> None:
         """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
@@ -1668,8 +1670,8 @@ class _QrGrid:
         second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
         for bit, places in enumerate(zip(first, second)):
             for y, x in places:
-                self._fix(y, x, word >> (14 - bit) & 1)
-        self._fix(end - 8, 8, 1)
+                self.rows[y][x] = word >> (14 - bit) & 1
+        self.rows[end - 8][8] = 1
 
     def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
@@ -1678,15 +1680,12 @@ class _QrGrid:
         for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
             rows = range(self.size)
             for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
-                if not self.fixed[y][x]:
-                    self.dark[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+                if self.rows[y][x] == _FREE:
+                    self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
             upwards = not upwards
-
-    def _fix(self, y: int, x: int, dark: int) -> None:
-        self.dark[y][x], self.fixed[y][x] = int(dark), 1
 
     def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
         """Squares around a middle, dark at these distances; what lies outside is left out."""
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
             if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
-                self._fix(y + dy, x + dx, max(abs(dy), abs(dx)) in dark)
+                self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark

@@ -196,7 +196,6 @@ class ProtocolError(Exception):
     def __init__(self, code: str, text: str, suggestion: Optional[str] = None) -> None:
         super().__init__(text)
         self.code = code
-        self.text = text
         self.suggestion = suggestion
 
 
@@ -392,7 +391,7 @@ class _Classes(Dict[int, str]):
     b  mark of direction                        o c  begin and end of an isolate
     """
 
-    _RANGES = (("j", 0x1160, 0x11FF), ("i", 0x1100, 0x115E), ("n", 0x200C, 0x200C),
+    _RANGES = (("j", 0x1161, 0x11FF), ("i", 0x1100, 0x115E), ("n", 0x200C, 0x200C),
                ("z", 0x200D, 0x200D), ("b", 0x200E, 0x200F), ("b", 0x061C, 0x061C),
                ("o", 0x2066, 0x2068), ("c", 0x2069, 0x2069), ("v", 0xFE0E, 0xFE0F),
                ("V", 0xFE00, 0xFE0D), ("V", 0xE0100, 0xE01EF), ("V", 0x180B, 0x180D),
@@ -404,7 +403,7 @@ class _Classes(Dict[int, str]):
 
     def _class_of(self, code: int, char: str) -> str:
         category = unicodedata.category(char)
-        if category == "Cn" or code in (0x115F, 0x1160):
+        if category == "Cn":
             return "x"
         for kind, first, last in self._RANGES:
             if first <= code <= last:
@@ -598,7 +597,10 @@ class Message:
     @classmethod
     def from_fields(cls, fields: "dict[str, Any]") -> Message:
         """The message of a decoded frame; raises ProtocolError when a field is missing or wrong."""
-        return cls(**_checked(cls, fields))
+        # One that is required and missing fails its check, as None.
+        return cls(**{name: check(fields.get(key))
+                      for name, key, check, required in _wire_fields(cls)  # type: ignore[arg-type]
+                      if required or fields.get(key) is not None})
 
     def encode(self) -> bytes:
         """The frame, with its line end."""
@@ -628,13 +630,6 @@ def _wire_fields(cls: Any) -> "tuple[tuple[str, str, Callable[[Any], Any], bool]
     required."""
     return tuple((f.name, f.metadata["key"] or f.name, f.metadata["check"],
                   f.default is dataclasses.MISSING) for f in dataclasses.fields(cls) if f.metadata)
-
-
-def _checked(cls: Any, fields: "dict[str, Any]") -> "dict[str, Any]":
-    """The values of a message's fields. One that is required and missing fails its check, as
-    None."""
-    return {name: check(fields.get(key)) for name, key, check, required in _wire_fields(cls)
-            if required or fields.get(key) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -907,11 +902,6 @@ class FrameDecoder:
         self.line = b""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether all that came was whole lines, and they were taken."""
-        return not self._rest
-
-    @property
     def begun(self) -> int:
         """Bytes that came and were not taken: of a line that is not whole, for the most part."""
         return len(self._rest)
@@ -943,12 +933,8 @@ class FrameDecoder:
         frame."""
         for line in self.lines(data):
             self.line = line
-            yield self.decode(line)
+            yield decode(line, self._instructions)
         self.check()
-
-    def decode(self, line: bytes) -> Message:
-        """The message in one line from that side: decode()."""
-        return decode(line, self._instructions)
 
 
 def decode(line: bytes, instructions: "dict[str, type[Message]]") -> Message:
@@ -1048,7 +1034,7 @@ class MessageSocket:
     """
 
     # The server has one for each member.
-    __slots__ = ("overhead", "_sock", "_closing", "_closed", "_is_cut", "_unsent", "_unread")
+    __slots__ = ("overhead", "_sock", "_closing", "_is_cut", "_unsent", "_unread")
 
     # Bytes of messages that are not whole: a WebSocket has some.
     begun = 0
@@ -1062,9 +1048,9 @@ class MessageSocket:
         # WebSocket has some, and TLS.
         self.overhead = 0
         self._sock = sock
-        # Protects `_closed`: no shutdown() of a descriptor that close() has given away; a leaf.
+        # No shutdown() of a descriptor that close() is giving away: it may be another's at once.
+        # Afterwards the socket itself refuses. A leaf.
         self._closing = threading.Lock()
-        self._closed = False
         # The reader looks at this where shutdown() does not wake it: Windows.
         self._is_cut = False
         self._unsent = b""
@@ -1084,24 +1070,19 @@ class MessageSocket:
         if self._unread:
             data, self._unread = self._unread, b""
             return data
-        return self._received(timeout)
+        try:
+            received = self._read(timeout)
+        except (OSError, ValueError) as error:
+            # ValueError: closed under a poll().
+            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
+        if received == b"":
+            raise ConnectionClosed("the other side closed the connection")
+        return received or b""
 
     def peek(self, timeout: float) -> bytes:
         """As read(), but the next read() returns it again."""
         self._unread = self.read(timeout)
         return self._unread
-
-    def _received(self, timeout: Optional[float]) -> bytes:
-        try:
-            data = self._read(timeout)
-        except (OSError, ValueError) as error:
-            # ValueError: closed under a poll().
-            raise ConnectionClosed(getattr(error, "strerror", None) or str(error)) from error
-        if data is None:
-            return b""
-        if not data:
-            raise ConnectionClosed("the other side closed the connection")
-        return data
 
     def _read(self, timeout: Optional[float]) -> Optional[bytes]:
         """What has come, b"" for the end, None for nothing in that time."""
@@ -1195,8 +1176,6 @@ class MessageSocket:
         that it said is read. Any thread; does not wait."""
         with self._closing:
             try:
-                if self._closed:
-                    return True
                 if sys.platform == "linux" and hasattr(select, "POLLRDHUP"):
                     poller = select.poll()
                     poller.register(self._sock, select.POLLRDHUP)
@@ -1205,23 +1184,22 @@ class MessageSocket:
                 return not self._sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
             except BlockingIOError:
                 return False
-            except OSError:
+            except (OSError, ValueError):
+                # ValueError: it is closed, and poll() takes no such descriptor.
                 return True
 
     def close(self) -> None:
         """Give the descriptor back. Only the reader calls it, after its manager's close(): nobody
         writes any more."""
         with self._closing:
-            self._closed = True
             self._sock.close()
 
     def _shutdown(self, how: int) -> None:
         with self._closing:
             try:
-                if not self._closed:
-                    self._sock.shutdown(how)
+                self._sock.shutdown(how)
             except OSError:
-                # It ended before.
+                # It ended before, or it is closed.
                 pass
 
 
@@ -1237,14 +1215,10 @@ class SecureSocket(MessageSocket):
     (Of a record that is not whole OpenSSL keeps 17 KB at most, which `begun` leaves out.)
     """
 
-    __slots__ = ("_context", "_name", "_lock", "_tls", "_coming", "_going", "_extra")
+    __slots__ = ("_lock", "_tls", "_coming", "_going", "_extra")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext,
-                 name: Optional[str] = None) -> None:
-        """`name` is what a client calls the server; a server has none."""
+    def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self._context = context
-        self._name = name
         # Protects the three below, and keeps what was encrypted in its order until it is sent.
         # Inside it only MessageSocket's own lock is taken: a leaf.
         self._lock = threading.Lock()
@@ -1255,15 +1229,16 @@ class SecureSocket(MessageSocket):
         # Bytes that came and said nothing, beyond those that are fair.
         self._extra = -2 * RECORD
 
-    def begin(self, until: float) -> bool:
-        """Greet the peer, until then by time.monotonic(); only the reading thread may write until
-        this is over. False for a client that speaks in the clear: nothing is encrypted then. Raises
-        ConnectionClosed, with ssl's error as its cause where there is one."""
-        if self._name is None and self.peek(self._left(until))[:1] != GREETING:
+    def begin(self, until: float, context: ssl.SSLContext, name: Optional[str] = None) -> bool:
+        """Greet the peer, until then by time.monotonic(); `name` is what a client calls the server,
+        a server has none. Only the reading thread may write until this is over. False for a client
+        that speaks in the clear: nothing is encrypted then. Raises ConnectionClosed, with ssl's
+        error as its cause where there is one."""
+        if name is None and self.peek(self._left(until))[:1] != GREETING:
             return False
         try:
-            tls = self._context.wrap_bio(self._coming, self._going, server_side=self._name is None,
-                                         server_hostname=self._name)
+            tls = context.wrap_bio(self._coming, self._going, server_side=name is None,
+                                   server_hostname=name)
         except ValueError as error:
             raise ConnectionClosed(f"TLS knows no such name: {error}") from error
         while not self._greets(tls):
@@ -1285,14 +1260,14 @@ class SecureSocket(MessageSocket):
         """Go on with the handshake; return whether it is over. Raises ConnectionClosed."""
         try:
             tls.do_handshake()
-            is_over = True
+            return True
         except ssl.SSLWantReadError:
-            is_over = False
+            return False
         except ssl.SSLError as error:
-            super().write(self._going.read())
             raise ConnectionClosed(f"TLS was not agreed on: {_ssl_reason(error)}") from error
-        super().write(self._going.read())
-        return is_over
+        finally:
+            # Whatever came of it, the peer is told.
+            super().write(self._going.read())
 
     @property
     def is_encrypted(self) -> bool:     # type: ignore[override]
@@ -1314,8 +1289,8 @@ class SecureSocket(MessageSocket):
             # Nothing, or the end.
             if not data:
                 return data
-            plain = self._decrypt(data[:PIECE])
-            for start in range(PIECE, len(data), PIECE):
+            plain = b""
+            for start in range(0, len(data), PIECE):
                 plain += self._decrypt(data[start:start + PIECE])
             self._weigh(len(data), len(plain))
             # A record that is not whole yet, or one of TLS's own, is nothing to wait less for; but
@@ -1467,15 +1442,15 @@ def _element(data: bytes, at: int, tag: int) -> "tuple[int, int]":
 def weakly(method: Callable[..., None], *arguments: Any) -> Callable[[], None]:
     """An action for the alarm that does not keep the method's object alive: it may be gone long
     before the deadline."""
-    owner, function = method.__self__, method.__func__  # type: ignore[attr-defined]
-    return functools.partial(_if_alive, weakref.ref(owner), function, *arguments)
+    # Not a WeakMethod, which takes twice as long: a busy server makes thousands a second.
+    reference = weakref.ref(method.__self__)        # type: ignore[attr-defined]
+    function = method.__func__                      # type: ignore[attr-defined]
 
-
-def _if_alive(reference: "weakref.ref[Any]", function: Callable[..., None],
-              *arguments: Any) -> None:
-    owner = reference()
-    if owner is not None:
-        function(owner, *arguments)
+    def action() -> None:
+        owner = reference()
+        if owner is not None:
+            function(owner, *arguments)
+    return action
 
 
 class Alarm:
@@ -1492,12 +1467,11 @@ class Alarm:
         self.clock = clock
         self._new_timer = timer
         self._deadlines = sched.scheduler(clock, lambda seconds: None)
-        # Protects the three below; a leaf.
+        # Protects the two below; a leaf.
         self._lock = threading.Lock()
-        # The armed timer, and when it rings.
+        # The armed timer, and when it rings: -inf once closed, which nothing is earlier than.
         self._timer: Any = None
         self._rings_at = math.inf
-        self._closed = False
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         """Run `action` at `when` by the clock, up to TICK later."""
@@ -1508,14 +1482,14 @@ class Alarm:
     def close(self) -> None:
         """Never ring again."""
         with self._lock:
-            self._closed = True
+            self._rings_at = -math.inf
             timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
 
     def _arm(self, when: float) -> None:
         with self._lock:
-            if self._closed or self._rings_at <= when:
+            if self._rings_at <= when:
                 return
             earlier = self._timer
             self._rings_at = when
@@ -1540,7 +1514,7 @@ class Alarm:
             # Else it was cancelled too late, which does no harm.
             if self._rings_at == when:
                 self._rings_at, self._timer = math.inf, None
-            if self._closed:
+            if self._rings_at == -math.inf:
                 return
         delay = self._deadlines.run(blocking=False)
         if delay is not None:
@@ -2263,7 +2237,6 @@ class Inbox:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
         self._events: "queue.Queue[Event]" = queue.Queue(most)
         # The thread that takes, and what it posted: no other thread touches that list.
         self._taker = 0
@@ -2308,7 +2281,7 @@ class Inbox:
         try:
             if not events:
                 events.append(self._events.get(timeout=timeout))
-            while len(events) < self._most:
+            while len(events) < self._events.maxsize:
                 events.append(self._events.get_nowait())
         except queue.Empty:
             pass
@@ -2414,12 +2387,9 @@ def lan_addresses() -> "list[Address]":
 
     def unlikely(address: Address) -> "tuple[Any, ...]":
         ip = address.parsed
-        if ip.version == 6:
-            width = 3
-        else:
-            width = 2 if ip.is_link_local else 0 if ip.is_private else 1
-        return (ip.version == 6 and ip.is_link_local, address.kind, width, address.ip != routed,
-                address.number)
+        is_6, is_public = ip.version == 6, ip.version == 4 and not ip.is_private
+        return (is_6 and ip.is_link_local, address.kind, is_6, ip.is_link_local, is_public,
+                address.ip != routed, address.number)
     return sorted((each for each in own_addresses() if not each.parsed.is_loopback), key=unlikely)
 
 
@@ -2455,7 +2425,7 @@ def _posix_addresses() -> "list[Address]":
         while node:
             following, name, _, address = (ctypes.c_void_p * 4).from_address(node)
             flags = ctypes.c_uint.from_address(node + 2 * word).value
-            ip = _ip_of(ctypes.string_at, address) if address else ""
+            ip = _ip_of(address) if address else ""
             if ip and flags & _IFF_UP and flags & _IFF_RUNNING:
                 interface = os.fsdecode(ctypes.string_at(name or 0))
                 tunnel = flags & _IFF_POINTOPOINT and not flags & _IFF_LOOPBACK
@@ -2498,7 +2468,7 @@ def _windows_addresses() -> "list[Address]":
         kind = TUNNEL if if_type in (23, 131) else _kind_of(f"{name} {description}")
         unicast = pointer(adapter + 8 + 2 * word) if status == 1 else 0
         while unicast:
-            ip = _ip_of(ctypes.string_at, pointer(unicast + 8 + word))
+            ip = _ip_of(pointer(unicast + 8 + word))
             if ip:
                 found.append(Address(ip, name, index, kind))
             unicast = pointer(unicast + 8)
@@ -2506,8 +2476,9 @@ def _windows_addresses() -> "list[Address]":
     return found
 
 
-def _ip_of(string_at: Callable[[int, int], bytes], sockaddr: int) -> str:
+def _ip_of(sockaddr: int) -> str:
     """The IP address in the system's `sockaddr` at that place; "" for another family's."""
+    from ctypes import string_at
     start = string_at(sockaddr, 2)
     # The BSDs, macOS among them, have the length in the first byte.
     bsd = sys.platform not in ("linux", "win32")

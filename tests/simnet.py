@@ -283,10 +283,13 @@ def _secure_socket(proto):
         """begin() blocks. Here NothingYet ends it when nothing more has come, and it is called
         again: then it goes on with the same TLS, and asks no second time how the peer begins."""
 
-        __slots__ = ()
+        __slots__ = ("context", "name")
+
+        def begin(self, until):
+            return super().begin(until, self.context, self.name)
 
         def peek(self, timeout):
-            return super().peek(timeout) if self._context.tls is None else proto.GREETING
+            return super().peek(timeout) if self.context.tls is None else proto.GREETING
     return SecureSocket
 
 
@@ -294,7 +297,9 @@ def secured(world, sock, name=None):
     """The real SecureSocket over a Socket: a server's, or a client's that knows the server by
     `name`."""
     context = contexts(world.modules.chat_server)[world.tls if name else "server"]
-    return _secure_socket(world.modules.chatproto)(sock, _OneTls(context), name)
+    wire = _secure_socket(world.modules.chatproto)(sock)
+    wire.context, wire.name = _OneTls(context), name
+    return wire
 
 
 @functools.lru_cache(maxsize=4)

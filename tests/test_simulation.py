@@ -192,7 +192,8 @@ FAULTS = {
         ("chatproto", "            self._unsent = data[sent:]\n", "            pass\n")],
     "TLS: what a handshake looked at is lost": [
         ("chatproto", "            self._coming.write(self.read(self._left(until)))\n",
-         "            self._coming.write(self._received(self._left(until)))\n")],
+         "            self._unread = b\"\"\n"
+         "            self._coming.write(self.read(self._left(until)))\n")],
     "files: a piece is written where another is": [
         ("chat_web", "            part.seek(start)\n", "            part.seek(0)\n")],
     "files: what came of a piece that was cut is twice there": [

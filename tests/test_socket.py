@@ -46,9 +46,10 @@ def pair(request):
 def secured(ours, theirs, role):
     """A SecureSocket of that role, and the SSLSocket that has shaken hands with it."""
     contexts = {"server": context_of_a_server(), "client": context_of_a_client()}
-    wire = SecureSocket(ours, contexts.pop(role), "localhost" if role == "client" else None)
+    wire, ours_context = SecureSocket(ours), contexts.pop(role)
+    name = "localhost" if role == "client" else None
     (other, context), = contexts.items()
-    thread, result = run(lambda: wire.begin(time.monotonic() + TIMEOUT))
+    thread, result = run(lambda: wire.begin(time.monotonic() + TIMEOUT, ours_context, name))
     theirs = context.wrap_socket(theirs, server_side=other == "server")
     thread.join(TIMEOUT)
     assert result.get_nowait() is True
@@ -304,9 +305,10 @@ def test_socket_flood_of_new_keys():
     """Who changes keys all the time is charged for that, and the reader is told, though nothing was
     said."""
     ours, theirs = connected()
-    wire = SecureSocket(ours, context_of_a_server())
+    wire, context = SecureSocket(ours), context_of_a_server()
     with OpenSSL(theirs) as peer:
-        thread, result = run(lambda: wire.begin(time.monotonic() + TIMEOUT) and wire.read())
+        until = time.monotonic() + TIMEOUT
+        thread, result = run(lambda: wire.begin(until, context) and wire.read())
         peer.greet()
         # 22 bytes a record, and its head, of which two records' worth is free.
         for _ in range(3_000):

@@ -20,7 +20,8 @@ LIMIT = 1000
 def feed(data, piece=None, limit=LIMIT, binary=True):
     """What a decoder makes of `data`, in pieces of that size: events, and the close code of what
     was wrong (None: nothing)."""
-    decoder, events = MessageDecoder(limit, binary), []
+    decoder, events = MessageDecoder(), []
+    decoder.max_message, decoder.binary, decoder.max_fragments = limit, binary, 0
     try:
         for start in range(0, len(data), piece or len(data)):
             came = decoder.feed(data[start:start + (piece or len(data))])
