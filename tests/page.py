@@ -157,6 +157,17 @@ def say(tab, text):
     tab.key("Enter")
 
 
+def scroll(tab, top):
+    """Scroll the talk as a person does, after all that the page still has to draw and to scroll by
+    itself: in one frame with that it would be undone before the page has heard of it."""
+    tab.js(f"""new Promise(done => {{
+        const look = () => {{
+            if (view.drawing) requestAnimationFrame(look);
+            else done(scroller.scrollTop = {top});
+        }};
+        requestAnimationFrame(() => requestAnimationFrame(look)); }})""")
+
+
 def row(text, more=""):
     """An expression: the row of the message with that text that the selector `more` fits."""
     return (f"[...document.querySelectorAll('#log .msg{more}')].find(row => "

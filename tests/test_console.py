@@ -13,7 +13,7 @@ import types
 import pytest
 
 import chat_server
-from harness import ENVIRONMENT, ROOT, SERVER, TIMEOUT, RawClient
+from harness import ENVIRONMENT, ROOT, SERVER, TIMEOUT, RawClient, wait_until
 
 if os.name != "posix":
     pytest.skip("pseudo-terminals are POSIX", allow_module_level=True)
@@ -68,8 +68,9 @@ def test_console_half_line(console):
     visitors(console, 30)
     console.wait_for("guest29 from 127.0.0.1")
     typed(console, "/boot gue")
-    assert sum("/boot" in line for line in console.snapshot()) == 1
-    assert console.snapshot()[-1] == "> /boot gue"
+    # That they are gone comes meanwhile.
+    console.wait_until(lambda terminal: [line for line in terminal.lines() if "/boot" in line]
+                       == ["> /boot gue"] == terminal.lines()[-1:], "the line, once")
 
 
 def test_console_command(console):
@@ -107,7 +108,8 @@ def test_console_long_line(console):
     console.wait_until(lambda terminal: terminal.line(2).endswith("xend"), "the end")
     visitors(console, 2)
     console.wait_for("guest1 from 127.0.0.1")
-    assert sum("xxx" in line for line in console.snapshot()) == 1
+    console.wait_until(lambda terminal: sum("xxx" in line for line in terminal.lines()) == 1,
+                       "the line, on one row")
 
 
 @pytest.mark.parametrize("end", ["/quit\r", "\x03", "TERM"])
@@ -126,9 +128,10 @@ def test_console_end(console, end):
 def test_console_end_of_input(console):
     """Ctrl-D on an empty line ends the console, not the server."""
     console.type("\x04")
+    # What is logged comes from another thread, and may come before the key is read.
+    wait_until(lambda: console.settings() == console.first_settings)
     visitors(console, 1)
     console.wait_for("guest0 from 127.0.0.1")
-    assert console.settings() == console.first_settings
     assert not any(line.startswith(">") for line in console.snapshot())
 
 

@@ -248,10 +248,12 @@ def test_goes_on_after_a_restart(serve, bot, tmp_path, hasty, impatient):
     assert ann.wait_settled(0, TIMEOUT) and said.state == THERE and killed
     killed.clear()
     (tmp_path / "to").mkdir()
-    saved = ann.fetch(wait_until(ann.files)[-1], str(tmp_path / "to"), kill)
+    file = wait_until(ann.files)[-1]
+    saved = ann.fetch(file, str(tmp_path / "to"), kill)
     with open(saved, "rb") as content:
         assert content.read() == path.read_bytes()
-    (kept,) = os.listdir(tmp_path / "chat.db.files")
+    kept = file["url"].rpartition("/")[2]
+    wait_until(lambda: os.listdir(tmp_path / "chat.db.files") == [kept])
     assert (tmp_path / "chat.db.files" / kept).read_bytes() == path.read_bytes()
 
 
@@ -327,7 +329,8 @@ def test_pipe_over_a_kill(serve, popen, peer, tmp_path):
     bob.say("last")
     bob.recv_until("chat", text="last")
     (chat,) = [frame for frame in bob.frames if "file" in frame]
-    assert chat["from"] == "ci" and os.listdir(files) == [chat["file"]["url"][7:]]
+    assert chat["from"] == "ci"
+    wait_until(lambda: os.listdir(files) == [chat["file"]["url"][7:]])
     assert (files / chat["file"]["url"][7:]).read_bytes() == path.read_bytes()
 
 

@@ -13,7 +13,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -215,8 +214,7 @@ def test_held_server_still_ends(path, serve):
     os.rename(path, path + ".away")
     ann.say("never acknowledged")
     server.wait_for_error("was deleted, moved or replaced")
-    started = time.monotonic()
-    assert server.stop() == 0 and time.monotonic() - started < 5
+    assert server.stop() == 0
     assert "never acknowledged" not in str(ann.frames)
     os.rename(path + ".away", path)
     after = serve("--history", path)

@@ -104,17 +104,22 @@ def test_slow_disk_is_said_once(path, caplog, monkeypatch):
     commit."""
     monkeypatch.setattr(chat_server, "SLOW_COMMIT", 0.05)
 
+    # The disk is at work until all has been said, however long that takes here.
+    is_said = threading.Event()
+
     class SlowFile(HistoryFile):
         def save(self, *arguments):
-            threading.Event().wait(0.06)
+            if client.joined:
+                assert is_said.wait(TIMEOUT)
             return super().save(*arguments) + 0.06
     file = SlowFile(path)
     server = chat_server.ChatServer("127.0.0.1", 0, chat_server.Settings(rate=0), history=file)
-    server.start()
     client = ChatClient("127.0.0.1", server.port, "ann")
+    server.start()
     client.connect(TIMEOUT)
     before = file.commits
     said = [client.say(f"{number}") for number in range(100)]
+    is_said.set()
     assert client.wait_settled(0, TIMEOUT) and all(one.state == "there" for one in said)
     assert file.commits - before < 30
     client.close()

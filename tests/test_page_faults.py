@@ -29,6 +29,12 @@ NO_STORAGE = {
 }
 
 
+# The page gives other tabs 100 ms to answer, which a busy machine does not keep to.
+UNTIL_ANSWERED = """const later = setTimeout; setTimeout = (act, wait, ...rest) => wait !== 100
+    ? later(act, wait, ...rest)
+    : later(function look() { if (elsewhere) act(); else later(look, 20); });"""
+
+
 @pytest.mark.parametrize("kind", NO_STORAGE)
 def test_blocked(alone, kind):
     """Without storage, or with one that throws anywhere, the page works as far as a reload."""
@@ -123,6 +129,7 @@ def test_two_tabs(browser, server):
     second.js(f"sessionStorage.setItem('roger.core', {core!r}); "
               f"sessionStorage.setItem('roger.log', {log!r})")
     second.js("window.keepNothing = store; store = () => true")
+    second.call("Page.addScriptToEvaluateOnNewDocument", source=UNTIL_ANSWERED)
     second.reload()
     second.wait("!document.getElementById('banner').hidden && "
                 "!document.getElementById('door').hidden")
@@ -186,11 +193,10 @@ def test_end_stays_in_view(alone):
     tab.wait(row("line 59 " + "word " * 5))
     for width, height in ((740, 360), (360, 740), (360, 400), (320, 568)):
         tab.size(width, height)
-        tab.wait(f"innerWidth === {width} && view.atEnd && nearEnd()")
         last = row("line 59 " + "word " * 5)
-        assert tab.js(f"{last}.getBoundingClientRect().bottom <= innerHeight")
-    tab.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    tab.js("scroller.scrollTop = 0")
+        tab.wait(f"innerWidth === {width} && innerHeight === {height} && view.atEnd && nearEnd()"
+                 f" && {last}.getBoundingClientRect().bottom <= innerHeight")
+    page.scroll(tab, 0)
     tab.wait("!view.atEnd")
     tab.size(740, 360)
     tab.wait("innerWidth === 740")

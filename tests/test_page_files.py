@@ -81,8 +81,7 @@ def test_picture_is_shown_in_a_box_that_does_not_move(enter, server):
     """It loads by itself, in a box of the same height before and after; a click opens the whole."""
     ann = comes_in(enter, "ann")
     ann.js(DROP % files(("one.png", PNG)))
-    ann.wait("document.querySelector('#log .preview img')?.complete")
-    assert ann.js("document.querySelector('#log .preview img').naturalWidth") == 1
+    ann.wait("document.querySelector('#log .preview img')?.naturalWidth === 1")
     height = "document.querySelector('#log .preview').getBoundingClientRect().height"
     assert ann.js(height) == 192
     ann.js("document.querySelector('#log .preview img').remove()")
@@ -306,5 +305,8 @@ def test_host_sees_removes_and_switches_off(enter, fresh, server):
     ann.wait("!document.querySelector('#log').textContent.includes('for the host')")
     host.js("$('host-takes').click()")
     ann.wait("!view.rules.files && $('attach').hidden")
+    # Until this order is answered, the answer to an earlier question may have ticked it again.
+    host.js("hostTurn.then(() => {})")
+    assert not host.js("$('host-takes').checked")
     host.js("$('host-takes').click()")
     ann.wait("view.rules.files && !$('attach').hidden")

@@ -4,7 +4,7 @@ import itertools
 
 import page
 import pytest
-from harness import RawClient
+from harness import RawClient, wait_until
 from page import join, row, say
 
 browser, server = page.browser, page.server
@@ -38,6 +38,9 @@ def reopen(tab, server, name):
     """Close the tab, as a user does; come again in another one."""
     other = page.beside(tab)
     tab.browser.call("Target.closeTarget", targetId=tab.target)
+    # Until it has gone it answers that it has the session.
+    wait_until(lambda: tab.target not in {
+        one["targetId"] for one in tab.browser.call("Target.getTargets")["targetInfos"]})
     come(other, server, name)
     return other
 

@@ -436,7 +436,7 @@ def test_jump_to_a_mention(alone):
     tab = alone("ann", height=500)
     tab.js("for (let at = 0; at < 60; at++) fake.say('bob', `line ${at}`)")
     tab.wait(row("line 59"))
-    tab.js("scroller.scrollTop = 0")
+    page.scroll(tab, 0)
     tab.wait("!view.atEnd")
     tab.js("""fake.say('bob', 'ann: look'); for (let at = 60; at < 120; at++) fake.say('bob',
         `line ${at}`);

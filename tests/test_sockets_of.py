@@ -23,7 +23,8 @@ print("names:", *(name for module, name in ((socket, "MSG_DONTWAIT"), (select, "
                   (select, "POLLRDHUP"), (select, "epoll")) if hasattr(module, name)))
 
 # A reader that waits, and a shutdown on another thread. What the peer sends then ends the wait.
-# (0.3 s, twice: what is looked at is that nothing happens.)
+# (Where that is expected to end nothing, what is looked at is that nothing happens.)
+expected = sys.argv[1:]
 ours, theirs = socket.socketpair()
 reading = threading.Event()
 
@@ -34,7 +35,7 @@ reader = threading.Thread(target=read)
 reader.start()
 reading.wait()
 ours.shutdown(socket.SHUT_RDWR)
-reader.join(0.3)
+reader.join(30 if "woken" in expected else 0.3)
 print("woken:", not reader.is_alive())
 print("its peer reads:", theirs.recv(10))
 theirs.close()
@@ -53,7 +54,7 @@ def fill():
         ours.send(b"x" * 100_000, flags)
 filler = threading.Thread(target=lambda: print("full:", outcome(fill)), daemon=True)
 filler.start()
-filler.join(0.3)
+filler.join(30 if "full" in expected else 0.3)
 if filler.is_alive():
     print("full: waits")
 """
@@ -72,7 +73,7 @@ PLAIN = {"platform": "linux", "names": "MSG_DONTWAIT poll POLLRDHUP epoll", "wok
 def test_sockets_of_another_system(system, differences):
     """No MSG_DONTWAIT, no poll, a shutdown that wakes nobody: in the process that was asked for,
     and not elsewhere."""
-    done = run_python("-c", LOOK, env=sockets_of(system))
+    done = run_python("-c", LOOK, *(PLAIN.keys() - differences.keys()), env=sockets_of(system))
     assert done.stderr == ""
     found = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert {what: said.strip() for what, said in found.items()} == {**PLAIN, **differences}

@@ -274,7 +274,7 @@ def test_server_close_ends_every_thread(crowd):
     crowd.run(lambda: all(member.chats for member in members))
     closer = threading.Thread(target=server.server_close, daemon=True)
     closer.start()
-    closer.join(5)
+    closer.join(TIMEOUT)
     assert not closer.is_alive()
     server.server_close()
     wait_until(lambda: set(threading.enumerate()) <= before)

@@ -92,12 +92,13 @@ def test_reopened_after_a_signal(sit, room, number):
 
 
 @pytest.mark.parametrize("keys", [CTRL_D, "/quit\r", CTRL_C * 2])
-def test_left_is_forgotten(sit, keys):
+def test_left_is_forgotten(sit, room, keys):
     """Who leaves on purpose comes as somebody new."""
     ann = sit("ann")
     assert [file.stat().st_mode & 0o777 for file in kept()] == [0o600]
     ann.type(keys)
     ann.wait_exit()
+    room[1].recv_until("left", name="ann")
     assert kept() == []
     sit("ann")
 
@@ -123,7 +124,9 @@ def test_two_at_once(sit, room):
     first.wait_for("from two")
     second.signal(signal.SIGTERM)
     second.wait_exit()
-    assert status(first.terminal)[1] == "connected" and len(kept()) == 1
+    first.wait_for("ann-2 left")
+    wait(first, lambda terminal: status(terminal)[1] == "connected", "no change")
+    assert len(kept()) == 1
     first.signal(signal.SIGTERM)
     first.wait_exit()
     sit("ann again")
@@ -182,6 +185,7 @@ def test_pipe_is_somebody_new(sit, room):
     ann = sit("ann")
     ann.signal(signal.SIGTERM)
     ann.wait_exit()
+    room[1].recv_until("left", name="ann")
     before = [file.read_bytes() for file in kept()]
     subprocess.run(client_command(room[0].port, name="ann"), input=b"hi\n", cwd=ROOT, check=True,
                    env=ENVIRONMENT, timeout=TIMEOUT, capture_output=True)

@@ -568,8 +568,7 @@ def test_commands(window, join):
             and frame["id"] > bob.welcome["last"]] == [
         "/text", "/me waves", "psst", "what"]
     run("/ignore Bob", "* ignored: bob")
-    bob.say("not shown")
-    bob.recv_until("ack")
+    bob.recv_until("ack", id=bob.say("not shown"))
     cat.say("shown")
     wait_messages(ann, "* ignored: bob", "cat: shown")
     run("/unignore bob", "* ignored: nobody")
