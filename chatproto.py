@@ -1904,8 +1904,7 @@ class MessageManager:
         self.sent = self.acked = NOWHERE
         self._flying = self._flying_bytes = 0
         # How far a wake() wanted to go: what the window had no room for goes out with an ACK. What
-        # is newer has its own wake(), which no ACK overtakes: with 10,000 readers that halves what
-        # is delivered.
+        # is newer has its own wake(), which no ACK overtakes: with 10,000 readers that costs half.
         self._wanted = NOWHERE
         # Of what was fed last the id of its last frame, and the place behind: between these nothing
         # is this reader's, whatever the log has there.
