@@ -976,6 +976,9 @@ def _breaks() -> Iterator[None]:
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
+        # A server without a page answers with a frame.
+        if isinstance(error, http.client.BadStatusLine) and str(error.args[0]).startswith("{"):
+            raise _Gone() from error
         raise _Again(Courier.PAUSE) from error
 
 

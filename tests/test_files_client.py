@@ -190,9 +190,10 @@ def test_file_that_is_gone(bot, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_server_without_files(serve, bot, tmp_path):
-    """It says so at once."""
-    ann = bot(serve("--no-files").port)
+@pytest.mark.parametrize("option", ["--no-files", "--no-web"])
+def test_server_without_files(serve, bot, tmp_path, option):
+    """It says so at once, also one that answers a request as a frame that is none."""
+    ann = bot(serve(option).port)
     with pytest.raises(FileError, match="takes no files"):
         ann.send_file(str(a_file(tmp_path)))
 
