@@ -1741,17 +1741,6 @@ class MessageQueue:
             own = self._own(first, stop, reader, stop - first, self._bytes)[0]
         return len(own), sum(map(len, own))
 
-    def next_frame(self, after: int, upto: int, reader: Optional[int]) -> Optional[bytes]:
-        """The first frame of `reader` between two places, b"" when there is none; None when the
-        first place is below the start of the log."""
-        with self._lock:
-            if after < self.start:
-                return None
-            first = bisect_right(self._ids, after)
-            stop = bisect_right(self._ids, upto, first)
-            own = self._numbers(first, stop, reader, 1)
-            return self._frames[own[0]] if own else b""
-
     # Under the lock
 
     def _is_public(self, first: int, stop: int) -> bool:
@@ -2214,11 +2203,11 @@ class MessageManager:
             return self._owner.dead
         self._retries += 1
         self._since = now
-        frame = self._log.next_frame(self.acked, self.sent, self._reader)
-        if frame is None or self.acked < self._begin:
+        first = self._log.piece(self.acked, self.sent, self._reader, 1, WINDOW_BYTES)
+        if first is None or self.acked < self._begin:
             return functools.partial(self._owner.behind, True)
         # A ping, where nothing but one is in flight.
-        self._put(frame or Ping(self.sent).encode())
+        self._put(first.data or Ping(self.sent).encode())
         return None
 
 

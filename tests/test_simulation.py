@@ -97,8 +97,9 @@ FAULTS = {
         ("chatproto", "                self.sent = id\n                self._since",
          "                self._since")],
     "12: a retry sends what is another's": [
-        ("chatproto", "            own = self._numbers(first, stop, reader, 1)\n",
-         "            own = [first]\n")],
+        ("chatproto", "self._log.piece(self.acked, self.sent, self._reader, 1, WINDOW_BYTES)",
+         "self._log.piece(self.acked, self.sent, next(iter(self._log._private), 0), 1,"
+         " WINDOW_BYTES)")],
     "12: retries go on after the ACK": [
         ("chatproto", "            self.acked = self.sent if rest == (0, 0) else id\n",
          "            pass\n")],
