@@ -234,8 +234,8 @@ TRIM_LATER = 30.0
 # More ids than a power cut can take along with --history-sync normal: they are skipped.
 UNSYNCED_IDS = 1 << 20
 
-# An option of glibc's mallopt(3).
-M_ARENA_MAX = -8
+# Options of glibc's mallopt(3).
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 # Orders for the main thread.
 STOP, RELOAD, RESUME, INTERRUPT = "stop", "reload", "resume", "interrupt"
@@ -5422,7 +5422,10 @@ def _tune_interpreter() -> None:
         # Another C library has no such thing, and some Pythons are built without ctypes.
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import ctypes
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_ARENA_MAX, 2)
+            # A text of 8,192 emoji has pages of its own, and leaves no hole among what is small.
+            libc.mallopt(M_MMAP_THRESHOLD, 32 * 1024)
 
 
 def _build(arguments: argparse.Namespace, line: OperatorLine,

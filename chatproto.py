@@ -150,7 +150,7 @@ WINDOW_BYTES = 128 * 1024
 SEND_BUFFER = 256 * 1024
 # Bytes of joined frames and envelopes that a log keeps for other readers at the same place; when
 # they are more, the oldest go.
-PIECES_BYTES = 8 * 1024 * 1024
+PIECES_BYTES = 4 * 1024 * 1024
 # Bytes of an ordinary read: recv() takes this much memory while it waits, in every thread.
 READ_SIZE = 448
 # Bytes that are read at once on top when there are more.
