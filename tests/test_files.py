@@ -367,6 +367,7 @@ def test_unsaid_goes_with_its_session(up, folder):
     assert ann.have(path) is None
 
 
+@posix_only
 def test_temporary_folder_goes_at_the_end(serve, peer, tmp_path):
     """It is made for the first file, and is gone with the server."""
     server = serve(env={"TMPDIR": str(tmp_path), "TEMP": str(tmp_path), "TMP": str(tmp_path)})
