@@ -84,7 +84,7 @@ import unicodedata
 import urllib.parse
 import zlib
 from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
-                    Sequence, Tuple, Union)
+                    Sequence, Tuple, TypeVar, Union)
 
 try:
     import ssl
@@ -738,6 +738,9 @@ class ClientSession:
 
 # --- Files ---
 
+_Done = TypeVar("_Done")
+
+
 class FileError(Exception):
     """A file cannot be sent or fetched: the text says why."""
 
@@ -766,7 +769,7 @@ class Courier:
     PIECE, BLOCK = 8 * 1024 * 1024, 256 * 1024
     # Seconds for the server to take or bring a block, or to answer, and between two tries.
     TIMEOUT, PAUSE = 60.0, 1.0
-    # Tries without a byte more, and uploads that were lost, until one gives up.
+    # Tries without a byte more, until one gives up.
     TRIES = 20
 
     def __init__(self, client: ChatClient, progress: Callable[[int, int], None],
@@ -774,18 +777,20 @@ class Courier:
         self._client = client
         self._progress = progress
         self._patience = patience
-        # Where the server takes it, and how often it has lost it.
-        self._upload, self._lost = "", 0
-        # Bytes that are there; the tries since they became more, and when that was.
-        self._done = self._tries = 0
+        # Where the server takes it.
+        self._upload = ""
+        # The most bytes that ever were there; the tries since they became more, and when that was.
+        self._most = self._tries = 0
         self._moved = time.monotonic()
 
     def send(self, path: str) -> "dict[str, Any]":
         """Bring a file up; return its "url", and the "text" to say with it. Raises FileError, and
         ConnectionError after the client's end."""
+        name = os.path.basename(os.path.abspath(path))
         with _ordinary_file(path) as content:
+            size = content.seek(0, os.SEEK_END)
             try:
-                return self._send(content, os.path.basename(os.path.abspath(path)))
+                return self._persist(lambda: self._send(content, size, name))
             except BaseException:
                 self._give_up()
                 raise
@@ -793,35 +798,21 @@ class Courier:
     def fetch(self, file: "dict[str, Any]", folder: str) -> str:
         """Bring a chat's `file` down into a folder, under a name that is free there; return its
         path. Raises FileError, and ConnectionError after the client's end."""
-        name, size = chatproto.file_name(file["name"]), file["size"]
-        # What is there of it is told by the end of the address, which is never given again.
-        part = os.path.join(folder, f"{name}.{re.sub('[^0-9a-z]', '', file['url'])[-8:]}.part")
+        return self._persist(lambda: self._fetch(file, folder))
+
+    def _persist(self, transfer: "Callable[[], _Done]") -> _Done:
+        """Try until it is done. Raises FileError when there were too many tries."""
         while True:
-            self._wait_joined()
+            self._wait(0)
+            while not self._client.joined:
+                self._wait(0.1)
             try:
-                with _opened_part(part) as content:
-                    self._fetch_rest(file["url"], content, size)
-                return _keep(part, folder, name)
+                return transfer()
             except _Again as again:
-                self._pause(again)
-            except _Gone:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
-                raise FileError(f"{name}: the server has it no more") from None
-            except OSError as error:
-                raise FileError(f"{error.filename or part}: {error.strerror or error}") from error
-
-    def _pause(self, again: _Again) -> None:
-        """Before the next try. Raises FileError when there were too many."""
-        self._tries += not isinstance(again, _Busy)
-        if self._tries > self.TRIES:
-            raise FileError("it breaks off again and again") from again
-        self._wait(again.args[0])
-
-    def _wait_joined(self) -> None:
-        self._wait(0)
-        while not self._client.joined:
-            self._wait(0.1)
+                self._tries += not isinstance(again, _Busy)
+                if self._tries > self.TRIES:
+                    raise FileError("it breaks off again and again") from again
+                self._wait(again.args[0])
 
     def _wait(self, seconds: float) -> None:
         """Raises FileError when one has to give up, ConnectionError after the client's end."""
@@ -830,55 +821,42 @@ class Courier:
         self._client.pause(seconds)
 
     def _tell(self, done: int, size: int) -> None:
-        if done > self._done:
-            self._tries, self._moved = 0, time.monotonic()
-        self._done = done
+        if done > self._most:
+            self._most, self._tries, self._moved = done, 0, time.monotonic()
         self._progress(done, size)
 
     # Up
 
-    def _send(self, content: "IO[bytes]", name: str) -> "dict[str, Any]":
-        size = _size_of(content)
-        while True:
-            self._wait_joined()
-            try:
-                self._upload = self._upload or self._begin(name)
-                return self._send_rest(content, size)
-            except _Again as again:
-                self._pause(again)
-            except _Gone:
-                # The server was restarted without it.
-                self._upload = ""
-                self._lost += 1
-                if self._lost > self.TRIES:
-                    raise FileError("the server loses it again and again") from None
-                self._wait(self.PAUSE)
+    def _send(self, content: "IO[bytes]", size: int, name: str) -> "dict[str, Any]":
+        """From where the server has it."""
+        try:
+            self._upload = self._upload or self._begin(name)
+            answer = self._put(content, 0, 0, f"bytes */{size}")
+            while "url" not in answer:
+                first = int(answer["have"])
+                self._tell(first, size)
+                behind = min(size, first + self.PIECE)
+                answer = self._put(content, first, behind, f"bytes {first}-{behind - 1}/{size}",
+                                   size)
+        except _Gone:
+            # The server was restarted without it.
+            self._upload = ""
+            raise _Again(self.PAUSE) from None
+        self._tell(size, size)
+        return answer
 
     def _begin(self, name: str) -> str:
         query = urllib.parse.urlencode({"name": name}, errors="replace")
         try:
-            with self._ask("POST", f"/files?{query}", {}) as answer:
-                return str(_json(answer)["upload"])
+            return str(self._told("POST", f"/files?{query}", {})["upload"])
         except _Gone:
             raise FileError("this server takes no files") from None
-
-    def _send_rest(self, content: "IO[bytes]", size: int) -> "dict[str, Any]":
-        """From where the server has it."""
-        answer = self._put(content, 0, 0, f"bytes */{size}")
-        while "url" not in answer:
-            first = int(answer["have"])
-            self._tell(first, size)
-            behind = min(size, first + self.PIECE)
-            answer = self._put(content, first, behind, f"bytes {first}-{behind - 1}/{size}", size)
-        self._tell(size, size)
-        return answer
 
     def _put(self, content: "IO[bytes]", first: int, behind: int, content_range: str,
              size: int = 0) -> "dict[str, Any]":
         headers = {"Content-Range": content_range, "Content-Length": str(behind - first)}
-        blocks = self._blocks(content, first, behind, size)
-        with self._ask("PUT", self._upload, headers, blocks) as answer:
-            return _json(answer)
+        return self._told("PUT", self._upload, headers,
+                          self._blocks(content, first, behind, size))
 
     def _blocks(self, content: "IO[bytes]", first: int, behind: int, size: int) -> Iterator[bytes]:
         content.seek(first)
@@ -902,8 +880,23 @@ class Courier:
 
     # Down
 
+    def _fetch(self, file: "dict[str, Any]", folder: str) -> str:
+        name = chatproto.file_name(file["name"])
+        # What is there of it is told by the end of the address, which is never given again.
+        part = os.path.join(folder, f"{name}.{re.sub('[^0-9a-z]', '', file['url'])[-8:]}.part")
+        try:
+            with _opened_part(part) as content:
+                self._fetch_rest(file["url"], content, file["size"])
+            return _keep(part, folder, name)
+        except _Gone:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise FileError(f"{name}: the server has it no more") from None
+        except OSError as error:
+            raise FileError(f"{error.filename or part}: {error.strerror or error}") from error
+
     def _fetch_rest(self, url: str, content: "IO[bytes]", size: int) -> None:
-        have = _size_of(content)
+        have = content.seek(0, os.SEEK_END)
         if have > size:
             have = content.truncate(0)
         if have == size:
@@ -914,12 +907,26 @@ class Courier:
                 have = content.truncate(0)
             content.seek(have)
             while have < size:
-                block = _read(answer, min(self.BLOCK, size - have))
+                with _breaks():
+                    block = answer.read(min(self.BLOCK, size - have))
+                if not block:
+                    raise _Again(self.PAUSE)
                 content.write(block)
                 have += len(block)
                 self._tell(have, size)
 
     # HTTP
+
+    def _told(self, method: str, path: str, headers: "dict[str, str]",
+              body: "Iterable[bytes]" = ()) -> "dict[str, Any]":
+        """What the server says of an upload. Raises as _ask()."""
+        with self._ask(method, path, headers, body) as answer, _breaks():
+            text = answer.read()
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(text)
+            if type(content) is dict and {"upload", "have", "url"} & content.keys():
+                return content
+        raise FileError("the server's answer is none")
 
     def _ask(self, method: str, path: str, headers: "dict[str, str]",
              body: "Iterable[bytes]" = ()) -> Any:
@@ -928,7 +935,12 @@ class Courier:
             connection = self._client.http(self.TIMEOUT)
         try:
             with _breaks():
-                self._begin_request(connection, method, path, headers)
+                # An address, whatever name it was found by: the server takes no name but its own.
+                host, port = connection.sock.getpeername()[:2]
+                headers["Host"] = f"{chatproto.in_url(host.partition('%')[0])}:{port}"
+                if method != "GET":
+                    headers["X-Roger-Session"] = self._client.secret
+                connection.request(method, path, headers=headers)
             for block in body:
                 try:
                     connection.send(block)
@@ -944,18 +956,6 @@ class Courier:
             return answer
         with answer:
             raise self._refusal(answer)
-
-    def _begin_request(self, connection: Any, method: str, path: str,
-                       headers: "dict[str, str]") -> None:
-        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        # An address, whatever name it was found by: the server takes no name but its own.
-        host, port = connection.sock.getpeername()[:2]
-        connection.putheader("Host", f"{chatproto.in_url(host.partition('%')[0])}:{port}")
-        if method != "GET":
-            connection.putheader("X-Roger-Session", self._client.secret)
-        for key, value in headers.items():
-            connection.putheader(key, value)
-        connection.endheaders()
 
     def _refusal(self, answer: Any) -> Exception:
         if answer.status in (401, 408, 409, 429, 503):
@@ -980,30 +980,6 @@ def _breaks() -> Iterator[None]:
         if isinstance(error, http.client.BadStatusLine) and str(error.args[0]).startswith("{"):
             raise _Gone() from error
         raise _Again(Courier.PAUSE) from error
-
-
-def _read(answer: Any, most: int) -> bytes:
-    with _breaks():
-        block: bytes = answer.read(most)
-    if not block:
-        raise _Again(Courier.PAUSE)
-    return block
-
-
-def _json(answer: Any) -> "dict[str, Any]":
-    with _breaks():
-        body = answer.read()
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        content = None
-    if type(content) is not dict or not {"upload", "have", "url"} & content.keys():
-        raise FileError("the server's answer is none")
-    return content
-
-
-def _size_of(content: "IO[bytes]") -> int:
-    return os.fstat(content.fileno()).st_size
 
 
 def _ordinary_file(path: str) -> "IO[bytes]":

@@ -280,7 +280,7 @@ def test_server_that_loses_uploads(monkeypatch, bot, tmp_path, hasty):
         def _begin(self, name):
             begun.append(name)
             return super()._begin(name)[:-4] + "0000"
-    with pytest.raises(FileError, match="loses it"):
+    with pytest.raises(FileError, match="again and again"):
         Loses(bot(), lambda done, size: None).send(str(a_file(tmp_path)))
     assert len(begun) == 4
 
