@@ -140,7 +140,7 @@ class Ticket(NamedTuple):
     tls: bool = False
 
 
-class JoinRefused(Exception):
+class JoinRefused(ConnectionError):
     """The server does not let us in: `error` says why."""
 
     def __init__(self, error: Error) -> None:
@@ -148,7 +148,7 @@ class JoinRefused(Exception):
         self.error = error
 
 
-class PasswordWanted(ConnectionError):
+class PasswordWanted(JoinRefused):
     """The server asks for a password, or ours is not the one."""
 
 
@@ -231,8 +231,8 @@ class Sayings:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Protects all below; inside it the log's lock is taken. Waiters for fewer unsettled
-        # messages are notified through it.
+        # Protects all below; inside it the log's lock is taken. Who waits for fewer unsettled
+        # messages is notified through it whenever there are, and only then.
         self._changed = threading.Condition(threading.Lock())
         # What the server has not acknowledged, and the newest id that was given.
         self.log = MessageQueue()
@@ -295,7 +295,8 @@ class Sayings:
                     if said.place:
                         del self._said[id]
             self.log.forget(upto)
-            self._changed.notify_all()
+            if there:
+                self._changed.notify_all()
         return there
 
     def fail(self, id: int, reason: str, code: str) -> "list[Said]":
@@ -359,53 +360,14 @@ class Sayings:
         """Wait until at most so many are unsettled; False when nothing changed for `seconds`, or
         one gave up."""
         with self._changed:
-            waiting = self._count_unsettled()
-            while waiting > at_most:
-                # A welcome that confirms nothing wakes us, too.
-                if not self._changed.wait_for(functools.partial(self._differs, waiting), seconds):
+            while True:
+                states = [said.state for said in self._said.values()]
+                if UNKNOWN in states:
                     return False
-                waiting = self._count_unsettled()
-        return waiting >= 0
-
-    def _differs(self, waiting: int) -> bool:
-        """Whether another number than that is unsettled. Needs the lock."""
-        return self._count_unsettled() != waiting
-
-    def _count_unsettled(self) -> int:
-        """How many are unsettled; -1 after one gave up. Needs the lock."""
-        states = [said.state for said in self._said.values()]
-        return -1 if UNKNOWN in states else states.count(SENDING)
-
-
-class People:
-    """Who is in the room, as far as the server tells: on the thread that reads alone."""
-
-    def __init__(self) -> None:
-        # By name_key, in the order of coming; and how many there are: more in a very large room.
-        self.users: "dict[str, str]" = {}
-        self.here = 0
-        # The newest id that this list takes into account from the start.
-        self.as_of = 0
-
-    def welcome(self, welcome: Welcome) -> None:
-        """Begin with the list of a welcome."""
-        self.users = {name_key(name): name for name in welcome.users}
-        self.here = len(welcome.users) if welcome.here is None else welcome.here
-        self.as_of = welcome.last
-
-    def update(self, message: Message) -> None:
-        """Follow joins, leaves and renames. The welcome's list has older ones already."""
-        if message.id <= self.as_of:
-            return
-        if isinstance(message, Joined):
-            self.here += name_key(message.name) not in self.users
-            self.users[name_key(message.name)] = message.name
-        elif isinstance(message, Left):
-            self.here -= 1
-            self.users.pop(name_key(message.name), None)
-        elif isinstance(message, Renamed):
-            self.users.pop(name_key(message.name), None)
-            self.users[name_key(message.to)] = message.to
+                if states.count(SENDING) <= at_most:
+                    return True
+                if not self._changed.wait(seconds):
+                    return False
 
 
 class ClientSession:
@@ -426,7 +388,12 @@ class ClientSession:
         self.wanted = name
         # Those we have had in this session: our own messages come from one of them.
         self._names = {name}
-        self._people = People()
+        # Those in the room by name_key, in the order of coming; and how many there are: more in a
+        # very large room.
+        self.users: "dict[str, str]" = {}
+        self.here = 0
+        # The newest id that the list of users in the welcome takes into account.
+        self.list_as_of = 0
         self._sayings = Sayings(alarm.clock)
         # Welcomed on the connection of now.
         self.joined = False
@@ -438,8 +405,8 @@ class ClientSession:
         self._receipts = receipts
         self._on_dead = on_dead
         self._callbacks = Callbacks(**callbacks)
-        # Our credential, and which run of ids it is of.
-        self._session: Optional[str] = None
+        # Our credential, "" before the first welcome; and which run of ids it is of.
+        self.secret = ""
         self._epoch: Optional[str] = None
         self._decoder = FrameDecoder(FROM_SERVER)
         # Requests for older messages without an answer, and what takes it. A dict's own methods
@@ -489,24 +456,6 @@ class ClientSession:
         """Say that we go on purpose."""
         self._send(Leave, exempt=True)
 
-    # From one process to the next
-
-    @property
-    def ticket(self) -> Optional[Ticket]:
-        """What it takes to go on with this session; None before it begins, and when we were
-        booted."""
-        if self._session is None or self._epoch is None:
-            return None
-        return Ticket(self._session, self._epoch, self.manager.seen)
-
-    def go_on(self, ticket: Ticket) -> None:
-        """Before the first connection: be the session that another process of ours had."""
-        self._session, self._epoch, seen, _ = ticket
-        self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
-                                      seen=seen)
-        # It keeps the name that it has.
-        self.wanted = ""
-
     def _recall(self, recall: Recall, answered: Answered, again: bool = False) -> None:
         def request(id: int) -> Recall:
             self._recalls[id] = dataclasses.replace(recall, id=id), answered
@@ -544,7 +493,7 @@ class ClientSession:
         seen = self.manager.seen
         self._decoder = FrameDecoder(FROM_SERVER)
         self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
-        write(Join(name or self.wanted or self.name, session=self._session, seen=seen,
+        write(Join(name or self.wanted or self.name, session=self.secret or None, seen=seen,
                    epoch=self._epoch, receipts=self._receipts,
                    password=password).encode())
 
@@ -559,7 +508,8 @@ class ClientSession:
             elif self.joined:
                 self._take_bare(message)
             elif isinstance(message, Error) and message.code != "flooding":
-                raise JoinRefused(message)
+                kind = PasswordWanted if message.code == "password" else JoinRefused
+                raise kind(message)
 
     def closed(self) -> None:
         """The connection is gone; what is not acknowledged is kept for the next one."""
@@ -567,26 +517,6 @@ class ClientSession:
         self.manager.close()
 
     # What is known
-
-    @property
-    def secret(self) -> str:
-        """Our credential; "" before the first welcome."""
-        return self._session or ""
-
-    @property
-    def users(self) -> "dict[str, str]":
-        """Those in the room by name_key, in the order of coming."""
-        return self._people.users
-
-    @property
-    def here(self) -> int:
-        """How many there are: more than `users` in a very large room."""
-        return self._people.here
-
-    @property
-    def list_as_of(self) -> int:
-        """The newest id that the list of users in the welcome takes into account."""
-        return self._people.as_of
 
     @property
     def last_frame(self) -> bytes:
@@ -651,11 +581,13 @@ class ClientSession:
                 self._sayings.forget_places()
         elif not self._sayings.last_id:
             self._sayings.skip_ids(welcome.got + UNKNOWN_IDS)
-        self._session, self._epoch = welcome.session, welcome.epoch
+        self.secret, self._epoch = welcome.session, welcome.epoch
         self.wanted = self.wanted or (welcome.name if welcome.resumed else self.name)
         self.name = welcome.name
         self._names.add(welcome.name)
-        self._people.welcome(welcome)
+        self.users = {name_key(name): name for name in welcome.users}
+        self.here = len(welcome.users) if welcome.here is None else welcome.here
+        self.list_as_of = welcome.last
         self.history_until = 0 if welcome.resumed else welcome.last
         self.joined = True
         self._tell_states(self._sayings.settle(min(welcome.got, self._sayings.last_id)))
@@ -674,7 +606,7 @@ class ClientSession:
         else:
             self.manager.processed(message.id)
         if isinstance(message, Booted):
-            self._session = None
+            self.secret = ""
             raise ConnectionClosed(f"you were booted: {message.reason}" if message.reason
                                    else "you were booted")
 
@@ -723,9 +655,24 @@ class ClientSession:
                                                  message.code))
         elif isinstance(message, Renamed):
             self._renamed(message)
-        self._people.update(message)
+        self._follow(message)
         if not isinstance(message, (Ping, Unknown, Invalid)):
             self._call(self._callbacks.on_message, message)
+
+    def _follow(self, message: Message) -> None:
+        """Who is in the room after a join, leave or rename. The welcome's list has older ones
+        already."""
+        if message.id <= self.list_as_of:
+            return
+        if isinstance(message, Joined):
+            self.here += name_key(message.name) not in self.users
+            self.users[name_key(message.name)] = message.name
+        elif isinstance(message, Left):
+            self.here -= 1
+            self.users.pop(name_key(message.name), None)
+        elif isinstance(message, Renamed):
+            self.users.pop(name_key(message.name), None)
+            self.users[name_key(message.to)] = message.to
 
     def _renamed(self, renamed: Renamed) -> None:
         if renamed.name == self.name and renamed.id > self.list_as_of:
@@ -1129,31 +1076,25 @@ class ChatClient(ClientSession):
         self._first = threading.Event()
         # Seconds until the next try: more with each one that brings no welcome.
         self._delay = 1.0
-        # Why there will be no further try; and what connect() raises where a user can mend it.
-        self.ended = ""
-        self._problem: Optional[ConnectionError] = None
-        self._thread = self._new_thread()
-
-    def _new_thread(self) -> threading.Thread:
-        # A daemon, as it waits in a socket: close() ends it.
-        return threading.Thread(target=self._run, name="client", daemon=True)
+        # Why there will be no further try.
+        self._end: Optional[ConnectionError] = None
+        self._thread: Optional[threading.Thread] = None
 
     def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
         """Connect and join; from then on the connection heals by itself. Raises ConnectionError
-        when the first try fails, or after close(). After Untrusted and PasswordWanted it may be
-        called again."""
+        when the first try fails, and may then be called again; and after close()."""
         if self._closing.is_set():
             raise ConnectionError("the client was closed")
-        if self._problem is not None:
-            self.ended, self._problem = "", None
-            self._first.clear()
-            self._thread = self._new_thread()
+        self._end = None
+        self._first.clear()
+        # A daemon, as it waits in a socket: close() ends it.
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self._thread.start()
         if not self._first.wait(seconds):
-            self.ended = f"{self.where} does not answer"
+            self._end = ConnectionError(f"{self.where} does not answer")
             self.close(0)
-        if self.ended:
-            raise self._problem or ConnectionError(self.ended)
+        if self._end is not None:
+            raise self._end
 
     def upload(self, path: str, progress: Callable[[int, int], None] = lambda done, size: None,
                patience: float = math.inf) -> "dict[str, Any]":
@@ -1188,7 +1129,7 @@ class ChatClient(ClientSession):
 
     def pause(self, seconds: float) -> None:
         """Wait so long. Raises ConnectionError after the end."""
-        if self._closing.wait(seconds) or self.ended:
+        if self._closing.wait(seconds) or self._end is not None:
             raise ConnectionError(self.ended or "the client was closed")
 
     def close(self, seconds: float = 0) -> None:
@@ -1209,7 +1150,7 @@ class ChatClient(ClientSession):
             time.sleep(0.01)
         self._closing.set()
         self._cut("closing")
-        if self._thread.is_alive():
+        if self._thread is not None:
             # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
             self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
@@ -1222,14 +1163,25 @@ class ChatClient(ClientSession):
 
     @property
     def ticket(self) -> Optional[Ticket]:
-        """As ClientSession's."""
-        ticket = super().ticket
-        return ticket and ticket._replace(tls=self._encryption.is_on)
+        """What the next process needs to go on with this session; None before it begins, and when
+        we were booted."""
+        if not self.secret or self._epoch is None:
+            return None
+        return Ticket(self.secret, self._epoch, self.manager.seen, self._encryption.is_on)
 
     def go_on(self, ticket: Ticket) -> None:
-        """As ClientSession's."""
-        super().go_on(ticket)
-        self._encryption.is_on |= ticket.tls
+        """Before the first connection: be the session that another process of ours had."""
+        self.secret, self._epoch, seen, is_encrypted = ticket
+        self._encryption.is_on |= is_encrypted
+        self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
+                                      seen=seen)
+        # It keeps the name that it has.
+        self.wanted = ""
+
+    @property
+    def ended(self) -> str:
+        """Why there will be no further try; "" while there will be one."""
+        return str(self._end or "")
 
     @property
     def key(self) -> str:
@@ -1254,7 +1206,7 @@ class ChatClient(ClientSession):
         try:
             self._stay_connected()
         except Exception as error:
-            self.ended = bug(error)
+            self._end = ConnectionError(bug(error))
             self.give_up(self.ended)
             raise
         finally:
@@ -1264,32 +1216,27 @@ class ChatClient(ClientSession):
         """Connect again and again, until close() or until the server does not want us."""
         while not self._closing.is_set():
             try:
-                why = self._converse()
+                lost = self._converse()
             except ComeAgain:
                 continue
-            except Untrusted as untrusted:
-                self._problem = untrusted
-                why = self.ended = str(untrusted)
-            except JoinRefused as refused:
-                why = str(refused)
-                if not self._first.is_set() or refused.error.code in HOPELESS:
-                    self.ended = why
-                if refused.error.code == "password":
-                    self._problem = PasswordWanted(why)
-            if not self._first.is_set():
-                self.ended = self.ended or why
-            if self.ended or self._closing.is_set():
+            except (Untrusted, JoinRefused) as error:
+                lost = error
+            is_final = isinstance(lost, Untrusted) or (
+                isinstance(lost, JoinRefused) and lost.error.code in HOPELESS)
+            if is_final or not self._first.is_set():
+                self._end = self._end or lost
+            if self._end is not None or self._closing.is_set():
                 break
             # Jitter: a whole class does not come back in the same instant.
             wait = self._delay * random.uniform(0.75, 1.0)
-            self._call(self._on_lost, why, wait)
+            self._call(self._on_lost, str(lost), wait)
             self._closing.wait(wait)
             self._delay = min(2 * self._delay, LONGEST_DELAY)
         if self._first.is_set() and not self._closing.is_set():
             self.give_up(self.ended)
             self._call(self._on_end, self.ended)
 
-    def _converse(self) -> str:
+    def _converse(self) -> ConnectionError:
         """One connection from its start to its end; return why it ended. Raises JoinRefused,
         Untrusted and ComeAgain."""
         try:
@@ -1299,14 +1246,14 @@ class ChatClient(ClientSession):
             why = getattr(error, "strerror", None) or str(error)
             if not self._first.is_set():
                 why = why_not_connected(self._host, self._port, error)
-            return f"cannot connect to {self.where}: {why}"
+            return ConnectionError(f"cannot connect to {self.where}: {why}")
         sock.settimeout(None)
         self._cut_because = ""
         wire = self._wire = self._encryption.wire(sock)
         first = b""
         try:
             if self._closing.is_set():
-                return "closing"
+                return ConnectionError("closing")
             until = time.monotonic() + CONNECT_TIMEOUT
             self._encryption.begin(wire, until)
             self._open(wire)
@@ -1314,7 +1261,7 @@ class ChatClient(ClientSession):
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
                 first = first or data
                 if not data:
-                    return f"{self.where} does not answer"
+                    return ConnectionError(f"{self.where} does not answer")
                 self._receive(data, wire)
                 if self.joined:
                     self._delay = 1.0
@@ -1322,8 +1269,9 @@ class ChatClient(ClientSession):
         except (ConnectionClosed, ProtocolError) as end:
             other = "" if self.joined else what_answers(first)
             if other:
-                return f"{self.where} is {other}, not a chat server: is the port right?"
-            return self._cut_because or str(end)
+                return ConnectionError(f"{self.where} is {other}, not a chat server: is the port "
+                                       "right?")
+            return ConnectionError(self._cut_because or str(end))
         finally:
             self.closed()
             self._wire = None
@@ -1356,7 +1304,7 @@ class ChatClient(ClientSession):
                 raise
             self._open(wire, refused.error.suggestion)
         except ConnectionClosed as booted:
-            self.ended = self.ended or str(booted)
+            self._end = ConnectionError(str(booted))
             raise
 
 
@@ -1549,7 +1497,7 @@ class KeptSession:
             else:
                 os.unlink(self._path)
 
-    def follow(self, client: ClientSession) -> None:
+    def follow(self, client: ChatClient) -> None:
         """Write it now and then."""
         if time.monotonic() >= self._written_at + self.EVERY:
             self.keep(client.ticket)

@@ -244,7 +244,7 @@ class History:
         all."""
         if client.gone:
             return
-        owned = client.session._session and self.server.room.members.owned(client.session._session)
+        owned = client.session.secret and self.server.room.members.owned(client.session.secret)
         if owned and self.server.room.house.holds.find(("boot", "ban"), [f"#{owned.number}"]):
             self.wrong(f"{client.name} does not know that it was booted")
         if not client.session.joined:

@@ -347,7 +347,7 @@ class Deeds:
 
     def _session(self, client):
         """Its session, while it is here."""
-        secret = client.session._session
+        secret = client.session.secret
         session = self.room.members.owned(secret) if secret else None
         return session if session is not None and session.present else None
 

@@ -66,7 +66,7 @@ def test_say_after_a_boot_raises(clients, port):
     client = clients("ann", on_end=ends.put)
     # The same session from elsewhere.
     other = ChatClient("127.0.0.1", port, "ann")
-    other._session, other._epoch = client._session, client._epoch
+    other.secret, other._epoch = client.secret, client._epoch
     other.connect(TIMEOUT)
     why = ends.get(timeout=TIMEOUT)
     assert "joined again from elsewhere" in why == client.ended
@@ -140,7 +140,7 @@ def test_exception_in_the_other_callbacks(clients, port, told, callback):
         wait_until(lambda: told and client.joined)
     elif callback == "on_end":
         other = ChatClient("127.0.0.1", port, "ann")
-        other._session, other._epoch = client._session, client._epoch
+        other.secret, other._epoch = client.secret, client._epoch
         other.connect(TIMEOUT)
         other.close()
     else:

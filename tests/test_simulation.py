@@ -114,8 +114,8 @@ FAULTS = {
         ("chat_server", "        return session if is_its else None\n",
          "        return next(iter(self._by_secret.values()), None)\n")],
     "a client's ids start again with each connection": [
-        ("chat_client", "        self._session, self._epoch = welcome.session, welcome.epoch\n",
-         "        self._session, self._epoch = welcome.session, welcome.epoch\n"
+        ("chat_client", "        self.secret, self._epoch = welcome.session, welcome.epoch\n",
+         "        self.secret, self._epoch = welcome.session, welcome.epoch\n"
          "        self._sayings.last_id = 0\n")],
     "a broken connection takes what was in flight along": [
         ("chat_client", "        self.manager.open(self._sayings.log.start, seen=seen)\n",

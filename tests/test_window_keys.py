@@ -43,8 +43,8 @@ def window(monkeypatch):
                                    tls=False, trust=None, secret=None)
     window = Window(arguments, Paper())
     window._terminal.enter()
-    window.client._people.users = {name: name for name in ("ann", "bob", "ben")}
-    window.client._people.here = 3
+    window.client.users = {name: name for name in ("ann", "bob", "ben")}
+    window.client.here = 3
     window.press = lambda *pieces: (list(map(window._typing.press, pieces))
                                     and window._paint())
     window.lines = lambda: window._terminal.shown.lines()
