@@ -1315,43 +1315,34 @@ def settings_path() -> str:
     return chatproto.config_path("client.json")
 
 
-class KnownServers:
+def known_servers(path: Optional[str]) -> "dict[str, str]":
     """The keys of servers that were trusted before, as ssh keeps them: a line for each, HOST:PORT
-    and its key."""
+    and its key; None: nothing is kept. Raises ConnectionError where the file cannot be read: who is
+    trusted is not guessed."""
+    known: "dict[str, str]" = {}
+    try:
+        if path is not None:
+            with open(path, encoding="utf-8") as file:
+                for line in filter(str.strip, file):
+                    where, key = line.split()
+                    known[where] = chatproto.check_trust_key(key)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConnectionError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConnectionError(f"{path} is damaged, so no server can be known: each line is "
+                              "HOST:PORT and a key; mend it or remove it") from error
+    return known
 
-    def __init__(self, path: Optional[str]) -> None:
-        """None: nothing is kept."""
-        self._path = path
 
-    def key_of(self, where: str) -> str:
-        """The key that is trusted for a server; "" for one that is not known. Raises
-        ConnectionError where the file cannot be read: who is trusted is not guessed."""
-        return self._read().get(where.lower(), "")
-
-    def remember(self, where: str, key: str) -> None:
-        """From now on it is trusted. Raises ConnectionError as key_of(), and OSError."""
-        known = self._read()
-        if self._path is not None and known.get(where.lower()) != key:
-            known[where.lower()] = key
-            lines = (f"{each} {known[each]}\n" for each in sorted(known))
-            chatproto.write_private(self._path, "".join(lines))
-
-    def _read(self) -> "dict[str, str]":
-        known: "dict[str, str]" = {}
-        try:
-            if self._path is not None:
-                with open(self._path, encoding="utf-8") as file:
-                    for line in filter(str.strip, file):
-                        where, key = line.split()
-                        known[where] = chatproto.check_trust_key(key)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise ConnectionError(f"{self._path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise ConnectionError(f"{self._path} is damaged, so no server can be known: each line "
-                                  "is HOST:PORT and a key; mend it or remove it") from error
-        return known
+def remember_server(path: Optional[str], where: str, key: str) -> None:
+    """From now on it is trusted. Raises ConnectionError as known_servers(), and OSError."""
+    known = known_servers(path)
+    if path is not None and known.get(where.lower()) != key:
+        known[where.lower()] = key
+        lines = (f"{each} {known[each]}\n" for each in sorted(known))
+        chatproto.write_private(path, "".join(lines))
 
 
 class Settings:
@@ -1440,10 +1431,9 @@ class KeptSession:
 
     def __init__(self, settings: Optional[str], where: str, name: str) -> None:
         digest = hashlib.sha256(f"{where} {name_key(name)}".encode()).hexdigest()
-        # The byte of the lock's file that stands for this session.
-        self._byte = int(digest[:7], 16)
-        self._folder = os.path.dirname(settings) if settings is not None else ""
-        self._path = os.path.join(self._folder, f"session-{digest[:16]}.json")
+        # "" where nothing is kept.
+        self._path = os.path.join(os.path.dirname(settings), f"session-{digest[:16]}.json") if (
+            settings is not None) else ""
         # The open file of the lock, which is never closed; None: nothing is kept.
         self._lock: Optional[int] = None
         self._written_at = -math.inf
@@ -1452,34 +1442,33 @@ class KeptSession:
 
     def take(self) -> Optional[Ticket]:
         """The session to go on with, if there is one that no other terminal uses."""
-        if not self._folder:
+        folder, name = os.path.split(self._path)
+        if not name:
             return None
         try:
-            os.makedirs(self._folder, exist_ok=True)
-            lock = os.open(os.path.join(self._folder, "session.lock"),
-                           os.O_RDWR | os.O_CREAT, 0o600)
+            os.makedirs(folder, exist_ok=True)
+            lock = os.open(os.path.join(folder, "session.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             # Nothing can be kept here.
             return None
         try:
-            _lock_byte(lock, self._byte)
+            # The byte of the lock's file that stands for this session.
+            _lock_byte(lock, zlib.crc32(name.encode()) >> 1)
         except OSError:
             self.is_elsewhere = True
             return None
         self._lock = lock
-        self._delete_old()
+        self._delete_old(folder)
         try:
             with open(self._path, "rb") as file:
-                kept = json.loads(file.read(4096))
-            ticket = Ticket(kept["session"], kept["epoch"], kept["seen"],
-                            kept.get("tls", False))
-        except (OSError, ValueError, RecursionError, TypeError, KeyError):
+                ticket = Ticket(**json.loads(file.read(4096)))
+        except (OSError, ValueError, RecursionError, TypeError):
             return None
         is_ours = list(map(type, ticket)) == [str, str, int, bool] and 0 <= ticket.seen <= MAX_ID
         return ticket if is_ours else None
 
-    def _delete_old(self) -> None:
-        for file in os.scandir(self._folder):
+    def _delete_old(self, folder: str) -> None:
+        for file in os.scandir(folder):
             with contextlib.suppress(OSError):
                 if (re.fullmatch(r"session-[0-9a-f]{16}\.json.*", file.name)
                         and file.stat().st_mtime < time.time() - self.LONGEST):
@@ -1622,50 +1611,38 @@ class Entry:
 class Presence(Entry):
     """Who came and who went: those that follow one another are one line that grows."""
 
-    __slots__ = ("_style", "_joined", "_left", "_both", "_tail")
+    __slots__ = ("_style", "_fates", "_tail")
 
-    def __init__(self, style: str, message: Message, here: str) -> None:
+    def __init__(self, style: str, message: "Union[Joined, Left]", tail: str) -> None:
         super().__init__([], message=message)
         self._style = style
-        # Names in their order: who came, who went, who came and went again.
-        self._joined: "list[str]" = []
-        self._left: "list[str]" = []
-        self._both: "list[str]" = []
+        # What became of each name, in the order in which it happened.
+        self._fates = {message.name: "joined" if isinstance(message, Joined) else "left"}
         # What ends the line: the number of those here, or why the one who left has left.
-        self._tail = here
-        if isinstance(message, Joined):
-            self._joined.append(message.name)
-        elif isinstance(message, Left):
-            self._left.append(message.name)
-            self._tail = f" ({escape(message.reason)})" if message.reason else ""
+        self._tail = tail
         self._say()
 
     def take(self, other: Presence) -> None:
-        """Let another, later one go on with this one."""
-        for name in other._joined:
-            if name in self._left:
-                self._left.remove(name)
-            self._joined.append(name)
-        for name in other._left:
-            if name in self._joined:
-                self._joined.remove(name)
-                self._both.append(name)
-            else:
-                self._left.append(name)
-        self._tail = other._tail if other._joined else ""
+        """Let another, later one of a single name go on with this one."""
+        (name, fate), = other._fates.items()
+        had_come = self._fates.pop(name, "") == "joined"
+        self._fates[name] = "came and went" if had_come and fate == "left" else fate
+        self._tail = other._tail if fate == "joined" else ""
         self.message = other.message
         self._say()
 
     def _say(self) -> None:
-        parts = [_listed(names) + verb for names, verb in (
-            (self._joined, " joined"), (self._left, " left"), (self._both, " came and went"))
-            if names]
+        parts = []
+        for fate in ("joined", "left", "came and went"):
+            names = [name for name, what in self._fates.items() if what == fate]
+            if names:
+                parts.append(f"{_listed(names)} {fate}")
         self.replace([(self._style, "* " + ", ".join(parts) + self._tail)])
 
 
 def _listed(names: "list[str]") -> str:
     """Names for a reader; of many the first three, and how many more."""
-    shown = list(map(escape, dict.fromkeys(names)))
+    shown = list(map(escape, names))
     if len(shown) > 4:
         shown[3:] = [f"{len(shown) - 3} others"]
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
@@ -1744,19 +1721,15 @@ class Formatter:
     def entries(self, message: Message, said: Optional[Said] = None) -> "list[Entry]":
         """What to show for a message, with `said` where we know it as our own; nothing for
         one that is hidden."""
-        if isinstance(message, Chat):
-            own = said is not None or self._client.is_own(message)
-            if not own and self.is_ignored(message.sender):
-                return []
-            entry = self.chat(message, own, said)
-        else:
+        entry: Optional[Entry] = None
+        if not isinstance(message, Chat):
             self._follow(message)
-            event = self._event(message)
-            if event is None:
-                return []
-            entry = event
-        is_history = message.id <= self._client.history_until
-        return [*self._marks(is_history, getattr(message, "at", None)), entry]
+            entry = self._event(message)
+        elif said is not None or self._client.is_own(message):
+            entry = self.chat(message, True, said)
+        elif not self.is_ignored(message.sender):
+            entry = self.chat(message)
+        return [] if entry is None else self._marked(entry, message)
 
     def chat(self, chat: Chat, own: bool = False, said: Optional[Said] = None,
              is_placed: bool = True) -> Entry:
@@ -1871,32 +1844,22 @@ class Formatter:
             done = end
         return [*line, ("", _show(text[done:]))]
 
-    def _marks(self, is_history: bool, at: Optional[float]) -> "list[Entry]":
-        """The lines that come before an entry: history begins or ends, the day changes."""
-        marks = []
+    def _marked(self, entry: Entry, message: Message) -> "list[Entry]":
+        """An entry after the lines that come before it: history begins or ends, the day changes."""
+        marks, is_history = [], message.id <= self._client.history_until
         if is_history != self._in_history:
             self._in_history = is_history
             marks.append(self.note("-- said before you came --" if is_history else "-- now --"))
-        before, self._day = self._day, self._day if at is None else _day_of(at)
-        if before not in ("", self._day):
-            marks.append(self.note(f"-- {self._day} --"))
-            marks[-1].day = self._day
-        return marks
+        today = _day(message) or self._day
+        before, self._day = self._day or today, today
+        return marks + self.with_days([entry], before)
 
     def _event(self, message: Message) -> Optional[Entry]:
         """What is shown of a message that nobody said; None for one that is hidden."""
         style, text = self._theme.dim, ""
         if isinstance(message, (Joined, Left)):
-            # What is replayed is older than the list of users: the count is of now, and one's own
-            # is of a session that had left, and goes on.
-            is_known = message.id > self._client.list_as_of
-            is_own = name_key(message.name) == name_key(self._client.name)
-            if self.settings.quiet or is_own and not is_known:
-                return None
-            if isinstance(message, Joined) or not message.reason.startswith("booted"):
-                return Presence(style, message, f" ({self._client.here} here)" * is_known)
-            text = f"* {escape(message.name)} was {escape(message.reason)}"
-        elif isinstance(message, Renamed):
+            return self._presence(message)
+        if isinstance(message, Renamed):
             text = f"* {escape(message.name)} is now {escape(message.to)}"
         elif isinstance(message, Booted):
             reason = f": {escape(message.reason)}" if message.reason else ""
@@ -1905,9 +1868,29 @@ class Formatter:
             refused = "refused: " if message.about else ""
             style, text = self._theme.error, f"! {refused}{escape(message.text or message.code)}"
         elif isinstance(message, Rules):
-            text = "* " + _ruled(message, self._rules) if _is_changed(self._rules, message) else ""
+            # How it is with files when we come in is nothing new.
+            before = self._rules or Rules(0, files=message.files)
             self._rules = message
+            told = _ruled(message, before)
+            text = f"* {told}" if told != _ruled(before, before) else ""
         return Entry([[(style, text)]], message=message) if text else None
+
+    def _presence(self, message: "Union[Joined, Left]") -> Optional[Entry]:
+        """Who has come or gone; who was booted has a line of their own."""
+        # What is replayed is older than the list of users: the count is of now, and one's own is
+        # of a session that had left, and goes on.
+        is_known = message.id > self._client.list_as_of
+        is_own = name_key(message.name) == name_key(self._client.name)
+        if self.settings.quiet or is_own and not is_known:
+            return None
+        if isinstance(message, Joined):
+            tail = f" ({self._client.here} here)" * is_known
+        elif message.reason.startswith("booted"):
+            text = f"* {escape(message.name)} was {escape(message.reason)}"
+            return Entry([[(self._theme.dim, text)]], message=message)
+        else:
+            tail = f" ({escape(message.reason)})" if message.reason else ""
+        return Presence(self._theme.dim, message, tail)
 
 
 def _without_address(text: str, file: "dict[str, Any]") -> str:
@@ -1917,24 +1900,13 @@ def _without_address(text: str, file: "dict[str, Any]") -> str:
     return words if is_address and words else text
 
 
-def _is_changed(before: Optional[Rules], rules: Rules) -> bool:
-    """Whether there is anything new in that."""
-    return (_switches_files(before, rules)
-            or dataclasses.replace(before or Rules(0), id=rules.id, files=rules.files) != rules)
-
-
-def _switches_files(before: Optional[Rules], rules: Rules) -> bool:
-    """Whether files are off now, or on again; what we hear first is how it is."""
-    return before is not None and (before.files is None) != (rules.files is None)
-
-
-def _ruled(rules: Rules, before: Optional[Rules]) -> str:
-    """What holds in the room, for a reader."""
+def _ruled(rules: Rules, before: Rules) -> str:
+    """What holds in the room, for a reader; of files only whether they are off now, or on again."""
     parts = [f"only {escape(rules.host)} may speak" if rules.speak == "host" else
              "everybody may speak"]
     parts += ["private messages are off"] * (not rules.private)
     parts += [f"one message every {rules.slow:g} s"] * (rules.slow > 0)
-    if _switches_files(before, rules):
+    if (before.files is None) != (rules.files is None):
         parts.append("no files" if rules.files is None else "files may be sent")
     return ", ".join(parts)
 
@@ -1991,14 +1963,10 @@ def _local(at: float) -> time.struct_time:
         return time.localtime(0)
 
 
-def _day_of(at: float) -> str:
-    return time.strftime("%A, %d %B %Y", _local(at))
-
-
 def _day(message: Optional[Message]) -> str:
     """The day of a message; "" where it has no time."""
     at = getattr(message, "at", None)
-    return "" if at is None else _day_of(at)
+    return "" if at is None else time.strftime("%A, %d %B %Y", _local(at))
 
 
 def _show(line: str) -> str:
@@ -3437,8 +3405,8 @@ class Interface(abc.ABC):
         """Connect and join; where the server wants to be trusted, or a password, ask the user, and
         come again. Raises ConnectionError, ProtocolError."""
         client, config = self.client, self._arguments.config
-        known = KnownServers(config and os.path.join(os.path.dirname(config), "known_servers"))
-        key = client.key or known.key_of(client.where)
+        known = config and os.path.join(os.path.dirname(config), "known_servers")
+        key = client.key or known_servers(known).get(client.where.lower(), "")
         if key:
             client.trust(key)
         while True:
@@ -3458,7 +3426,7 @@ class Interface(abc.ABC):
                 client.password = chatproto.check_password(chatproto.ask_password("Password: "))
         if client.key:
             try:
-                known.remember(client.where, client.key)
+                remember_server(known, client.where, client.key)
             except OSError as error:
                 complain(f"the server's key is not remembered: {error.strerror or error}")
 
@@ -5076,25 +5044,19 @@ def _split(where: str) -> "tuple[str, str]":
 
 def complain(what: str) -> None:
     """One line on stderr, whatever a peer put into it."""
-    try:
+    # stderr may be gone, or never was.
+    with contextlib.suppress(OSError, AttributeError):
         sys.stderr.write(f"chat_client: {escape(what)}\n")
         sys.stderr.flush()
-    except (OSError, AttributeError):
-        # stderr is gone, or never was.
-        pass
 
 
 def login_name() -> str:
     """The login name as far as it can be a name here."""
     try:
-        login = getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        # The system knows no such user.
-        login = ""
-    login = "".join(char for char in login if char.isalnum() or char in "_-.")[:MAX_NAME]
-    try:
-        return chatproto.check_name(login)
-    except ProtocolError:
+        login = "".join(char for char in getpass.getuser() if char.isalnum() or char in "_-.")
+        return chatproto.check_name(login[:MAX_NAME])
+    except (OSError, KeyError, ImportError, ProtocolError):
+        # The system knows no such user, or it can be no name.
         return "guest"
 
 

@@ -17,7 +17,7 @@ import pytest
 import chat_server
 import chatproto
 import harness
-from chat_client import ChatClient, KnownServers, Untrusted
+from chat_client import ChatClient, Untrusted, known_servers, remember_server
 from harness import RawClient, TIMEOUT, client_command, run_client, run_server, wait_until
 from proxy import CuttingProxy
 from tls import (FOLDER, Middle, certificate, context_of_a_client, key_in)
@@ -422,7 +422,7 @@ def test_pipe_trusts_nobody_by_itself(server, secure):
 
 def test_another_key(server):
     """It is refused in one line, which says what it may mean and how to accept it."""
-    KnownServers(known_path()).remember(f"127.0.0.1:{server.port}", OTHER_KEY)
+    remember_server(known_path(), f"127.0.0.1:{server.port}", OTHER_KEY)
     for arguments in ((), ("--tls",), ("--trust", OTHER_KEY)):
         done = run_client(server.port, *arguments, input=b"secret\n")
         (line, *rest) = lines_of(done.stderr)
@@ -440,7 +440,7 @@ def test_never_in_the_clear_to_who_is_known(serve):
     """A server that is known by its key is talked to over TLS alone: one in the clear hears
     nothing."""
     plain = serve()
-    KnownServers(known_path()).remember(f"127.0.0.1:{plain.port}", KEY)
+    remember_server(known_path(), f"127.0.0.1:{plain.port}", KEY)
     for arguments in ((), ("--tls",), ("--trust", KEY)):
         done = run_client(plain.port, *arguments, input=b"secret\n")
         (line,) = lines_of(done.stderr)
@@ -462,8 +462,8 @@ def test_known_servers_that_is_damaged(serve, damage):
 def test_known_servers_that_cannot_be_read(tmp_path):
     """Nor is it guessed there."""
     with pytest.raises(ConnectionError, match="cannot be read"):
-        KnownServers(str(tmp_path)).key_of("localhost:1")
-    assert KnownServers(str(tmp_path / "none")).key_of("localhost:1") == ""
+        known_servers(str(tmp_path))
+    assert known_servers(str(tmp_path / "none")) == {}
 
 
 @harness.posix_only
@@ -583,7 +583,7 @@ def test_man_in_the_middle_of_a_terminal(middle, terminal, knows_it):
     """A person who was given the key, or who knows the server, is told of him, and is not asked
     whether to trust him."""
     if knows_it:
-        KnownServers(known_path()).remember(f"127.0.0.1:{middle.port}", KEY)
+        remember_server(known_path(), f"127.0.0.1:{middle.port}", KEY)
     trust = () if knows_it else ("--trust", KEY)
     window = terminal(*client_command(middle.port, "--plain", *trust, name="ann"))
     window.expect("chat_client: .*somebody is in between.*")
