@@ -185,29 +185,27 @@ def bug(error: Optional[BaseException]) -> str:
 
 # --- One person's side of the chat ---
 
+@dataclasses.dataclass(eq=False)
 class Said:
     """Something this client said. Its state only goes forward: from sending to there or failed;
     unknown when one gave up."""
 
-    __slots__ = ("id", "text", "to", "file", "state", "reason", "code", "place", "heard", "of")
-
-    def __init__(self, id: int, text: str, to: Optional[str],
-                 file: "Optional[dict[str, Any]]" = None) -> None:
-        # Ours: the `cid` of its chat.
-        self.id = id
-        self.text = text
-        # The recipient of a private message.
-        self.to = to
-        # What it hands out.
-        self.file = file
-        self.state = SENDING
-        # Why it failed, and as which error.
-        self.reason = self.code = ""
-        # The server's id, once its chat has come back in its place in the order.
-        self.place = 0
-        # How many members have acknowledged it, of so many.
-        self.heard = 0
-        self.of = 0
+    # Ours: the `cid` of its chat.
+    id: int
+    text: str
+    # The recipient of a private message.
+    to: Optional[str]
+    # What it hands out.
+    file: "Optional[dict[str, Any]]" = None
+    state: str = SENDING
+    # Why it failed, and as which error.
+    reason: str = ""
+    code: str = ""
+    # The server's id, once its chat has come back in its place in the order.
+    place: int = 0
+    # How many members have acknowledged it, of so many.
+    heard: int = 0
+    of: int = 0
 
 
 # A request for older messages, and what takes the answer: None where the server keeps none.
@@ -216,12 +214,14 @@ Request = Tuple[Recall, Answered]
 
 
 class Callbacks(NamedTuple):
-    """What a ClientSession calls, on the thread that reads."""
+    """What a ClientSession calls, on the thread that reads; on_dead() on the alarm's: the server
+    acknowledges nothing any more."""
 
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
     on_recalled: Answered = lambda answer: None
+    on_dead: Callable[[], None] = lambda: None
 
 
 class Sayings:
@@ -381,7 +381,6 @@ class ClientSession:
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
-                 on_dead: Callable[[], None] = lambda: None,
                  **callbacks: Callable[..., None]) -> None:
         self.name = name
         # What we ask for: another one may be all that is free for now.
@@ -403,7 +402,6 @@ class ClientSession:
         self.oldest: Optional[int] = None
         self._alarm = alarm
         self._receipts = receipts
-        self._on_dead = on_dead
         self._callbacks = Callbacks(**callbacks)
         # Our credential, "" before the first welcome; and which run of ids it is of.
         self.secret = ""
@@ -429,10 +427,6 @@ class ClientSession:
         seen = max(self.manager.seen, self.list_as_of) if to else None
         self._send(lambda id: Say(id, text, to, seen, file), said)
         return said
-
-    def whisper(self, name: str, text: str) -> Said:
-        """Say something to one."""
-        return self.say(text, name)
 
     def rename(self, name: str) -> None:
         """Ask for another name; a `renamed` or an `error` answers. Raises ProtocolError for a bad
@@ -473,7 +467,7 @@ class ClientSession:
 
     def dead(self) -> None:
         """On the alarm's thread: the server acknowledges nothing any more."""
-        self._on_dead()
+        self._callbacks.on_dead()
 
     def idle(self) -> None:
         """On the alarm's thread: it is time for a ping."""
@@ -974,10 +968,9 @@ class Encryption:
         self._where = where
         # Else we come in the clear, until the server refuses that.
         self.is_on = is_on
-        # The key that the server has to show; "" while none is trusted.
-        self.key = ""
-        # An authority may vouch for a server without a key; whether that is to be tried.
-        self._asks_authority = True
+        # The key that the server has to show: "" for none that is trusted yet; None while an
+        # authority may vouch for the server instead.
+        self.key: Optional[str] = None
 
     def trust(self, key: str) -> None:
         """Only a server with that key is talked to. Raises ValueError for what is no key."""
@@ -996,7 +989,7 @@ class Encryption:
             wire.begin(until, self._context(), self._host)
         except ConnectionClosed as end:
             if isinstance(end.__cause__, ssl.SSLCertVerificationError):
-                self._asks_authority = False
+                self.key = ""
                 raise ComeAgain from end
             if getattr(end.__cause__, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
                 known = (": somebody is in between, or it was switched off (then take its line out "
@@ -1028,13 +1021,13 @@ class Encryption:
     def _check(self, certificate: bytes) -> None:
         """Raises Untrusted, and ValueError for what is no certificate."""
         key = chatproto.trust_key(certificate)
-        if key != self.key and (self.key or not self._asks_authority):
+        if self.key is not None and key != self.key:
             raise Untrusted(self._where, key, self.key)
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.key or not self._asks_authority:
+        if self.key is not None:
             # begin() compares the key, which is worth more than names and dates.
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
@@ -1056,8 +1049,7 @@ class ChatClient(ClientSession):
                  trust: Optional[str] = None, password: Optional[str] = None,
                  on_lost: Callable[[str, float], None] = lambda why, seconds: None,
                  on_end: Callable[[str], None] = lambda why: None, **callbacks: Any) -> None:
-        self._alarm = Alarm()
-        super().__init__(name, self._alarm, on_dead=self._cut, **callbacks)
+        super().__init__(name, Alarm(), on_dead=self._cut, **callbacks)
         self._host, self._port = host, port
         self._encryption = Encryption(host, self.where, tls or password is not None)
         if trust is not None:
@@ -1186,7 +1178,7 @@ class ChatClient(ClientSession):
     @property
     def key(self) -> str:
         """The key that is trusted; "" for none."""
-        return self._encryption.key
+        return self._encryption.key or ""
 
     @property
     def where(self) -> str:
@@ -1375,8 +1367,7 @@ class Settings:
     def _read(self, path: str) -> None:
         try:
             with open(path, "rb") as file:
-                kept = json.loads(file.read(self.LONGEST))
-            self._take(kept)
+                self._take(json.loads(file.read(self.LONGEST)))
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -1515,10 +1506,12 @@ LINK = "|"
 # for the beginning of another one.
 INDENT = "      "
 
-# Of the 256 colours those that have a contrast of 3.9 or more on white and on black and are
-# far apart from one another; of the 8 colours those that most people read on both.
-NAMES_256 = (27, 28, 30, 31, 64, 97, 98, 129, 130, 131, 133, 161, 164, 196)
-NAMES_8 = (31, 32, 34, 35, 36)
+# How names look, by how many colours there are at least: of 256 those that have a contrast of 3.9
+# or more on white and on black and are far apart from one another; of 8 those that most people read
+# on both.
+NAMES = ((256, [f"1;38;5;{colour}" for colour in
+                (27, 28, 30, 31, 64, 97, 98, 129, 130, 131, 133, 161, 164, 196)]),
+         (8, [f"1;{colour}" for colour in (31, 32, 34, 35, 36)]))
 
 # The address of a page: printable ASCII only, as nothing else may begin a row. What ends a
 # sentence does not end an address. The length bounds the work.
@@ -1543,11 +1536,7 @@ class Theme:
         self.error = "1;31" if colours >= 8 else "1"
         # The terminal takes links (OSC 8).
         self.links = links
-        self._names = ["1"]
-        if colours >= 256:
-            self._names = [f"1;38;5;{number}" for number in NAMES_256]
-        elif colours >= 8:
-            self._names = [f"1;{number}" for number in NAMES_8]
+        self._names = next((looks for least, looks in NAMES if colours >= least), ["1"])
 
     def name(self, name: str) -> str:
         """The look of a name: the same in every session and on every machine."""
@@ -5128,13 +5117,9 @@ def _arguments(argv: "Optional[list[str]]") -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     try:
         arguments.host, arguments.port = parse_where(arguments.where)
-    except ValueError as error:
-        parser.error(str(error))
-    arguments.tls |= any(word.lower().startswith("https:") for word in arguments.where)
-    try:
+        arguments.tls |= any(word.lower().startswith("https:") for word in arguments.where)
         arguments.trust = arguments.trust and chatproto.check_trust_key(arguments.trust)
-        arguments.secret = chatproto.given_password(arguments.password,
-                                                            arguments.password_file)
+        arguments.secret = chatproto.given_password(arguments.password, arguments.password_file)
     except (ValueError, ProtocolError) as error:
         parser.error(str(error))
     except OSError as error:

@@ -90,7 +90,7 @@ def make():
                 tab.wait("view.rows.at(-1)?.from === " + driver.json.dumps(name))
             page.say(tab, "then we can ship it: 日本語, too")
             tab.wait(page.row("then we can ship it: 日本語, too", ".own"))
-            bots["bob"].whisper("ann", "psst, the cake is in the lab")
+            bots["bob"].say("psst, the cake is in the lab", "ann")
             bots["carol"].say("ann: well done!")
             tab.wait("document.querySelectorAll('#log .mention').length > 1 && "
                      "document.querySelector('.own .state').textContent === 'heard by all'")

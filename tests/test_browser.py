@@ -139,7 +139,7 @@ def test_private_message_rename_and_completion(server, enter, friend):
     tab.js("document.getElementById('input').value = ''")
     say(tab, f"/msg {bob.name} only you")
     tab.wait(f"{row('only you', '.private')} && {state('only you')} === 'heard'")
-    bob.whisper(tab.js("session.name"), "only you, too")
+    bob.say("only you, too", tab.js("session.name"))
     tab.wait(row("only you, too", ".private"))
     say(tab, "/reply good")
     tab.wait(row("good", ".private"))
@@ -478,7 +478,7 @@ def test_contrast(server, enter, friend, dark):
     tab = enter(server.port, new_name(), dark=dark)
     bob = friend(server.port, new_name())
     bob.say(f"{tab.js('session.name')}: see http://192.0.2.1/")
-    bob.whisper(tab.js("session.name"), "secret http://192.0.2.1/ \u202e")
+    bob.say("secret http://192.0.2.1/ \u202e", tab.js("session.name"))
     say(tab, "/msg nobody x")
     say(tab, "/help")
     tab.wait(

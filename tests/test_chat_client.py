@@ -53,7 +53,7 @@ def test_say_after_close_raises(clients):
     """Nothing stays "sending" for ever: who says something after the end is told."""
     client = clients("ann")
     client.close()
-    for speak in (lambda: client.say("hi"), lambda: client.whisper("bob", "hi"),
+    for speak in (lambda: client.say("hi"), lambda: client.say("hi", "bob"),
                   lambda: client.rename("eve"), client.recall):
         with pytest.raises(ConnectionError, match="closed"):
             speak()
