@@ -113,7 +113,7 @@ CONNECT_TIMEOUT = 10.0
 START_PATIENCE = 5.0
 # Seconds between two tries to connect, at most.
 LONGEST_DELAY = 30.0
-# Seconds for the ACK of `leave`.
+# Seconds for the server to end the connection after `leave`.
 LEAVE_TIMEOUT = 1.0
 # Answers to a join that will not change by trying again.
 HOPELESS = ("banned", "bad-version", "bad-name", "password")
@@ -326,12 +326,11 @@ class Sayings:
         was typed, so those that wait are to be refused where they could reach another person."""
         with self._changed:
             self._places.clear()
-            waiting = {}
             for said in self._said.values():
                 said.place = 0
-                if said.to is not None and said.state == SENDING:
-                    waiting[said.id] = Say(said.id, said.text, said.to, 0, said.file).encode()
-            self.log.replace(waiting)
+            self.log.replace({
+                said.id: Say(said.id, said.text, said.to, 0, said.file).encode()
+                for said in self._said.values() if said.to is not None and said.state == SENDING})
 
     def without_place(self, forget: bool) -> "list[Said]":
         """What is there and has not come back; with `forget` it may come back as anybody's."""
@@ -772,13 +771,11 @@ class Courier:
         """From where the server has it."""
         try:
             self._upload = self._upload or self._begin(name)
-            answer = self._put(content, 0, 0, f"bytes */{size}")
+            answer = self._put(content, 0, 0, size)
             while "url" not in answer:
                 first = int(answer["have"])
                 self._tell(first, size)
-                behind = min(size, first + self.PIECE)
-                answer = self._put(content, first, behind, f"bytes {first}-{behind - 1}/{size}",
-                                   size)
+                answer = self._put(content, first, min(size, first + self.PIECE), size)
         except _Gone:
             # The server was restarted without it.
             self._upload = ""
@@ -793,9 +790,10 @@ class Courier:
         except _Gone:
             raise FileError("this server takes no files") from None
 
-    def _put(self, content: "IO[bytes]", first: int, behind: int, content_range: str,
-             size: int = 0) -> "dict[str, Any]":
-        headers = {"Content-Range": content_range, "Content-Length": str(behind - first)}
+    def _put(self, content: "IO[bytes]", first: int, behind: int, size: int) -> "dict[str, Any]":
+        """Send the bytes from `first` up to `behind`; without any the server says what it has."""
+        span = f"{first}-{behind - 1}" if first < behind else "*"
+        headers = {"Content-Range": f"bytes {span}/{size}", "Content-Length": str(behind - first)}
         return self._told("PUT", self._upload, headers,
                           self._blocks(content, first, behind, size))
 
@@ -1132,21 +1130,21 @@ class ChatClient(ClientSession):
             # A daemon, as all it does is to wait for this thread.
             threading.Thread(target=self.close, args=(seconds,), name="close", daemon=True).start()
             return
-        if not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined:
-            # The server ends the connection because we ask it to.
-            self._closing.set()
-            self.leave()
-        until = time.monotonic() + LEAVE_TIMEOUT
-        while (self._closing.is_set() and self.joined and not self.manager.is_empty
-               and time.monotonic() < until):
-            time.sleep(0.01)
+        leaves = not self._closing.is_set() and self.wait_settled(0, seconds) and self.joined
         self._closing.set()
+        if leaves:
+            # The server ends the connection because we ask it to, and with it our thread.
+            self.leave()
+            self._join(LEAVE_TIMEOUT)
         self._cut("closing")
-        if self._thread is not None:
-            # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
-            self._thread.join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
+        # A thread that is about to connect cannot be woken; it looks at _closing afterwards.
+        self._join(CONNECT_TIMEOUT if self._wire is not None else 0.2)
         self._alarm.close()
         self.give_up()
+
+    def _join(self, seconds: float) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def trust(self, key: str) -> None:
         """Talk only to a server with that key, and only over TLS; between two tries of connect().
@@ -4999,20 +4997,16 @@ def parse_where(words: "Sequence[str]") -> "tuple[str, int]":
     if first.isascii() and first.isdecimal():
         if second:
             raise ValueError(f"HOST comes before PORT: chat_client.py {second} {first}")
-        return "localhost", _port_of(first)
+        first, second = "localhost", first
     host, port = _split(first)
-    if second and not (second.isascii() and second.isdecimal()):
-        raise ValueError(f"{second} is no port, that is a number from 1 to 65535; a name for "
-                         f"yourself goes with -n: chat_client.py {first} -n {second}")
+    for text in filter(None, (second, port)):
+        if not re.fullmatch("0*[1-9][0-9]{0,4}", text) or int(text) > 65_535:
+            hint = "" if text.lstrip("-").isdecimal() else (
+                f"; a name for yourself goes with -n: chat_client.py {first} -n {text}")
+            raise ValueError(f"{text} is no port, that is a number from 1 to 65535{hint}")
     if second and port and int(port) != int(second):
         raise ValueError(f"port {port} or {second}? Say one")
-    return host, _port_of(port or second or str(PORT))
-
-
-def _port_of(text: str) -> int:
-    if not 1 <= int(text[:6]) <= 65_535:
-        raise ValueError(f"{text} is no port, that is a number from 1 to 65535")
-    return int(text)
+    return host, int(port or second or PORT)
 
 
 def _split(where: str) -> "tuple[str, str]":
