@@ -214,14 +214,16 @@ Request = Tuple[Recall, Answered]
 
 
 class Callbacks(NamedTuple):
-    """What a ClientSession calls, on the thread that reads; on_dead() on the alarm's: the server
-    acknowledges nothing any more."""
+    """What a ClientSession calls on the thread that reads, and on_dead() on the alarm's: the server
+    acknowledges nothing any more. on_lost(why, seconds) and on_end(why) are a ChatClient's."""
 
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
     on_recalled: Answered = lambda answer: None
     on_dead: Callable[[], None] = lambda: None
+    on_lost: Callable[[str, float], None] = lambda why, seconds: None
+    on_end: Callable[[str], None] = lambda why: None
 
 
 class Sayings:
@@ -1045,8 +1047,7 @@ class ChatClient(ClientSession):
 
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *, tls: bool = False,
                  trust: Optional[str] = None, password: Optional[str] = None,
-                 on_lost: Callable[[str, float], None] = lambda why, seconds: None,
-                 on_end: Callable[[str], None] = lambda why: None, **callbacks: Any) -> None:
+                 **callbacks: Any) -> None:
         super().__init__(name, Alarm(), on_dead=self._cut, **callbacks)
         self._host, self._port = host, port
         self._encryption = Encryption(host, self.where, tls or password is not None)
@@ -1054,8 +1055,6 @@ class ChatClient(ClientSession):
             self.trust(trust)
         # It may be set between two tries of connect().
         self.password = password
-        self._on_lost = on_lost
-        self._on_end = on_end
         # Of now; only the client's thread changes it.
         self._wire: Optional[MessageSocket] = None
         # Why the connection of now was cut by ourselves.
@@ -1219,12 +1218,12 @@ class ChatClient(ClientSession):
                 break
             # Jitter: a whole class does not come back in the same instant.
             wait = self._delay * random.uniform(0.75, 1.0)
-            self._call(self._on_lost, str(lost), wait)
+            self._call(self._callbacks.on_lost, str(lost), wait)
             self._closing.wait(wait)
             self._delay = min(2 * self._delay, LONGEST_DELAY)
         if self._first.is_set() and not self._closing.is_set():
             self.give_up(self.ended)
-            self._call(self._on_end, self.ended)
+            self._call(self._callbacks.on_end, self.ended)
 
     def _converse(self) -> ConnectionError:
         """One connection from its start to its end; return why it ended. Raises JoinRefused,
