@@ -4862,7 +4862,7 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
     token = secrets.token_hex(8)
     best: "dict[Any, Found]" = {}
     with contextlib.ExitStack() as stack:
-        ways = [(stack.enter_context(sock), place) for sock, place in _ways(hosts)]
+        ways = list(_ways(hosts, stack))
         selector = stack.enter_context(selectors.DefaultSelector())
         for sock in {sock for sock, _ in ways}:
             selector.register(sock, selectors.EVENT_READ, sock)
@@ -4882,25 +4882,25 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
     return sorted(best.values(), key=lambda found: (found.name.casefold(), found.host))
 
 
-def _ways(hosts: "Sequence[str]") -> "Iterator[tuple[socket.socket, tuple[Any, ...]]]":
-    """Sockets, and where to ask with them: host, and for IPv6 what follows the port."""
+def _ways(hosts: "Sequence[str]", stack: contextlib.ExitStack
+          ) -> "Iterator[tuple[socket.socket, tuple[Any, ...]]]":
+    """Sockets, which the stack will close, and where to ask with them: host, and for IPv6 what
+    follows the port."""
+    def new(family: int) -> socket.socket:
+        return stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+
     if hosts:
         for host in hosts:
             with contextlib.suppress(OSError, UnicodeError):
                 for family, _, _, _, to in socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM):
-                    yield socket.socket(family, socket.SOCK_DGRAM), (to[0], *to[2:])
+                    yield new(family), (to[0], *to[2:])
         return
-    yield socket.socket(socket.AF_INET, socket.SOCK_DGRAM), ("127.0.0.1",)
+    yield new(socket.AF_INET), ("127.0.0.1",)
     interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
     for number, version in sorted(interfaces):
         with contextlib.suppress(OSError):
-            sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6,
-                                 socket.SOCK_DGRAM)
-            try:
-                chatproto.aim(sock, number)
-            except OSError:
-                sock.close()
-                continue
+            sock = new(socket.AF_INET if version == 4 else socket.AF_INET6)
+            chatproto.aim(sock, number)
             places: "list[tuple[Any, ...]]" = [(chatproto.BROADCAST,), (chatproto.GROUP4,)]
             for place in places if version == 4 else [(chatproto.GROUP6, 0, number)]:
                 yield sock, place
