@@ -404,9 +404,8 @@ class ClientSession:
         self._alarm = alarm
         self._receipts = receipts
         self._callbacks = Callbacks(**callbacks)
-        # Our credential, "" before the first welcome; and which run of ids it is of.
-        self.secret = ""
-        self._epoch: Optional[str] = None
+        # Our credential, and which run of ids it is of: "" before the first welcome.
+        self.secret = self._epoch = ""
         self._decoder = FrameDecoder(FROM_SERVER)
         # Requests for older messages without an answer, and what takes it. A dict's own methods
         # are atomic.
@@ -489,7 +488,7 @@ class ClientSession:
         self._decoder = FrameDecoder(FROM_SERVER)
         self.manager = MessageManager(self._alarm, self._sayings.log, self, write, seen=seen)
         write(Join(name or self.wanted or self.name, session=self.secret or None, seen=seen,
-                   epoch=self._epoch, receipts=self._receipts,
+                   epoch=self._epoch or None, receipts=self._receipts,
                    password=password).encode())
 
     def received(self, data: bytes) -> None:
@@ -1154,7 +1153,7 @@ class ChatClient(ClientSession):
     def ticket(self) -> Optional[Ticket]:
         """What the next process needs to go on with this session; None before it begins, and when
         we were booted."""
-        if not self.secret or self._epoch is None:
+        if not self.secret:
             return None
         return Ticket(self.secret, self._epoch, self.manager.seen, self._encryption.is_on)
 
