@@ -1640,35 +1640,34 @@ class HandedOut:
     MOST = 1_000
 
     def __init__(self) -> None:
-        # Of each address; and what handed it out, while that is there.
-        self._numbers: "dict[str, int]" = {}
-        self._chats: "dict[int, Chat]" = {}
+        # By the file's address: its number, and what handed it out.
+        self._chats: "dict[str, tuple[int, Chat]]" = {}
+        self._numbers = itertools.count(1)
 
-    def add(self, chat: Chat) -> None:
-        """A message has a file; it may come again."""
-        if chat.file is not None:
-            number = self._numbers.setdefault(chat.file["url"], len(self._numbers) + 1)
-            _put_newest(self._chats, number, chat, self.MOST)
+    def add(self, chat: Chat) -> int:
+        """Return the number of a message's file, the same where it comes again; 0 for none."""
+        if chat.file is None:
+            return 0
+        url = chat.file["url"]
+        if url not in self._chats:
+            _put_newest(self._chats, url, (next(self._numbers), chat), self.MOST)
+        return self._chats[url][0]
 
     def removed(self, id: int) -> None:
         """A message was taken back, and so is its file."""
-        for number, chat in list(self._chats.items()):
+        for url, (_, chat) in list(self._chats.items()):
             if chat.id == id:
-                del self._chats[number]
+                del self._chats[url]
 
-    def number(self, file: "dict[str, Any]") -> int:
-        """By which /get takes it."""
-        return self._numbers.get(file["url"], 0)
-
-    def file(self, number: int) -> "Optional[dict[str, Any]]":
+    def file(self, wanted: int) -> "Optional[dict[str, Any]]":
         """The file of that number."""
-        chat = self._chats.get(number)
-        return chat.file if chat is not None else None
+        return next((chat.file for number, chat in list(self._chats.values())
+                     if number == wanted), None)
 
     def lines(self) -> "list[str]":
         """What there is, for a reader."""
         return [f"* {number}  {_in_words(chat.file)}, {escape(chat.sender)}"
-                for number, chat in self._chats.items() if chat.file is not None]
+                for number, chat in list(self._chats.values()) if chat.file is not None]
 
 
 def _in_words(file: "dict[str, Any]") -> str:
@@ -1722,8 +1721,8 @@ class Formatter:
         for url in _PAGE.findall(chat.text):
             self.urls.pop(url, None)
             _put_newest(self.urls, url, None, self.URLS)
-        self.files.add(chat)
-        return Entry(functools.partial(self._chat, chat, own), said, chat if is_placed else None)
+        lines = functools.partial(self._chat, chat, own, self.files.add(chat))
+        return Entry(lines, said, chat if is_placed else None)
 
     def is_mention(self, chat: Chat) -> bool:
         """True for what somebody else says to us alone, or with our name in it."""
@@ -1792,7 +1791,7 @@ class Formatter:
 
     # Lines
 
-    def _chat(self, chat: Chat, own: bool) -> "list[Line]":
+    def _chat(self, chat: Chat, own: bool, number: int) -> "list[Line]":
         head = [(self._theme.name(chat.sender), escape(chat.sender))]
         if chat.to is not None:
             head += [(self._theme.dim, " -> "), (self._theme.name(chat.to), escape(chat.to))]
@@ -1809,7 +1808,7 @@ class Formatter:
             text = _without_address(text, file)
         first, *others = [self._spans(line, own) for line in text.split("\n")]
         if file is not None:
-            what = f"/get {self.files.number(file)}"
+            what = f"/get {number}"
             if text != f"{file['name']} ({chatproto.size_in_words(file['size'])})":
                 what = f"{_in_words(file)}, {what}"
             (others or [first])[-1].append((self._theme.dim, f" [{what}]"))

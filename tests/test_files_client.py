@@ -10,7 +10,7 @@ import pytest
 import campaign
 import chat_client
 import harness
-from chat_client import FAILED, THERE, ChatClient, FileError
+from chat_client import FAILED, THERE, ChatClient, FileError, HandedOut
 from chatproto import Chat, size_in_words
 from harness import TIMEOUT, posix_only, run_client, wait_until
 from onscreen import newest, status, wait
@@ -374,6 +374,21 @@ def test_pipe_shows_the_whole_address(server, join):
 
 
 # --- In a terminal ---
+
+def test_numbers_of_files(monkeypatch):
+    """Each file has one number, also where it comes again; that of one that was removed, or is too
+    old to be kept, is no other's."""
+    monkeypatch.setattr(HandedOut, "MOST", 2)
+    files = HandedOut()
+    one, two, three, four = (
+        Chat(id, "bob", "look", 0, file={"name": f"{id}.txt", "size": id, "url": f"/files/{id}"})
+        for id in (1, 2, 3, 4))
+    assert [files.add(chat) for chat in (one, two, one, three)] == [1, 2, 1, 3]
+    assert [files.file(number) for number in (1, 2, 3)] == [None, two.file, three.file]
+    files.removed(3)
+    assert files.file(3) is None and files.add(four) == 4
+    assert files.lines() == ["* 2  2.txt (2 B), bob", "* 4  4.txt (4 B), bob"]
+
 
 @posix_only
 def test_terminal(server, join, window, tmp_path):
