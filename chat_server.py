@@ -4077,7 +4077,8 @@ class ChatLog:
     the sequencer. It is a daemon, as a disk may hang, and ends with close(). At most WAITING
     characters wait for it; a line beyond that is dropped. A line that the disk does not take (disk
     full) is dropped as well, and the next one is tried again. Either way the file says, where it
-    goes on, how many lines are missing.
+    goes on, how many lines are missing. It is open only while there is something to write: so
+    after it was rotated the next lines come into another one of its name, on Windows as well.
     """
 
     # A slow disk may lag behind by so much: a minute of a busy room, at most 32 MB of memory.
@@ -4089,28 +4090,21 @@ class ChatLog:
 
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
         """Raises OSError when the file cannot be opened."""
-        self._path = path
-        # For each line when it came, the line, and how many were dropped before it; without a line
-        # the file has another name now, and is opened again. None is the end.
-        self._waiting: "queue.SimpleQueue[Optional[tuple[float, Optional[str], int]]]" = (
-            queue.SimpleQueue())
+        # For each line when it came, the line, and how many were dropped before it; None is the
+        # end.
+        self._waiting: "queue.SimpleQueue[Optional[tuple[float, str, int]]]" = queue.SimpleQueue()
         # Characters that the sequencer has put there, and that the log's thread has taken: each
         # counts its own, and what is between them waits.
         self._put = self._taken = 0
         # How many lines found no room since the last one that did; the sequencer's own.
         self._dropped = 0
         self._thread: Optional[threading.Thread] = None
-        self.reopen()
         if path:
+            if path != "-":
+                open(path, "ab").close()
             self._thread = threading.Thread(target=self._run, args=(_Output(path, line),),
                                             name="chat log", daemon=True)
             self._thread.start()
-
-    def reopen(self) -> None:
-        """Write to the file's name again, after the file was rotated. Raises OSError."""
-        if self._path and self._path != "-":
-            open(self._path, "ab").close()
-            self._waiting.put((0.0, None, 0))
 
     def write(self, line: str) -> None:
         """On the sequencer's thread: never waits."""
@@ -4133,9 +4127,6 @@ class ChatLog:
     def _run(self, out: _Output) -> None:
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
-            if line is None:
-                out.close()
-                continue
             self._taken += self.OVERHEAD + len(line)
             missing += dropped
             stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
@@ -4149,8 +4140,7 @@ class ChatLog:
                 if not missing:
                     logger.error("the chat log cannot be written, but tries again: %s", error)
                 missing += 1
-            if sys.platform == "win32" and self._waiting.empty():
-                # There an open file cannot be renamed, and no HUP says that it was.
+            if self._waiting.empty():
                 out.close()
         out.close()
         if missing:
@@ -4158,11 +4148,12 @@ class ChatLog:
 
 
 class _Output:
-    """Where the chat log's lines go; on its thread alone. A file is opened when it is needed."""
+    """Where the chat log's lines go; on its thread alone."""
 
     def __init__(self, path: str, line: OperatorLine) -> None:
         self._path = path
         self._line = line
+        # None on stdout, and while nothing is written.
         self._file: "Optional[io.FileIO]" = None
         # The file ends in the middle of a line, as the disk was full: the next begins a new one.
         self._torn = False
@@ -4427,19 +4418,44 @@ def firewall_advice(port: int) -> str:
 
 # --- The console ---
 
+# What stands behind a command, as patterns: a group is called as the parameter that it is for.
+_NAME = r"(?P<name>\S+)"
+_TIME = r"(?:\s+(?P<seconds>\S+))?"
+_SWITCH = "(?P<is_on>on|off)"
+_ANY_TEXT = "(?P<text>.*)"
+
+
+class Command(NamedTuple):
+    """A command of the console's."""
+
+    # How it is typed, and what it does.
+    usage: str
+    what: str
+    # The pattern of what stands behind it; "" is nothing.
+    takes: str
+    # Gets the console, and the pattern's groups; returns what to tell the operator.
+    run: Callable[..., Optional[str]]
+
+
+def _of_host(method: Callable[..., Optional[str]]) -> Callable[..., Optional[str]]:
+    """What a command runs that is a method of Host's."""
+    def run(console: Console, **arguments: Any) -> Any:
+        return console.ask(functools.partial(method, console.host, **arguments))
+    return run
+
+
 class Console:
     """What the operator can do, from stdin, from the host's page or from code: do() takes a line.
 
-    Each command is a method, and /help is written from their docstrings.
+    COMMANDS has each command, and /help is written from it.
     """
 
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
-                 chat_log: ChatLog, invitation: Invitation, stop: Callable[[], None]) -> None:
+                 invitation: Invitation, stop: Callable[[], None]) -> None:
         self._server = server
         self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
-        self._chat_log = chat_log
         self._stop = stop
 
     def command(self, line: str) -> str:
@@ -4447,7 +4463,7 @@ class Console:
         try:
             return self.do(line)
         except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
-            return str(error.args[0] if isinstance(error, LookupError) else error)
+            return str(error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
@@ -4457,12 +4473,17 @@ class Console:
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self.COMMANDS.get(word.lower())
-        if run is None:
+        command = self.COMMANDS.get(word.lower())
+        if command is None:
             raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
                              "/say TEXT speaks to everybody")
+        found = re.fullmatch(command.takes, rest.strip(), re.IGNORECASE | re.DOTALL)
+        if found is None:
+            raise ValueError(command.usage)
+        given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
+                 if text is not None}
         try:
-            return run(self, rest.strip())
+            return command.run(self, **given) or ""
         except HistoryError as error:
             raise ValueError(str(error)) from error
 
@@ -4482,128 +4503,13 @@ class Console:
         self._line.close()
 
     @property
-    def _host(self) -> Host:
+    def host(self) -> Host:
+        """What the host may do; with ask()."""
         return self._server.room.host
 
-    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Have the sequencer call a method, and return its result."""
         return self._server.ask(method, *arguments)
-
-    def users(self, rest: str) -> str:
-        """/users: who is here"""
-        users = self._ask(self._host.users)
-        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
-
-    def say(self, rest: str) -> str:
-        """/say TEXT: speak to everybody, as the host"""
-        self._ask(self._host.say, rest)
-        return ""
-
-    def mute(self, rest: str) -> str:
-        """/mute NAME [DURATION]: let somebody hear, and say nothing (10m, 2h, 1d; else for good)"""
-        name, seconds = _name_and_time(rest, "/mute NAME [DURATION]")
-        return str(self._ask(self._host.mute, name, seconds))
-
-    def unmute(self, rest: str) -> str:
-        """/unmute NAME: let somebody speak again"""
-        return str(self._ask(self._host.unmute, _one_word(rest, "/unmute NAME")))
-
-    def only_host(self, rest: str) -> str:
-        """/only-host: nobody but the host may speak"""
-        return str(self._ask(self._host.only_host))
-
-    def everyone(self, rest: str) -> str:
-        """/everyone: everybody may speak again"""
-        return str(self._ask(self._host.everyone))
-
-    def private(self, rest: str) -> str:
-        """/private on|off: allow private messages, or not"""
-        if rest.lower() not in ("on", "off"):
-            raise ValueError("/private on or /private off")
-        return str(self._ask(self._host.private, rest.lower() == "on"))
-
-    def slow(self, rest: str) -> str:
-        """/slow SECONDS: one message in so many seconds for each; 0 is off"""
-        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", rest):
-            raise ValueError("/slow SECONDS, 0 is off")
-        return str(self._ask(self._host.slow, float(rest)))
-
-    def files(self, rest: str) -> str:
-        """/files [on|off]: what was handed out (/remove ID takes one back); allow files, or not"""
-        if rest.lower() in ("on", "off"):
-            return str(self._ask(self._host.files, rest.lower() == "on"))
-        if rest:
-            raise ValueError("/files, /files on or /files off")
-        return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
-                         f"{escape(file.name)}"
-                         for file in self._ask(self._host.handed_out)) or "there are no files"
-
-    def remove(self, rest: str) -> str:
-        """/remove ID|last NAME|all NAME: take messages back; alone it lists the last ones"""
-        host, (which, _, name) = self._host, rest.partition(" ")
-        if not rest:
-            return self._last_messages()
-        if re.fullmatch(r"[0-9]{1,16}", rest):
-            return str(self._ask(host.remove, int(rest)))
-        method = {"last": host.remove_last, "all": host.remove_all}.get(which.lower())
-        if method is None or not name.strip():
-            raise ValueError("/remove ID, /remove last NAME or /remove all NAME; /remove lists the "
-                             "last messages with their ids")
-        return str(self._ask(method, name.strip()))
-
-    def _last_messages(self) -> str:
-        said = map(json.loads, self._ask(self._host.talk, HISTORY))
-        return "\n".join(f"{one['id']}  {one['from']}: {escape(one['text'][:200])}"
-                         for one in said) or "nothing was said"
-
-    def boot(self, rest: str) -> str:
-        """/boot NAME [DURATION] [REASON]: put somebody out for a while (else 10m)"""
-        name, _, rest = rest.partition(" ")
-        if not name:
-            raise ValueError("/boot NAME [DURATION] [REASON]")
-        first, _, others = rest.strip().partition(" ")
-        # Without a unit it begins the reason: "3 warnings are enough".
-        has_duration = re.fullmatch(r"\d{1,9}[smhd]", first) is not None
-        reason = others if has_duration else rest
-        seconds = _seconds(first) if has_duration else BOOT_SECONDS
-        return str(self._ask(self._host.boot, name, reason.strip(), seconds))
-
-    def ban(self, rest: str) -> str:
-        """/ban NAME [DURATION]: the same for good, or for a time; an address, too"""
-        name, seconds = _name_and_time(rest, "/ban NAME [DURATION]")
-        return str(self._ask(self._host.ban, name, seconds))
-
-    def unban(self, rest: str) -> str:
-        """/unban NAME: let in again who was booted or banned; an address, too"""
-        return str(self._ask(self._host.unban, _one_word(rest, "/unban NAME")))
-
-    def banned(self, rest: str) -> str:
-        """/banned: who is banned, booted or muted, and for how long"""
-        kinds = {"ban": "banned", "boot": "booted", "mute": "muted"}
-        return "\n".join(
-            f"{escape(hold.name)}  {kinds.get(hold.kind, hold.kind)} "
-            f"{'for good' if left == math.inf else f'{left:.0f} s more'}"
-            f"{': ' + escape(hold.reason) if hold.reason else ''}"
-            for hold, left in self._ask(self._host.held)) or "nobody is banned or muted"
-
-    def motd(self, rest: str) -> str:
-        """/motd [TEXT]: show the pinned line, or change it; /motd @ reads its file, /motd - none"""
-        if rest == "@":
-            self._ask(self._host.pin, self.read_motd(), False)
-        elif rest:
-            self._ask(self._host.pin, None if rest == "-" else rest)
-        return escape_lines(self._host.house.motd or "there is no message of the day")
-
-    def host_name(self, rest: str) -> str:
-        """/host-name NAME: speak under that name from now on"""
-        return str(self._ask(self._host.call, _one_word(rest, "/host-name NAME")))
-
-    def password(self, rest: str) -> str:
-        """/password TEXT: ask newcomers for another password; alone it asks you, and shows none"""
-        if not self._server.identity:
-            raise ValueError("a password needs --tls: else everybody could read it on the way")
-        if not rest and self._line.is_open:
-            raise ValueError("/password TEXT; it is not shown")
-        return str(self._ask(self._host.lock, rest or chatproto.ask_password("New password: ")))
 
     def read_motd(self) -> Optional[str]:
         """The message of the day from its file, None when there is none.
@@ -4616,42 +4522,20 @@ class Console:
             text = chatproto.clean_text(file.read()).strip()
         return chatproto.check_text(text) if text else None
 
-    def record(self, rest: str) -> str:
-        """/record FILE: write what was said in public to FILE, lines of text where it is a .txt"""
-        if not rest:
-            raise ValueError("/record FILE")
-        try:
-            # Never over anything: the history file could be meant by mistake.
-            with open(rest, "x", encoding="utf-8") as file:
-                count = 0
-                for line in self.recorded(rest.endswith(".txt")):
-                    file.write(line)
-                    count += 1
-        except FileExistsError:
-            raise ValueError(f"{escape(rest)} is there already: take another name") from None
-        return f"{count} lines are in {escape(rest)}"
-
     def recorded(self, as_text: bool) -> Iterator[str]:
         """The lines of /record, asked for piece by piece: the room goes on meanwhile."""
         place, after = 0, -1
         while place > after:
             after = place
-            frames, place = self._ask(self._host.record, after)
+            frames, place = self.ask(self.host.record, after)
             for frame in frames:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
 
-    def reload(self, rest: str) -> str:
-        """/reload: read message of the day and certificate again, and reopen a rotated chat log"""
-        self._ask(self._host.pin, self.read_motd(), False)
-        self._chat_log.reopen()
-        self._server.renew_identity()
-        return "reloaded"
-
     def reload_by_signal(self) -> None:
         """On HUP: /reload, with its answer in the log."""
         try:
-            logger.info("%s", self.reload(""))
+            logger.info("%s", self._reload())
         except (OSError, ProtocolError, TlsError) as error:
             logger.error("cannot reload: %s", error)
 
@@ -4662,56 +4546,138 @@ class Console:
         except TlsError as error:
             logger.error("cannot renew the certificate: %s", error)
 
-    def qr(self, rest: str) -> str:
-        """/qr: the page's address as a QR code; /qr light where the terminal is light"""
-        if rest not in ("", "light"):
-            raise ValueError("/qr for a dark terminal, /qr light for a light one")
+    # The commands that are not the host's alone
+
+    def _users(self) -> str:
+        users = self.ask(self.host.users)
+        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
+
+    def _files(self, is_on: Optional[bool] = None) -> str:
+        if is_on is not None:
+            return str(self.ask(self.host.files, is_on))
+        return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
+                         f"{escape(file.name)}"
+                         for file in self.ask(self.host.handed_out)) or "there are no files"
+
+    def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
+        if id:
+            return str(self.ask(self.host.remove, id))
+        if which:
+            is_last = which.lower() == "last"
+            return str(self.ask(self.host.remove_last if is_last else self.host.remove_all, name))
+        said = map(json.loads, self.ask(self.host.talk, HISTORY))
+        return "\n".join(f"{one['id']}  {one['from']}: {escape(one['text'][:200])}"
+                         for one in said) or "nothing was said"
+
+    def _banned(self) -> str:
+        kinds = {"ban": "banned", "boot": "booted", "mute": "muted"}
+        return "\n".join(
+            f"{escape(hold.name)}  {kinds.get(hold.kind, hold.kind)} "
+            f"{'for good' if left == math.inf else f'{left:.0f} s more'}"
+            f"{': ' + escape(hold.reason) if hold.reason else ''}"
+            for hold, left in self.ask(self.host.held)) or "nobody is banned or muted"
+
+    def _motd(self, text: str) -> str:
+        if text == "@":
+            self.ask(self.host.pin, self.read_motd(), False)
+        elif text:
+            self.ask(self.host.pin, None if text == "-" else text)
+        return escape_lines(self.host.house.motd or "there is no message of the day")
+
+    def _password(self, text: str) -> str:
+        if not self._server.identity:
+            raise ValueError("a password needs --tls: else everybody could read it on the way")
+        if not text and self._line.is_open:
+            raise ValueError("/password TEXT; it is not shown")
+        return str(self.ask(self.host.lock, text or chatproto.ask_password("New password: ")))
+
+    def _record(self, path: str) -> str:
+        try:
+            # Never over anything: the history file could be meant by mistake.
+            with open(path, "x", encoding="utf-8") as file:
+                count = 0
+                for line in self.recorded(path.endswith(".txt")):
+                    file.write(line)
+                    count += 1
+        except FileExistsError:
+            raise ValueError(f"{escape(path)} is there already: take another name") from None
+        return f"{count} lines are in {escape(path)}"
+
+    def _reload(self) -> str:
+        self.ask(self.host.pin, self.read_motd(), False)
+        self._server.renew_identity()
+        return "reloaded"
+
+    def _qr(self, look: str = "") -> str:
         url = self._invitation.url
         if not url:
             return "there is no page to go to: browsers are not served"
         import chat_web
         code = chat_web.qr_code(url)
-        lines = chat_web.qr_lines(code, rest == "light", _can_show("\u2580\u2584\u2588"))
+        lines = chat_web.qr_lines(code, bool(look), _can_show("\u2580\u2584\u2588"))
         return "\n".join([*lines, url])
 
-    def help(self, rest: str) -> str:
-        """/help: this list"""
-        return "\n".join((run.__doc__ or "").strip() for run in self.COMMANDS.values())
+    def _help(self) -> str:
+        return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
 
-    def quit(self, rest: str) -> str:
-        """/quit: tell everybody, and end the server; /quit now does not ask"""
+    def _quit(self, now: str = "") -> str:
         here = self._server.room.connected
-        if here and rest.lower() != "now":
+        if here and not now:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
         return ""
 
-    # Each with its method; /help is written in this order.
-    COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
-        "/users": users, "/say": say, "/mute": mute, "/unmute": unmute, "/only-host": only_host,
-        "/everyone": everyone, "/private": private, "/slow": slow, "/files": files,
-        "/remove": remove, "/boot": boot, "/ban": ban, "/unban": unban, "/banned": banned,
-        "/motd": motd, "/host-name": host_name, "/password": password, "/record": record,
-        "/reload": reload, "/qr": qr, "/help": help, "/quit": quit}
+    # By its word; /help has this order.
+    COMMANDS = {command.usage.split()[0]: command for command in (
+        Command("/users", "who is here", "", _users),
+        Command("/say TEXT", "speak to everybody, as the host", _ANY_TEXT,
+                _of_host(Host.say)),
+        Command("/mute NAME [DURATION]",
+                "let somebody hear, and say nothing (10m, 2h, 1d; else for good)",
+                _NAME + _TIME, _of_host(Host.mute)),
+        Command("/unmute NAME", "let somebody speak again", _NAME, _of_host(Host.unmute)),
+        Command("/only-host", "nobody but the host may speak", "", _of_host(Host.only_host)),
+        Command("/everyone", "everybody may speak again", "", _of_host(Host.everyone)),
+        Command("/private on|off", "allow private messages, or not", _SWITCH,
+                _of_host(Host.private)),
+        Command("/slow SECONDS", "one message in so many seconds for each; 0 is off",
+                r"(?P<seconds>\S+)", _of_host(Host.slow)),
+        Command("/files [on|off]",
+                "what was handed out (/remove ID takes one back); allow files, or not",
+                _SWITCH + "?", _files),
+        Command("/remove ID|last NAME|all NAME",
+                "take messages back; alone it lists the last ones with their ids",
+                rf"((?P<id>[0-9]{{1,16}})|(?P<which>last|all)\s+{_NAME})?", _remove),
+        # Without a unit a number begins the reason: "3 warnings are enough".
+        Command("/boot NAME [DURATION] [REASON]", "put somebody out for a while (else 10m)",
+                _NAME + r"(?:\s+(?P<seconds>\d{1,9}[smhd])(?!\S))?(?:\s+(?P<reason>.*))?",
+                _of_host(Host.boot)),
+        Command("/ban NAME [DURATION]", "the same for good, or for a time; an address, too",
+                _NAME + _TIME, _of_host(Host.ban)),
+        Command("/unban NAME", "let in again who was booted or banned; an address, too", _NAME,
+                _of_host(Host.unban)),
+        Command("/banned", "who is banned, booted or muted, and for how long", "", _banned),
+        Command("/motd [TEXT]",
+                "show the pinned line, or change it; /motd @ reads its file, /motd - none",
+                _ANY_TEXT, _motd),
+        Command("/host-name NAME", "speak under that name from now on", _NAME,
+                _of_host(Host.call)),
+        Command("/password TEXT",
+                "ask newcomers for another password; alone it asks you, and shows none",
+                _ANY_TEXT, _password),
+        Command("/record FILE",
+                "write what was said in public to FILE, lines of text where it is a .txt",
+                "(?P<path>.+)", _record),
+        Command("/reload", "read message of the day and certificate again", "", _reload),
+        Command("/qr [light]", "the page's address as a QR code; light where the terminal is",
+                "(?P<look>light)?", _qr),
+        Command("/help", "this list", "", _help),
+        Command("/quit", "tell everybody, and end the server; /quit now does not ask",
+                "(?P<now>now)?", _quit))}
 
 
 def _how_many(count: int) -> str:
     return f"{count} people are connected" if count > 1 else "somebody is connected"
-
-
-def _one_word(rest: str, usage: str) -> str:
-    """A command's name. Raises ValueError when there is none, or more."""
-    if not rest or " " in rest:
-        raise ValueError(usage)
-    return rest
-
-
-def _name_and_time(rest: str, usage: str) -> "tuple[str, float]":
-    """A name and perhaps a duration, in seconds. Raises ValueError."""
-    name, _, duration = rest.partition(" ")
-    if not name:
-        raise ValueError(usage)
-    return name, _seconds(duration.strip())
 
 
 def _can_show(text: str) -> bool:
@@ -4728,13 +4694,16 @@ def escape_lines(text: str) -> str:
 
 
 def _seconds(duration: str) -> float:
-    """"90", "10m", "2h" or "1d" in seconds; "" is for good."""
-    if not duration:
-        return math.inf
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", duration)
+    """"90", "1.5", "10m", "2h" or "1d" in seconds. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration)
     if found is None:
         raise ValueError(f"{escape(duration)} is no duration: 90, 10m, 2h or 1d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+# How the parameters of commands are read that are no texts.
+_READ: "dict[str, Callable[[str], Any]]" = {
+    "seconds": _seconds, "id": int, "is_on": lambda text: text.lower() == "on"}
 
 
 # --- Certificate ---
@@ -5446,7 +5415,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
                             identity)
         server.load_identity = functools.partial(_identity, arguments, password)
         invitation = Invitation(server, arguments.name)
-        console = Console(server, line, arguments.motd, chat_log, invitation, stop)
+        console = Console(server, line, arguments.motd, invitation, stop)
         # Directly: the sequencer does not run yet.
         server.room.host.begin(console.read_motd(), arguments.host_name)
         if password is not None:
