@@ -79,11 +79,10 @@ import socket
 import stat
 import threading
 import time
-import traceback
 import unicodedata
 import urllib.parse
 import zlib
-from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 try:
@@ -174,13 +173,6 @@ def _put_newest(table: "dict[Any, Any]", key: Any, value: Any, most: int) -> Non
     table[key] = value
     if len(table) > most:
         del table[next(iter(table))]
-
-
-def bug(error: Optional[BaseException]) -> str:
-    """What a user is told of a bug of ours; who mends it needs the place."""
-    *_, place = [""] + [f" ({os.path.basename(at.filename)}:{at.lineno})"
-                        for at in traceback.extract_tb(error.__traceback__ if error else None)]
-    return f"a bug: {type(error).__name__}: {error}{place}"
 
 
 # --- One person's side of the chat ---
@@ -1278,7 +1270,7 @@ class ChatClient(ClientSession):
         try:
             self._stay_connected()
         except Exception as error:
-            self.ended = bug(error)
+            self.ended = f"a bug: {chatproto.bug(error)}"
             self.give_up(self.ended)
             raise
         finally:
@@ -3497,7 +3489,7 @@ class Interface(abc.ABC):
         except KeyboardInterrupt:
             self._over, patience = 130, 0.0
         except Exception as error:
-            self._over, self._ended, patience = 1, bug(error), 0.0
+            self._over, self._ended, patience = 1, f"a bug: {chatproto.bug(error)}", 0.0
         # A signal in between only ends the wait.
         was_left = self._was_left
         self._close(patience)
@@ -3760,7 +3752,7 @@ class Interface(abc.ABC):
     def _on_crash(self, crash: Any) -> None:
         """On a thread of ours that ends by a bug: end all of it, in order."""
         if not issubclass(crash.exc_type, SystemExit):
-            self._on_end(bug(crash.exc_value))
+            self._on_end(f"a bug: {chatproto.bug(crash.exc_value)}")
 
 
 class Errands:
@@ -5150,14 +5142,7 @@ def _split(where: str) -> "tuple[str, str]":
 
 # --- main ---
 
-def complain(what: str) -> None:
-    """One line on stderr, whatever a peer put into it."""
-    try:
-        sys.stderr.write(f"chat_client: {escape(what)}\n")
-        sys.stderr.flush()
-    except (OSError, AttributeError):
-        # stderr is gone, or never was.
-        pass
+complain = functools.partial(chatproto.complain, "chat_client")
 
 
 def login_name() -> str:
@@ -5174,15 +5159,6 @@ def login_name() -> str:
         return "guest"
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        complain(f"{message} (--help says what there is)")
-        sys.exit(2)
-
-
 def _add_encryption(add: Callable[..., Any]) -> None:
     """The options of TLS and the password."""
     add("--tls", action="store_true",
@@ -5197,7 +5173,8 @@ def _add_encryption(add: Callable[..., Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = chatproto.Parser(
+        prog="chat_client.py",
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
               "                      [--listen] [--send FILE] [--mouse] [--no-config]\n"
               "                      [--timeout SECONDS] [--tls] [--trust KEY] [--password]\n"

@@ -105,7 +105,7 @@ import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, Mapping, NamedTuple,
-                    NoReturn, Optional, Sequence, Tuple)
+                    Optional, Sequence, Tuple)
 
 try:
     import sqlite3
@@ -149,6 +149,8 @@ SESSIONS = 20_000
 # itself is exempt.
 NEW_SESSIONS = 2_000
 NEW_SESSION_RATE = 5.0
+# Addresses of which is known what they used up of such a limit.
+ADDRESSES = 2_000
 # Wrong passwords that may come from one address at once, and then a second.
 GUESSES = 10
 GUESS_RATE = 1 / 6
@@ -1882,7 +1884,7 @@ class Password:
         # Of the password; b"" when there is none.
         self._digest = b""
         # What an address may still get wrong, so that nobody locks others out.
-        self._guesses = Allowances(GUESS_RATE, GUESSES, clock)
+        self._guesses = allowances(GUESS_RATE, GUESSES, clock)
 
     def change(self, text: str) -> None:
         """Ask newcomers for another one from now on. Raises ProtocolError for what is none."""
@@ -1899,7 +1901,7 @@ class Password:
             return
         if join.password is None:
             raise ProtocolError("password", "this server asks for a password")
-        guesses = self._guesses.of(origin)
+        guesses = self._guesses(origin)
         wait = guesses.wait()
         if wait:
             raise ProtocolError("password", "too many wrong passwords came from your address: try "
@@ -1998,14 +2000,7 @@ def _guarded(method: Callable[..., Any], *arguments: Any) -> None:
 
 def _log_bug(where: str, error: BaseException) -> None:
     """One line for what should not happen; the traceback only with -v."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "?"
-    if trace is not None:
-        file = os.path.basename(trace.tb_frame.f_code.co_filename)
-        place = f"{file}:{trace.tb_lineno}"
-    logger.error("bug %s: %r at %s (please report it)", where, error, place)
+    logger.error("bug %s: %s (please report it)", where, chatproto.bug(error))
     logger.debug("its traceback", exc_info=error)
 
 
@@ -2237,7 +2232,7 @@ class Entrance(Part):
         # How many members are connected.
         self.connected = 0
         # Of each address the new sessions that it may have now.
-        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
+        self._newcomers = allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
         self.password = Password(shared.alarm.clock)
 
     def restore(self, history: HistoryFile) -> None:
@@ -2299,7 +2294,7 @@ class Entrance(Part):
         if _is_loopback(link.address):
             return False
         now = self.alarm.clock()
-        allowance = self._newcomers.of(link.origin)
+        allowance = self._newcomers(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
             self.end(link, "full")
@@ -3148,12 +3143,6 @@ class Allowance:
         self._left = min(self.burst, left)
         self._at = clock()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it is as if nothing had ever been used up."""
-        self.wait()
-        return self._left >= self.burst
-
     def take(self, cost: float = 1.0) -> float:
         """Use up a cost and return 0, or return the seconds until that may be."""
         wait = self.wait()
@@ -3175,19 +3164,11 @@ class Allowance:
         self._left -= cost
 
 
-class Allowances:
-    """An Allowance for each address. Those that are full are forgotten when there are many."""
-
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        self._new = functools.partial(Allowance, rate, clock, burst)
-        self._kept: "dict[str, Allowance]" = {}
-
-    def of(self, origin: str) -> Allowance:
-        """The one of that address."""
-        if origin not in self._kept and len(self._kept) >= NEW_SESSIONS:
-            self._kept = {origin: allowance for origin, allowance in self._kept.items()
-                          if not allowance.is_full}
-        return self._kept.setdefault(origin, self._new())
+def allowances(rate: float, burst: float,
+               clock: Callable[[], float]) -> "Callable[[str], Allowance]":
+    """What gives the Allowance of an address. Of many the one that was asked for longest ago is
+    forgotten: it is full again, most likely."""
+    return functools.lru_cache(ADDRESSES)(lambda origin: Allowance(rate, clock, burst))
 
 
 class Waiting:
@@ -4189,10 +4170,9 @@ class Responder:
 
     # Seconds from one look for new interfaces to the next.
     LOOK_EVERY = 30.0
-    # Answers to one address in a second, and addresses in a second: a client asks a few times over
-    # each of its interfaces. Whoever asks more, or is the 1,001st, gets no answer.
+    # Answers to one address at once, and then a second: a client asks a few times over each of its
+    # interfaces.
     ANSWERS = 10
-    ADDRESSES = 1_000
 
     def __init__(self, server: ChatServer, name: str) -> None:
         """`name` is what the server is called."""
@@ -4202,9 +4182,7 @@ class Responder:
         self._answer = chatproto.Answer(
             name, server.port, 0, chatproto.__version__, server.identity is not None,
             secrets.token_hex(8), server.identity.key if server.identity else "")
-        # Answers in that second (of time.monotonic()), by address.
-        self._second = 0
-        self._answered: "collections.Counter[str]" = collections.Counter()
+        self._allowances = allowances(self.ANSWERS, self.ANSWERS, time.monotonic)
         # close() closes the one, which ends the thread's wait at the other.
         self._waking, woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, args=(woken, list(self._open())),
@@ -4264,19 +4242,9 @@ class Responder:
         with contextlib.suppress(OSError):
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
-            if token is not None and self._may_answer(str(asker[0])):
+            if token is not None and not self._allowances(str(asker[0])).take():
                 answer = self._answer._replace(here=self._server.room.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
-
-    def _may_answer(self, asker: str) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second = second
-            self._answered.clear()
-        if asker not in self._answered and len(self._answered) >= self.ADDRESSES:
-            return False
-        self._answered[asker] += 1
-        return self._answered[asker] <= self.ANSWERS
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
         """Answer from the address where the server listens, as the asker goes there."""
@@ -4719,12 +4687,14 @@ _G = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
       0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
 _Point = Optional[Tuple[int, int]]
 
-_SEQUENCE, _SET, _INTEGER, _BITS, _OCTETS, _OID, _TEXT = 0x30, 0x31, 0x02, 0x03, 0x04, 0x06, 0x0c
-_EC_KEY, _P256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
-_ECDSA_SHA256 = "1.2.840.10045.4.3.2"
-_COMMON_NAME, _SERVER_AUTH = "2.5.4.3", "1.3.6.1.5.5.7.3.1"
+_SEQUENCE, _SET, _INTEGER, _BITS, _OCTETS, _TEXT = 0x30, 0x31, 0x02, 0x03, 0x04, 0x0c
+# Object identifiers, encoded (X.690, 8.19): ecPublicKey, prime256v1, ecdsa-with-SHA256 (RFC 5480),
+# commonName, and those of extensions (RFC 5280, 4.2.1).
+_EC_KEY, _P256 = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06082a8648ce3d030107")
+_ECDSA_SHA256 = bytes.fromhex("06082a8648ce3d040302")
+_COMMON_NAME, _SERVER_AUTH = bytes.fromhex("0603550403"), bytes.fromhex("06082b06010505070301")
 _SUBJECT_KEY, _KEY_USAGE, _ALT_NAME, _BASIC, _EXTENDED = (
-    f"2.5.29.{number}" for number in (14, 15, 17, 19, 37))
+    bytes((0x06, 3, 0x55, 0x1d, number)) for number in (14, 15, 17, 19, 37))
 # The two times of a certificate, as they are encoded.
 _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d{12,14})Z")
 # Seconds: how long a certificate holds, and how long before its end another is made. It begins a
@@ -4792,19 +4762,6 @@ def _der_number(number: int) -> bytes:
     return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
-def _der_oid(dotted: str) -> bytes:
-    """An object identifier: seven bits a byte, all but the last of a number marked (8.19)."""
-    first, second, *rest = map(int, dotted.split("."))
-    content = bytearray()
-    for number in (40 * first + second, *rest):
-        groups = [number & 0x7f]
-        while number > 0x7f:
-            number >>= 7
-            groups.append(0x80 | number & 0x7f)
-        content += bytes(reversed(groups))
-    return _der(_OID, bytes(content))
-
-
 def _der_time(when: float) -> bytes:
     """UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5)."""
     moment = time.gmtime(when)
@@ -4825,9 +4782,9 @@ def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[b
     return [_der(0x82, name) for name in dns] + [_der(0x87, each) for each in dict.fromkeys(ip)]
 
 
-def _extension(id: str, value: bytes, critical: bool = False) -> bytes:
+def _extension(id: bytes, value: bytes, critical: bool = False) -> bytes:
     mark = _der(0x01, b"\xff") if critical else b""
-    return _der(_SEQUENCE, _der_oid(id), mark, _der(_OCTETS, value))
+    return _der(_SEQUENCE, id, mark, _der(_OCTETS, value))
 
 
 def _point(key: int) -> bytes:
@@ -4845,15 +4802,15 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
     # In a string of bits none of which is unused (RFC 5480, 2.2).
     bits = _der(_BITS, b"\0", point)
     name = _der(_SEQUENCE, _der(_SET, _der(
-        _SEQUENCE, _der_oid(_COMMON_NAME), _der(_TEXT, _common_name(names)))))
+        _SEQUENCE, _COMMON_NAME, _der(_TEXT, _common_name(names)))))
     since = now - CERTIFICATE_SINCE
-    algorithm = _der(_SEQUENCE, _der_oid(_ECDSA_SHA256))
+    algorithm = _der(_SEQUENCE, _ECDSA_SHA256)
     extensions = [
         # It may sign itself and nothing else: no authority, in nobody's list of them.
         _extension(_BASIC, _der(_SEQUENCE), critical=True),
         # Bit 0: digitalSignature; seven bits are unused.
         _extension(_KEY_USAGE, _der(_BITS, b"\x07\x80"), critical=True),
-        _extension(_EXTENDED, _der(_SEQUENCE, _der_oid(_SERVER_AUTH))),
+        _extension(_EXTENDED, _der(_SEQUENCE, _SERVER_AUTH)),
         # RFC 7093, 2 (1): not every Python has SHA-1.
         _extension(_SUBJECT_KEY, _der(_OCTETS, hashlib.sha256(point).digest()[:20]))]
     alternatives = _alternatives(names, addresses)
@@ -4863,11 +4820,11 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
     body = _der(
         _SEQUENCE, _der(0xa0, _der_number(2)), _der_number(secrets.randbits(120) | 1), algorithm,
         name, _der(_SEQUENCE, _der_time(since), _der_time(since + CERTIFICATE_FOR)), name,
-        _der(_SEQUENCE, _der(_SEQUENCE, _der_oid(_EC_KEY), _der_oid(_P256)), bits),
+        _der(_SEQUENCE, _der(_SEQUENCE, _EC_KEY, _P256), bits),
         _der(0xa3, _der(_SEQUENCE, *extensions)))
     certificate = _der(_SEQUENCE, body, algorithm, _der(_BITS, b"\0", _sign(key, body)))
     private = _der(_SEQUENCE, _der_number(1), _der(_OCTETS, key.to_bytes(32, "big")),
-                   _der(0xa0, _der_oid(_P256)), _der(0xa1, bits))
+                   _der(0xa0, _P256), _der(0xa1, bits))
     return _pem("CERTIFICATE", certificate), _pem("EC PRIVATE KEY", private)
 
 
@@ -4983,15 +4940,6 @@ def _host_title(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        complain(f"{message} (--help says what there is)")
-        sys.exit(2)
-
-
 def _options() -> "dict[str, dict[str, Any]]":
     """The options of the command line but the groups below: their names, and what argparse takes
     for each."""
@@ -5088,7 +5036,8 @@ _ENCRYPTION_OPTIONS: "dict[str, dict[str, Any]]" = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = chatproto.Parser(
+        prog="chat_server.py",
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
@@ -5168,10 +5117,7 @@ def _nobody_reads(error: Exception) -> bool:
     return True
 
 
-def complain(what: str) -> None:
-    """One line on stderr, where there is one."""
-    with contextlib.suppress(OSError):
-        print(f"chat_server: {what}", file=sys.stderr, flush=True)
+complain = functools.partial(chatproto.complain, "chat_server")
 
 
 def _load_web(console: Console, server: ChatServer, invitation: Invitation,

@@ -65,14 +65,6 @@ def test_points():
     assert chat_server._add(None, chat_server._G) == chat_server._G
 
 
-@pytest.mark.parametrize("dotted, content", [
-    ("1.2.840.10045.3.1.7", "2a8648ce3d030107"), ("2.5.29.17", "551d11"), ("1.2.840.113549",
-                                                                           "2a864886f70d")])
-def test_object_identifiers(dotted, content):
-    """As everybody encodes them."""
-    assert chat_server._der_oid(dotted)[2:].hex() == content
-
-
 @pytest.mark.parametrize("size, head", [(0, "0400"), (127, "047f"), (128, "048180"),
                                         (256, "04820100"), (65_536, "0483010000")])
 def test_lengths(size, head):
@@ -160,8 +152,8 @@ def crafted(victim, version, algorithm):
     mine, private = make_certificate(["x"], [], NOW, key)
     mine = der_of(mine)
     begin = mine.index(bytes.fromhex("3059301306072a8648ce3d0201"))
-    oid = chat_server._der_oid(chat_server._ECDSA_SHA256)
-    name = make(0x30, make(0x31, make(0x30, chat_server._der_oid("2.5.4.3"), make(0x0c, b"x"))))
+    oid = chat_server._ECDSA_SHA256
+    name = make(0x30, make(0x31, make(0x30, chat_server._COMMON_NAME, make(0x0c, b"x"))))
     body = make(0x30, version(b"\x02\x01\x02"), b"\x02\x01\x07",
                 algorithm(oid + der[start:start + 91]), name,
                 make(0x30, chat_server._der_time(NOW), chat_server._der_time(NOW + DAY)), name,
