@@ -96,10 +96,9 @@ import pathlib
 import queue
 import re
 import secrets
-import selectors
+import select
 import socket
 import socketserver
-import textwrap
 import threading
 import time
 import zlib
@@ -3573,23 +3572,19 @@ class ChatServer(socketserver.ThreadingTCPServer):
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None,
                  identity: Optional[Identity] = None) -> None:
-        # None: nothing is encrypted.
+        # Shown to newcomers; None: nothing is encrypted.
         self.identity = identity
-        # What reads it anew, or makes it; to be set before start(), where it may be renewed.
-        self.load_identity: "Callable[[], Optional[Identity]]" = lambda: identity
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
-        # Protects the two below, and that no connection comes in after server_close(); a leaf.
+        # Protects the connections, and that none comes in after server_close(); a leaf.
         self._lock = threading.Lock()
         # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
         # bare socket while its first bytes are awaited. The oldest first.
         self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
-        # Connections of each origin.
-        self._addresses: "collections.Counter[str]" = collections.Counter()
         # Set by server_close(); ends the acceptor's waits.
         self._closing = threading.Event()
-        # Complaint -> when it was logged; the acceptor's own.
-        self._complained: "dict[str, float]" = {}
+        # By kind of complaint, how often that may be logged; the acceptor's own.
+        self._complaints = allowances(1 / SAY_AGAIN, 1, time.monotonic)
         self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         address, self.address_family = _bind_address(host, port)
         inbox = Inbox(INBOX)
@@ -3634,11 +3629,6 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
-
-    def renew_identity(self) -> None:
-        """Show newcomers the certificate as it is in its file now; one of our own is made anew
-        before it ends. Raises TlsError, and then all stays as it was."""
-        self.identity = self.load_identity()
 
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
@@ -3688,12 +3678,14 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
         origin, address = _origin(request, client_address), _plain_address(client_address)
-        if not self.visited and not _is_loopback(address):
+        is_local = _is_loopback(address)
+        if not self.visited and not is_local:
             own = {each.ip for each in chatproto.own_addresses()}
             self.visited = address.partition("%")[0] not in own
         with self._lock:
-            same = -1 if _is_loopback(address) else self._addresses[origin]
-        if same < self.room.settings.max_per_address:
+            same = 0 if is_local else sum(
+                origin == other for other, _ in self._connections.values())
+        if is_local or same < self.room.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
@@ -3762,9 +3754,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def _complain(self, what: str) -> None:
         """Log a shortage, and not again for a while."""
-        kind, now = what[:24], self.room.alarm.clock()
-        if now - self._complained.get(kind, -math.inf) >= SAY_AGAIN:
-            self._complained[kind] = now
+        if not self._complaints(what[:24]).take():
             logger.warning("%s", what)
 
     # On a connection's thread
@@ -3779,15 +3769,11 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if self._closing.is_set():
                 return
             self._connections[thread] = origin, wire
-            self._addresses[origin] += 1
         try:
             self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
                 self._connections.pop(thread, None)
-                self._addresses[origin] -= 1
-                if not self._addresses[origin]:
-                    del self._addresses[origin]
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.room.alarm.clock()
@@ -4211,19 +4197,19 @@ class Responder:
     # On the thread
 
     def _run(self, woken: socket.socket, sockets: "list[socket.socket]") -> None:
-        with contextlib.ExitStack() as stack:
-            selector = stack.enter_context(selectors.DefaultSelector())
-            for sock in (woken, *sockets):
-                selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
-            look_at = 0.0
-            while True:
-                if time.monotonic() >= look_at:
-                    self._listen(sockets)
-                    look_at = time.monotonic() + self.LOOK_EVERY
-                for key, _ in selector.select(self.LOOK_EVERY):
-                    if key.data is woken:
-                        return
-                    self._attend(key.data)
+        look_at = 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                self._listen(sockets)
+                look_at = time.monotonic() + self.LOOK_EVERY
+            # They were made at the start: none has a number that select() cannot take.
+            ready, _, _ = select.select([woken, *sockets], [], [], self.LOOK_EVERY)
+            if woken in ready:
+                break
+            for sock in ready:
+                self._attend(sock)
+        for sock in (woken, *sockets):
+            sock.close()
 
     @staticmethod
     def _listen(sockets: "list[socket.socket]") -> None:
@@ -4419,7 +4405,10 @@ class Console:
     """
 
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
-                 invitation: Invitation, stop: Callable[[], None]) -> None:
+                 invitation: Invitation, stop: Callable[[], None],
+                 load_identity: "Callable[[], Optional[Identity]]") -> None:
+        """`load_identity` reads the certificate anew, or makes another one before it ends."""
+        self._load_identity = load_identity
         self._server = server
         self._invitation = invitation
         self._line = line
@@ -4510,7 +4499,7 @@ class Console:
     def renew(self) -> None:
         """Once a day: have a certificate that holds."""
         try:
-            self._server.renew_identity()
+            self._server.identity = self._load_identity()
         except TlsError as error:
             logger.error("cannot renew the certificate: %s", error)
 
@@ -4573,7 +4562,7 @@ class Console:
 
     def _reload(self) -> str:
         self.ask(self.host.pin, self.read_motd(), False)
-        self._server.renew_identity()
+        self._server.identity = self._load_identity()
         return "reloaded"
 
     def _qr(self, look: str = "") -> str:
@@ -4829,9 +4818,8 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
 
 
 def _pem(label: str, der: bytes) -> str:
-    """RFC 7468."""
-    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
-    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+    """RFC 7468. What is in it makes no difference to ssl's function."""
+    return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE", label)
 
 
 def _from_pem(label: str, text: str) -> bytes:
@@ -5351,17 +5339,16 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     the day that is too long and for what is no password, HistoryError, TlsError.
     """
     password = chatproto.given_password(arguments.password, arguments.password_file)
-    identity = _identity(arguments, password)
+    load_identity = functools.partial(_identity, arguments, password)
     settings = Settings(arguments.grace, arguments.rate, arguments.max_members,
                         arguments.max_per_address)
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
         server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history,
-                            identity)
-        server.load_identity = functools.partial(_identity, arguments, password)
+                            load_identity())
         invitation = Invitation(server, arguments.name)
-        console = Console(server, line, arguments.motd, invitation, stop)
+        console = Console(server, line, arguments.motd, invitation, stop, load_identity)
         # Directly: the sequencer does not run yet.
         server.room.host.begin(console.read_motd(), arguments.host_name)
         if password is not None:
