@@ -652,12 +652,6 @@ class Request:
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
 
-    def takes_gzip(self) -> bool:
-        """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
-        found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
-                 for token in self.tokens("Accept-Encoding")]
-        return any(match and (match[1] or "1").strip("0.") for match in found)
-
     def upgrade(self) -> WebSocket:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
         if ("websocket" not in self.tokens("Upgrade")
@@ -972,10 +966,9 @@ class FileStore:
         return self._whole(key) + PART
 
     def _open(self, key: str) -> "IO[bytes]":
-        for path in (self._whole(key), self._part(key)):
-            with contextlib.suppress(FileNotFoundError):
-                return open(path, "rb")
-        # It was renamed in between.
+        # In this order, as it may be renamed in between.
+        with contextlib.suppress(FileNotFoundError):
+            return open(self._part(key), "rb")
         return open(self._whole(key), "rb")
 
     def _size_of(self, key: str) -> int:
@@ -1049,7 +1042,8 @@ class Clerk(NamedTuple):
 # Of a Clerk's refusals: every other is a 403.
 _REFUSED = {"flooding": HTTPStatus.TOO_MANY_REQUESTS, "not-joined": HTTPStatus.UNAUTHORIZED,
             "full": HTTPStatus.INSUFFICIENT_STORAGE}
-_FILE_PATH = re.compile(UPLOADS + "/([0-9a-f]{32})")
+# Answers a request of one kind; returns what it became.
+Way = Callable[[Any], "Optional[WebSocket]"]
 
 
 class FileRequest(Request):
@@ -1057,25 +1051,13 @@ class FileRequest(Request):
 
     clerk: Clerk
 
-    def file_ways(self, path: str) -> "dict[str, Callable[[], None]]":
-        """What does each method that the path of a file, or of all of them, may be asked for with;
-        {}: it is no such path."""
-        if path == UPLOADS:
-            return {"POST": self._start}
-        if not _FILE_PATH.fullmatch(path):
-            return {}
-        # Who says its secret asks how far its upload has come.
-        is_uploader = self.headers.get("X-Roger-Session")
-        return {"GET": self._download, "HEAD": self._tell if is_uploader else self._download,
-                "PUT": self._put, "DELETE": self._give_up}
-
-    def answer_file(self, way: "Callable[[], None]") -> None:
-        """Answer it in one of these ways. Raises Refusal."""
+    def answer_file(self, way: "Way") -> None:
+        """Answer it in one of the ways below. Raises Refusal."""
         if self.method != "GET" and self.one_header("Origin"):
             self.check_origin()
         step_aside()
         try:
-            way()
+            way(self)
         except ProtocolError as error:
             raise Refusal(_REFUSED.get(error.code, HTTPStatus.FORBIDDEN), str(error),
                           {"Retry-After": "1"}) from error
@@ -1085,7 +1067,8 @@ class FileRequest(Request):
 
     # Up
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """An upload begins."""
         query = urllib.parse.parse_qs(self.path.partition("?")[2], errors="replace")
         file = self.clerk.start(self.one_header("X-Roger-Session"), query.get("name", [""])[0])
         self.reply_json({"upload": file.url}, HTTPStatus.CREATED, {"Location": file.url})
@@ -1098,17 +1081,22 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such upload of yours")
         return file
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """How far an upload has come; who says no secret asks for a file that was handed out."""
+        if not self.headers.get("X-Roger-Session"):
+            return self.download()
         self.reply(b"", "application/json", headers={"Upload-Offset": str(self._uploaded().have)})
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """An upload is given up."""
         file = self._uploaded()
         if file.message:
             raise Refusal(HTTPStatus.CONFLICT, "it is handed out already")
         self.clerk.give_up(file)
         self.reply_json({})
 
-    def _put(self) -> None:
+    def put(self) -> None:
+        """A piece of an upload."""
         file = self._uploaded()
         first, last, size = self._piece()
         length = self.body_length(size)
@@ -1157,7 +1145,8 @@ class FileRequest(Request):
 
     # Down
 
-    def _download(self) -> None:
+    def download(self) -> None:
+        """A file that was handed out."""
         store, key = self.clerk.store, self._key
         file = store.get(key)
         if file is None or not file.message:
@@ -1190,13 +1179,17 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.NOT_FOUND, "the file cannot be read") from error
 
     def _send(self, content: "IO[bytes]", first: int, behind: int) -> None:
-        """Send so many bytes, or less when the file is removed meanwhile: then who asks again is
-        told."""
+        """Send so many bytes, or less when the file is removed meanwhile or cannot be read: who
+        asked has fewer than it was told, and asks again."""
         content.seek(first)
         while first < behind and self.clerk.store.get(self._key) is not None:
-            piece = _piece_of(content, min(PIECE, behind - first))
+            try:
+                piece = content.read(min(PIECE, behind - first))
+            except OSError as error:
+                logger.error("a file cannot be read: %s", error)
+                return
             if not piece:
-                # The connection ends early: who asked has fewer bytes than it was told.
+                logger.error("a file has become shorter")
                 return
             self.exchange.more_time(PIECE_TIMEOUT)
             self.exchange.write(piece)
@@ -1206,18 +1199,6 @@ class FileRequest(Request):
     def _key(self) -> str:
         """The key of the file that the path names."""
         return self.path[len(UPLOADS) + 1:][:KEY]
-
-
-def _piece_of(content: "IO[bytes]", most: int) -> bytes:
-    """The next bytes of a file; none when there should be some, which is logged."""
-    try:
-        piece = content.read(most)
-    except OSError as error:
-        logger.error("a file cannot be read: %s", error)
-        return b""
-    if not piece:
-        logger.error("a file has become shorter")
-    return piece
 
 
 def disposition(name: str) -> str:
@@ -1358,26 +1339,18 @@ class PageRequest(FileRequest):
             where = self.path if self.path.startswith("/") else PAGE
             raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
                           {"Location": f"https://{host}{where}"})
-        ways = self._ways(path)
-        if not ways:
+        is_file, clerk = path.startswith(UPLOADS), self.web.clerk
+        ways = next((ways for pattern, ways in self.WAYS if re.fullmatch(pattern, path)), {})
+        if not ways or is_file and clerk is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "there is nothing of that name")
         if self.method not in ways:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{', '.join(ways)} is all there is",
                           {"Allow": ", ".join(ways)})
-        return ways[self.method]()
-
-    def _ways(self, path: str) -> "dict[str, Callable[[], Optional[WebSocket]]]":
-        """What does each method that a path may be asked for with; {}: there is no such path."""
-        if path.startswith(UPLOADS) and self.web.clerk is not None:
-            self.clerk = self.web.clerk
-            return {method: functools.partial(self.answer_file, way)
-                    for method, way in self.file_ways(path).items()}
-        if path in self.web.files:
-            return {"GET": self._newcomers_file, "HEAD": self._newcomers_file}
-        ways: "dict[str, dict[str, Callable[[], Optional[WebSocket]]]]" = {
-            PAGE: {"GET": self._page, "HEAD": self._page}, CHAT: {"GET": self._chat},
-            HOST: {"GET": self._host, "POST": self._host}}
-        return ways.get(path, {})
+        if clerk is None or not is_file:
+            return ways[self.method](self)
+        self.clerk = clerk
+        self.answer_file(ways[self.method])
+        return None
 
     def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
@@ -1387,12 +1360,16 @@ class PageRequest(FileRequest):
         if self.is_unchanged(headers):
             return
         body = page.body
-        if self.takes_gzip():
+        # As all browsers say it. Who says it with a weight ("gzip;q=1") has it as it is.
+        if "gzip" in self.tokens("Accept-Encoding"):
             body, headers["Content-Encoding"] = page.packed, "gzip"
         self.reply(body, "text/html; charset=utf-8", headers=headers)
 
     def _newcomers_file(self) -> None:
-        self.reply(self.web.files[self.path.partition("?")[0]], PLAIN_TEXT)
+        content = self.web.files.get(self.path.partition("?")[0])
+        if content is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server")
+        self.reply(content, PLAIN_TEXT)
 
     def _chat(self) -> WebSocket:
         """Who is no browser, and says no Origin, can use the port without HTTP."""
@@ -1436,6 +1413,16 @@ class PageRequest(FileRequest):
             raise Refusal(HTTPStatus.BAD_REQUEST, "the body is a JSON object whose do is record, "
                           f"or begins with one of {' '.join(sorted(HOST_WORDS))}")
         return self.web.desk.do(chatproto.clean_text(line))
+
+    # The pattern of a path, and what each method that it may be asked for with does.
+    WAYS: "list[tuple[str, dict[str, Way]]]" = [
+        (PAGE, {"GET": _page, "HEAD": _page}),
+        ("|".join(map(re.escape, FILES)), {"GET": _newcomers_file, "HEAD": _newcomers_file}),
+        (CHAT, {"GET": _chat}),
+        (HOST, {"GET": _host, "POST": _host}),
+        (UPLOADS, {"POST": FileRequest.begin}),
+        (UPLOADS + f"/[0-9a-f]{{{KEY}}}", {"GET": FileRequest.download, "HEAD": FileRequest.tell,
+                                    "PUT": FileRequest.put, "DELETE": FileRequest.give_up})]
 
 
 class Web:
