@@ -3188,7 +3188,7 @@ class Waiting:
 class Connection:
     """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's
     WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
-    `join_by` is when it must have joined, by the alarm's clock.
+    `came` is when it came, by the alarm's clock; else it comes now. Soon it must have joined.
 
     run() is its thread; the room uses `address`, `since`, `manager`, `session`, `ended` and the
     methods below `release`. What a peer sends is charged to its flood limit before it is
@@ -3200,14 +3200,13 @@ class Connection:
                  "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, join_by: Optional[float] = None,
+    def __init__(self, wire: Any, address: str, room: Room, came: Optional[float] = None,
                  origin: str = "") -> None:
         alarm = room.alarm
         # Where it comes from, and what that counts for: see _origin().
         self.address = address
         self.origin = origin or address
-        # When it came.
-        self.since = alarm.clock()
+        self.since = alarm.clock() if came is None else came
         # The sequencer sets these: the session, once; and when nothing more is taken from here, up
         # to which place it hears the log, and then what else.
         self.session: Optional[Session] = None
@@ -3233,8 +3232,7 @@ class Connection:
         self._uncut.acquire()
         self.manager = MessageManager(alarm, room.journal.log, self, wire.write,
                                       getattr(wire, "wrap", None))
-        alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by,
-                 chatproto.weakly(self._join_timeout))
+        alarm.at(self.since + JOIN_TIMEOUT, chatproto.weakly(self._join_timeout))
 
     def run(self) -> None:
         """Read until the connection ends."""
@@ -3799,9 +3797,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             wire.close()
             return
         # The wait for the first byte counts; a request's does not.
-        join_by = until if spoken is wire else None
-        connection = Connection(spoken, address, self.room, join_by, origin)
-        connection.since = came
+        connection = Connection(spoken, address, self.room, came if spoken is wire else None,
+                                origin)
         with self._lock:
             # Else it was cut meanwhile.
             if thread in self._connections:
@@ -4359,10 +4356,6 @@ def firewall_advice(port: int) -> str:
     elif sys.platform == "darwin":
         how = ("in System Settings, Network, Firewall, Options allow Python to receive "
                "connections")
-    elif os.path.exists("/etc/ufw/ufw.conf"):
-        how = f"sudo ufw allow {port}"
-    elif os.path.exists("/etc/firewalld"):
-        how = f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp"
     else:
         how = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
                f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
@@ -4489,13 +4482,6 @@ class Console:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
 
-    def reload_by_signal(self) -> None:
-        """On HUP: /reload, with its answer in the log."""
-        try:
-            logger.info("%s", self._reload())
-        except (OSError, ProtocolError, TlsError) as error:
-            logger.error("cannot reload: %s", error)
-
     def renew(self) -> None:
         """Once a day: have a certificate that holds."""
         try:
@@ -4539,7 +4525,8 @@ class Console:
             self.ask(self.host.pin, self.read_motd(), False)
         elif text:
             self.ask(self.host.pin, None if text == "-" else text)
-        return escape_lines(self.host.house.motd or "there is no message of the day")
+        shown = self.host.house.motd or "there is no message of the day"
+        return "\n".join(map(escape, shown.split("\n")))
 
     def _password(self, text: str) -> str:
         if not self._server.identity:
@@ -4643,11 +4630,6 @@ def _can_show(text: str) -> bool:
         return bool(text.encode(sys.stdout.encoding))
     except (UnicodeError, AttributeError):
         return False
-
-
-def escape_lines(text: str) -> str:
-    """`text` of several lines, safe for a terminal."""
-    return "\n".join(map(escape, text.split("\n")))
 
 
 def _seconds(duration: str) -> float:
@@ -5244,7 +5226,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
                 # The terminal was closed, and nobody could end this server any more.
                 order = STOP
             elif order == RELOAD:
-                console.reload_by_signal()
+                logger.info("/reload: %s", console.command("/reload"))
             elif order == INTERRUPT:
                 order = STOP if line.may_stop(server.room.connected) else ""
             if time.monotonic() >= renew_at:

@@ -511,9 +511,8 @@ class Exchange:
                 self.more_time(PIECE_TIMEOUT)
                 timed = taken + PIECE
             # Past the buffer: to copy it twice would cost a third of the speed.
-            data = self.rest() or self._read()
-            piece = data[:size - taken]
-            self._buffer += data[len(piece):]
+            # What comes behind the body is nobody's: no other request is taken.
+            piece = (self.rest() or self._read())[:size - taken]
             taken += len(piece)
             yield piece
 
@@ -655,11 +654,9 @@ class Request:
     def upgrade(self) -> WebSocket:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
         if ("websocket" not in self.tokens("Upgrade")
-                or "upgrade" not in self.tokens("Connection")):
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
-                          {"Upgrade": "websocket"})
-        if self.one_header("Sec-WebSocket-Version") != "13":
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
+                or "upgrade" not in self.tokens("Connection")
+                or self.one_header("Sec-WebSocket-Version") != "13"):
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
                           {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
         key = self.one_header("Sec-WebSocket-Key")
         # 16 bytes in base64.
@@ -776,9 +773,7 @@ class FileStore:
         self._worker: Optional[threading.Thread] = None
         if self._folder is not None:
             os.makedirs(self._folder, 0o700, exist_ok=True)
-            probe = os.path.join(self._folder, secrets.token_hex(16) + PART)
-            open(probe, "xb").close()
-            os.unlink(probe)
+            tempfile.TemporaryFile(dir=self._folder).close()
 
     # On the sequencer's thread: nothing here waits for a disk
 
@@ -1366,9 +1361,12 @@ class PageRequest(FileRequest):
         self.reply(body, "text/html; charset=utf-8", headers=headers)
 
     def _newcomers_file(self) -> None:
-        content = self.web.files.get(self.path.partition("?")[0])
-        if content is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server")
+        name = self.path.partition("?")[0][1:]
+        try:
+            with open(os.path.join(self.web.folder, name), "rb") as file:
+                content = file.read()
+        except OSError as error:
+            raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server") from error
         self.reply(content, PLAIN_TEXT)
 
     def _chat(self) -> WebSocket:
@@ -1436,6 +1434,8 @@ class Web:
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
+        # Where the page lies, and the files for newcomers.
+        self.folder = folder
         self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         # Who is asked about members' files, where there are any: to be set before connections come.
@@ -1443,13 +1443,6 @@ class Web:
         path = os.path.join(folder, "chat_web.html")
         # Without the host's view, and with it.
         self.pages = [Page.load(path, title, is_hosts) for is_hosts in (False, True)]
-        self.files: "dict[str, bytes]" = {}
-        for path in FILES:
-            try:
-                with open(os.path.join(folder, path[1:]), "rb") as file:
-                    self.files[path] = file.read()
-            except OSError as error:
-                logger.info("%s is not served: %s", path, error.strerror)
 
     def close(self) -> None:
         """When the server has ended; may be called twice."""

@@ -109,11 +109,11 @@ def test_motd_is_read_again(console, peer, tmp_path):
     assert peer(port, "bob").welcome["motd"] == "tuesday"
     motd.write_text("wednesday")
     window.process.send_signal(signal.SIGHUP)
-    window.expect(".* reloaded")
+    window.expect(".* /reload: reloaded")
     assert peer(port, "eve").welcome["motd"] == "wednesday"
     motd.unlink()
     window.process.send_signal(signal.SIGHUP)
-    window.expect(".* cannot reload: .*")
+    window.expect(".* /reload: .*No such file.*")
     window.type("/motd @")
     window.expect(".*No such file.*")
     assert peer(port, "joe").welcome["motd"] == "wednesday"
