@@ -3847,34 +3847,8 @@ def _in_foreground() -> bool:
     return sys.platform == "win32" or os.tcgetpgrp(0) == os.getpgrp()
 
 
-def _take_terminal() -> "Optional[list[Any]]":
-    """Have the terminal hand over each key at once; return its settings as they were before.
-
-    None where that cannot be. Ctrl-C and Ctrl-Z stay signals. Windows has no `termios`, and a
-    Python that was built without it is treated alike.
-    """
-    if (sys.platform == "win32" or os.environ.get("NO_COLOR")
-            or os.environ.get("TERM", "dumb") in ("", "dumb")):
-        return None
-    try:
-        import termios
-        import tty
-    except ImportError:
-        return None
-    try:
-        # In the background the terminal is the shell's.
-        if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
-            return None
-        settings = termios.tcgetattr(0)
-        # What was typed already is not thrown away.
-        tty.setcbreak(0, termios.TCSADRAIN)
-    except (AttributeError, OSError, ValueError, termios.error):
-        return None
-    return settings
-
-
 def _give_terminal_back(settings: "list[Any]") -> None:
-    """Undo _take_terminal(), unless the terminal is the shell's again, or gone."""
+    """Undo OperatorLine.open(), unless the terminal is the shell's again, or gone."""
     if sys.platform == "win32":
         return
     import termios
@@ -3917,14 +3891,29 @@ class OperatorLine:
         self._interrupted_at = -math.inf
 
     def open(self) -> bool:
-        """Take the terminal over, also after it was away; False where that cannot be."""
-        before = _take_terminal()
-        self.is_open = before is not None
-        if before is None:
+        """Take the terminal over, also after it was away: it hands over each key at once, but
+        Ctrl-C and Ctrl-Z stay signals. False where that cannot be.
+
+        Windows has no `termios`, and a Python that was built without it is treated alike.
+        """
+        self.is_open = False
+        if (sys.platform == "win32" or os.environ.get("NO_COLOR")
+                or os.environ.get("TERM", "dumb") in ("", "dumb")):
             return False
-        self._settings = self._settings or before
-        self.write("")
-        return True
+        try:
+            import termios
+            import tty
+        except ImportError:
+            return False
+        with contextlib.suppress(AttributeError, OSError, ValueError, termios.error):
+            # In the background the terminal is the shell's.
+            if sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground():
+                self._settings = self._settings or termios.tcgetattr(0)
+                # What was typed already is not thrown away.
+                tty.setcbreak(0, termios.TCSADRAIN)
+                self.is_open = True
+                self.write("")
+        return self.is_open
 
     def reopen(self) -> None:
         """We were stopped, and go on: perhaps in the background, perhaps with other settings."""
@@ -4710,13 +4699,12 @@ def _new_scalar() -> int:
 def _sign(key: int, data: bytes) -> bytes:
     """The signature of data, in DER."""
     digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
-    r = s = 0
-    while not r or not s:
-        # Two signatures with one of these would give the key away. It is drawn as the key is, of
-        # which nothing is left where that is weak; RFC 6979 would be more code for the same.
-        once = _new_scalar()
-        r = _multiply(once, _G)[0] % _N
-        s = pow(once, -1, _N) * (digest + r * key) % _N
+    # Two signatures with one of these would give the key away. It is drawn as the key is, of which
+    # nothing is left where that is weak; RFC 6979 would be more code for the same. That r or s is 0
+    # and another has to be drawn nobody will ever see: OpenSSL would not take the certificate.
+    once = _new_scalar()
+    r = _multiply(once, _G)[0] % _N
+    s = pow(once, -1, _N) * (digest + r * key) % _N
     return _der(_SEQUENCE, _der_number(r), _der_number(s))
 
 

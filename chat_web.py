@@ -761,8 +761,9 @@ class FileStore:
         self._most_together = most_together
         self._synced = synced
         self._is_temporary = folder is None
-        # A temporary one is made for the first file.
-        self._folder = folder and os.path.abspath(folder)
+        # It is made for the first file where it is temporary: its name is nobody's to know before.
+        self._folder = os.path.abspath(folder or os.path.join(
+            tempfile.gettempdir(), f"roger-files-{secrets.token_hex(16)}"))
         # Protects the files and what they are; a leaf.
         self._lock = threading.Lock()
         self._files: "dict[str, Stored]" = {}
@@ -771,7 +772,7 @@ class FileStore:
         # Keys for the thread, which is started for the first; None ends it.
         self._jobs: "queue.SimpleQueue[Optional[str]]" = queue.SimpleQueue()
         self._worker: Optional[threading.Thread] = None
-        if self._folder is not None:
+        if folder is not None:
             os.makedirs(self._folder, 0o700, exist_ok=True)
             tempfile.TemporaryFile(dir=self._folder).close()
 
@@ -787,7 +788,7 @@ class FileStore:
                 if not 0 < file.message <= forgotten and self._size_of(key) >= file.have:
                     self._files[key] = file
         self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
-        for name in os.listdir(self._folder) if self._folder is not None else ():
+        for name in () if self._is_temporary else os.listdir(self._folder):
             key, is_part = name[:KEY], name.endswith(PART)
             if _ON_DISK.fullmatch(name) and (is_part or kept is not None):
                 self._settle(key)
@@ -924,7 +925,7 @@ class FileStore:
         if self._worker is not None:
             self._jobs.put(None)
             self._worker.join(5)
-        if self._is_temporary and self._folder is not None:
+        if self._is_temporary:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # Inside
@@ -939,6 +940,8 @@ class FileStore:
 
     def _append(self, file: Stored, pieces: "Iterable[bytes]") -> None:
         have = start = file.have
+        if self._is_temporary:
+            os.makedirs(self._folder, 0o700, exist_ok=True)
         with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
             part.seek(start)
             try:
@@ -952,12 +955,9 @@ class FileStore:
                 file.have = have
 
     def _whole(self, key: str) -> str:
-        return os.path.join(self._folder or "", key)
+        return os.path.join(self._folder, key)
 
     def _part(self, key: str) -> str:
-        with self._lock:
-            if self._folder is None:
-                self._folder = tempfile.mkdtemp(prefix="roger-files-")
         return self._whole(key) + PART
 
     def _open(self, key: str) -> "IO[bytes]":
