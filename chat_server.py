@@ -128,7 +128,7 @@ from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, W
                        Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
                        MessageQueue, MessageSocket, Motd, News, Ping, ProtocolError, Recall,
                        Recalled, Removed, Rename, Renamed, Rules, Say, SecureSocket, Unknown,
-                       Welcome, escape, name_key)
+                       Welcome, escape, is_loopback, name_key)
 
 # Seconds a connection may take to join, and one that we end has to read why, before it is cut.
 JOIN_TIMEOUT = 10.0
@@ -2290,7 +2290,7 @@ class Entrance(Part):
     def _has_to_wait(self, link: Connection, join: Join) -> bool:
         """Whether the address has had so many new sessions that this one has to wait: it joins
         later, in its turn, or is refused where that would be too late."""
-        if _is_loopback(link.address):
+        if is_loopback(link.address):
             return False
         now = self.alarm.clock()
         allowance = self._newcomers(link.origin)
@@ -2720,7 +2720,7 @@ class Host(Part):
 
     def _put_out(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
         reason = chatproto.clean_text(reason)[:REASON]
-        is_address = kind == "ban" and _is_address(name)
+        is_address = kind == "ban" and chatproto.is_address(name)
         known = None if is_address else self._known(name)
         hold, words = self._hold(kind, known, name, seconds, reason)
         out = ([member for member in self.members if member.origin == name] if is_address
@@ -2754,7 +2754,7 @@ class Host(Part):
     def _address_of(self, session: Session) -> "list[str]":
         """The address that is this person's alone: not this machine's, nor anybody else's here."""
         address = session.origin
-        is_shared = not address or _is_loopback(address) or any(
+        is_shared = not address or is_loopback(address) or any(
             other.origin == address and other is not session for other in self.members)
         return [] if is_shared else [address]
 
@@ -2822,13 +2822,6 @@ class Host(Part):
 def _host_name(name: str) -> str:
     """Return a name if the host may speak under it; else raise ProtocolError."""
     return name if name == Rules(0).host else chatproto.check_name(name)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(text))
-    except ValueError:
-        return False
 
 
 class Room(Part):
@@ -3086,11 +3079,6 @@ class Room(Part):
     _ACTIONS: "dict[type[Message], Callable[..., None]]" = {
         Say: _chat, Rename: _rename, Leave: _leave, Recall: _recall, Invalid: _invalid,
         Ping: _acknowledged, Unknown: _acknowledged}
-
-
-@functools.lru_cache(maxsize=1_000)
-def _is_loopback(address: str) -> bool:
-    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 # --- Connections ---
@@ -3676,7 +3664,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
         origin, address = _origin(request, client_address), _plain_address(client_address)
-        is_local = _is_loopback(address)
+        is_local = is_loopback(address)
         if not self.visited and not is_local:
             own = {each.ip for each in chatproto.own_addresses()}
             self.visited = address.partition("%")[0] not in own
@@ -4173,7 +4161,7 @@ class Responder:
         if own == "::":
             families.add(socket.AF_INET)
         # What is sent to everybody is heard only by a socket that is bound to every address.
-        at = own if _is_loopback(own) else ""
+        at = own if is_loopback(own) else ""
         for family, port in itertools.product(families, {server.port, PORT}):
             try:
                 yield _udp(family, at, port)
@@ -4221,7 +4209,7 @@ class Responder:
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
         """Answer from the address where the server listens, as the asker goes there."""
         own = self._server.bound
-        if own in ("0.0.0.0", "::") or _is_loopback(own):
+        if own in ("0.0.0.0", "::") or is_loopback(own):
             sock.sendto(data, asker)
             return
         with _udp(sock.family, own, self._server.port) as speaker:
@@ -4303,7 +4291,7 @@ class Invitation:
         """The address of the host's page, which only this machine may open; "" if it cannot."""
         own = "127.0.0.1" if self._server.bound in ("0.0.0.0", "::") else self._server.bound
         # Only a connection from loopback is known to come from this machine.
-        if self._server.web is None or not _is_loopback(own):
+        if self._server.web is None or not is_loopback(own):
             return ""
         return f"{self._page_at(own)}#host={self._server.web.secret}"
 
@@ -4664,10 +4652,6 @@ CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400
 RENEW = 86_400
 
 
-class CertificateError(TlsError):
-    """The kept certificate cannot be read or written; the text says what to do."""
-
-
 def _add(one: _Point, other: _Point) -> _Point:
     """The sum of two points of P-256; None is the point at infinity (SEC 1, 2.2.1)."""
     if one is None or other is None:
@@ -4837,7 +4821,7 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
     """Have a file with certificate and key that hold now, for this machine: make it where there is
     none, and another with the same key where it ends soon or is for other addresses.
 
-    Needs ssl. Raises CertificateError.
+    Needs ssl. Raises TlsError.
     """
     key: Optional[int] = None
     try:
@@ -4853,10 +4837,10 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
         chatproto.write_private(path, "".join(pems), synced=True)
     except (ssl.SSLError, ValueError) as error:
         reason = "OpenSSL cannot read it" if isinstance(error, ssl.SSLError) else error
-        raise CertificateError(f"{path} is damaged: {reason}; without it another key is made, "
+        raise TlsError(f"{path} is damaged: {reason}; without it another key is made, "
                                "which everybody has to trust anew") from error
     except OSError as error:
-        raise CertificateError(f"the certificate in {path} cannot be kept: "
+        raise TlsError(f"the certificate in {path} cannot be kept: "
                                f"{error.strerror or error}") from error
 
 
@@ -5202,7 +5186,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
     advise_at = time.monotonic() + FIREWALL_AFTER
-    if _is_loopback(server.bound):
+    if is_loopback(server.bound):
         advise_at = math.inf
     order, renew_at = "", time.monotonic() + RENEW
     try:

@@ -77,7 +77,6 @@ import hashlib
 import hmac
 import html
 import http.client
-import ipaddress
 import itertools
 import json
 import logging
@@ -1304,11 +1303,7 @@ def is_our_host(host: str, names: Collection[str] = ()) -> bool:
     if found is None:
         return False
     name = found[1].strip("[]")
-    try:
-        ipaddress.ip_address(name)
-        return True
-    except ValueError:
-        return chatproto.is_own_name(name, names)
+    return chatproto.is_address(name) or chatproto.is_own_name(name, names)
 
 
 class PageRequest(FileRequest):
@@ -1349,7 +1344,7 @@ class PageRequest(FileRequest):
 
     def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
-        page = self.web.pages[self._is_here]
+        page = self.web.pages[chatproto.is_loopback(self.peer)]
         headers = {"Content-Security-Policy": page.policy(self.origin),
                    "ETag": page.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if self.is_unchanged(headers):
@@ -1376,14 +1371,10 @@ class PageRequest(FileRequest):
 
     # The host's view
 
-    @property
-    def _is_here(self) -> bool:
-        """Whether the browser is on this machine: elsewhere there is no host's view."""
-        return ipaddress.ip_address(self.peer.partition("%")[0]).is_loopback
-
     def _host(self) -> None:
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, self.web.secret.encode()) or not self._is_here:
+        if not (chatproto.is_loopback(self.peer)
+                and hmac.compare_digest(given, self.web.secret.encode())):
             raise Refusal(HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
         if self.one_header("Origin"):
@@ -1617,22 +1608,22 @@ class _QrGrid:
 
     def __init__(self, version: int) -> None:
         """Draw all that does not depend on data and mask."""
-        self.size = 17 + 4 * version
-        self.rows = [bytearray([_FREE]) * self.size for _ in range(self.size)]
-        for at in range(self.size):
+        size = 17 + 4 * version
+        self.rows = [bytearray([_FREE]) * size for _ in range(size)]
+        for at in range(size):
             self.rows[6][at] = self.rows[at][6] = at % 2 == 0
-        end = self.size - 4
+        end = size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
         middles = _QR[version - 1][3]
         for y, x in itertools.product(middles, middles):
             # In three corners a finder is there already.
-            if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
+            if not ((y, x) == (6, 6) or 6 in (y, x) and size - 7 in (y, x)):
                 self._draw_square(y, x, 2, (0, 2))
         if version >= 7:
             word = _qr_checked(version, 0x1F25, 12)
             for bit in range(18):
-                near, far = bit // 3, self.size - 11 + bit % 3
+                near, far = bit // 3, size - 11 + bit % 3
                 self.rows[near][far] = self.rows[far][near] = word >> bit & 1
 
     def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
@@ -1646,7 +1637,7 @@ class _QrGrid:
         word = _qr_checked(mask, 0x537, 10) ^ 0x5412
         first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
                  *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
-        end = self.size
+        end = len(self.rows)
         second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
         for bit, places in enumerate(zip(first, second)):
             for y, x in places:
@@ -1657,8 +1648,8 @@ class _QrGrid:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
         bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
         upwards = True
-        for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
-            rows = range(self.size)
+        for right in (*range(len(self.rows) - 1, 6, -2), 5, 3, 1):
+            rows = range(len(self.rows))
             for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
                 if self.rows[y][x] == _FREE:
                     self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
@@ -1666,6 +1657,7 @@ class _QrGrid:
 
     def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
         """Squares around a middle, dark at these distances; what lies outside is left out."""
+        size = len(self.rows)
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
-            if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
+            if 0 <= y + dy < size and 0 <= x + dx < size:
                 self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark

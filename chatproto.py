@@ -2374,6 +2374,20 @@ class Address(NamedTuple):
         return f"{self.ip}%{self.interface}" if zoned else self.ip
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is an address, and no name."""
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+@functools.lru_cache(maxsize=1_000)
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this very machine; "" leads nowhere."""
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def own_addresses() -> "list[Address]":
     """The addresses of this machine, 127.0.0.1 among them.
 

@@ -18,7 +18,7 @@ import pytest
 
 import chat_server
 import chatproto
-from chat_server import CertificateError, certificate_key, keep_certificate, make_certificate
+from chat_server import TlsError, certificate_key, keep_certificate, make_certificate
 
 NAMES, ADDRESSES = ["lab3", "lab3.local", "b\u00fcro"], ["192.0.2.7", "2001:db8::7", "fe80::7%eth0"]
 NOW = calendar.timegm((2026, 11, 26, 12, 0, 0))
@@ -284,7 +284,7 @@ def test_damaged(tmp_path, damage):
     path = tmp_path / "server.pem"
     text = damage(kept(path)[0])
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CertificateError, match="trust anew"):
+    with pytest.raises(TlsError, match="trust anew"):
         kept(path)
     assert path.read_text(encoding="utf-8") == text
 
@@ -301,7 +301,7 @@ def test_key_of_another_certificate(tmp_path):
     text = make_certificate(NAMES, ADDRESSES, NOW)[0] + make_certificate(NAMES, ADDRESSES, NOW)[1]
     path.write_text(text)
     for now in (NOW, NOW + 790 * DAY):
-        with pytest.raises(CertificateError, match="no pair.*trust anew"):
+        with pytest.raises(TlsError, match="no pair.*trust anew"):
             kept(path, now)
     assert path.read_text() == text
 
@@ -317,7 +317,7 @@ def test_damaged_certificate(tmp_path):
         path.write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1:])
         try:
             assert kept(path)[1] == key
-        except CertificateError as error:
+        except TlsError as error:
             said += "trust anew" in str(error)
         else:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
@@ -334,14 +334,14 @@ def test_damaged_key(tmp_path):
     # Bytes 7 to 38 of the key: characters 10 to 50 have bits of nothing else.
     for at in range(begin + 10, begin + 51, 8):
         path.write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1:])
-        with pytest.raises(CertificateError, match="trust anew"):
+        with pytest.raises(TlsError, match="trust anew"):
             kept(path, NOW + 790 * DAY)
 
 
 def test_folder_that_cannot_be(tmp_path):
     """What cannot be written is said with its reason."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(CertificateError, match="server.pem cannot be kept: "):
+    with pytest.raises(TlsError, match="server.pem cannot be kept: "):
         kept(tmp_path / "file" / "server.pem")
 
 
@@ -354,7 +354,7 @@ def test_disk_full(tmp_path, monkeypatch):
     path = tmp_path / "server.pem"
     text, _ = kept(path)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CertificateError, match=os.strerror(errno.ENOSPC)):
+    with pytest.raises(TlsError, match=os.strerror(errno.ENOSPC)):
         kept(path, NOW + 790 * DAY)
     assert path.read_text() == text and os.listdir(tmp_path) == ["server.pem"]
 

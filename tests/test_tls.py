@@ -224,7 +224,7 @@ def test_silence_in_a_greeting(monkeypatch):
 def test_address_that_is_full(monkeypatch, caplog, bot):
     """Who comes from an address with too many connections is told in a clear sentence, though there
     is no TLS yet to tell it with; and the log says it."""
-    monkeypatch.setattr(chat_server, "_is_loopback", lambda address: False)
+    monkeypatch.setattr(chat_server, "is_loopback", lambda address: False)
     with server_inside(max_per_address=1) as server:
         bot(server.port, trust=KEY).connect(TIMEOUT)
         with pytest.raises(ConnectionError, match="too many connections from your address"):
