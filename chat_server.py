@@ -3707,11 +3707,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         connection."""
         if self._unjoined < CROWD:
             self._pace()
-        name = "member " + _plain_address(client_address)
-        thread = threading.Thread(target=self.process_request_thread, name=name, daemon=True,
-                                  args=(request, client_address))
         try:
-            thread.start()
+            super().process_request(request, client_address)
         except RuntimeError as error:
             self._complain(f"cannot start a thread for a connection: {error}")
             self.shutdown_request(request)
@@ -3751,6 +3748,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
         origin = _origin(request, client_address)
         wire = MessageSocket(request) if self.identity is None else SecureSocket(request)
         thread = threading.current_thread()
+        thread.name = f"member {_plain_address(client_address)}"
         with self._lock:
             if self._closing.is_set():
                 return
@@ -3835,19 +3833,6 @@ def _in_foreground() -> bool:
     return sys.platform == "win32" or os.tcgetpgrp(0) == os.getpgrp()
 
 
-def _give_terminal_back(settings: "list[Any]") -> None:
-    """Undo OperatorLine.open(), unless the terminal is the shell's again, or gone."""
-    if sys.platform == "win32":
-        return
-    import termios
-    try:
-        if _in_foreground():
-            os.write(1, b"\r\x1b[K")
-            termios.tcsetattr(0, termios.TCSADRAIN, settings)
-    except (OSError, termios.error):
-        pass
-
-
 class OperatorLine:
     """The line that the operator types in a terminal; whatever else is shown comes above it.
 
@@ -3909,11 +3894,16 @@ class OperatorLine:
             self.open()
 
     def close(self) -> None:
-        """Give the terminal back. May be called twice."""
+        """Give the terminal back, unless it is the shell's again, or gone. May be called twice."""
         settings, self._settings = self._settings, None
         was_open, self.is_open = self.is_open, False
-        if was_open and settings is not None:
-            _give_terminal_back(settings)
+        if sys.platform == "win32" or settings is None or not was_open:
+            return
+        import termios
+        with contextlib.suppress(OSError, termios.error):
+            if _in_foreground():
+                os.write(1, b"\r\x1b[K")
+                termios.tcsetattr(0, termios.TCSADRAIN, settings)
 
     def may_stop(self, connected: int) -> bool:
         """On Ctrl-C: whether it ends the server. Where people are connected, and an operator sits
