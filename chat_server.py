@@ -4524,8 +4524,8 @@ class Console:
         if not url:
             return "there is no page to go to: browsers are not served"
         import chat_web
-        code = chat_web.qr_code(url)
-        lines = chat_web.qr_lines(code, bool(look), _can_show("\u2580\u2584\u2588"))
+        shows_blocks = "utf" in sys.stdout.encoding.lower()
+        lines = chat_web.qr_lines(chat_web.qr_code(url), bool(look), shows_blocks)
         return "\n".join([*lines, url])
 
     def _help(self) -> str:
@@ -4589,14 +4589,6 @@ class Console:
 
 def _how_many(count: int) -> str:
     return f"{count} people are connected" if count > 1 else "somebody is connected"
-
-
-def _can_show(text: str) -> bool:
-    """Whether stdout's encoding has these characters."""
-    try:
-        return bool(text.encode(sys.stdout.encoding))
-    except (UnicodeError, AttributeError):
-        return False
 
 
 def _seconds(duration: str) -> float:
@@ -4703,11 +4695,6 @@ def _der_time(when: float) -> bytes:
     return _der(0x18, time.strftime("%Y%m%d%H%M%SZ", moment).encode())
 
 
-def _common_name(names: "Iterable[str]") -> bytes:
-    """The first name, of at most 64 characters (RFC 5280, A.1); what is no Unicode in it is ?."""
-    return next(filter(None, names), "Roger")[:64].encode("utf-8", "replace")
-
-
 def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[bytes]":
     """The names and addresses of a machine as a certificate has them (RFC 5280, 4.2.1.6)."""
     dns = [name.encode() for name in dict.fromkeys(names) if name and name.isascii()]
@@ -4734,8 +4721,9 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
     point = _point(key)
     # In a string of bits none of which is unused (RFC 5480, 2.2).
     bits = _der(_BITS, b"\0", point)
-    name = _der(_SEQUENCE, _der(_SET, _der(
-        _SEQUENCE, _COMMON_NAME, _der(_TEXT, _common_name(names)))))
+    # Of at most 64 characters (RFC 5280, A.1); what is no Unicode in it is ?.
+    common = next(filter(None, names), "Roger")[:64].encode("utf-8", "replace")
+    name = _der(_SEQUENCE, _der(_SET, _der(_SEQUENCE, _COMMON_NAME, _der(_TEXT, common))))
     since = now - CERTIFICATE_SINCE
     algorithm = _der(_SEQUENCE, _ECDSA_SHA256)
     extensions = [
@@ -5145,11 +5133,6 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
-def _heeds_hang_up() -> bool:
-    """Whether HUP was not ignored when we were started, as nohup has it."""
-    return sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-
-
 def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
 
@@ -5376,8 +5359,9 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         complain(_why_not(error, arguments))
         return 1
     has_terminal = sys.stdin is not None and sys.stdin.isatty()
-    # Under nohup it shall go on unseen.
-    hangs_up = has_terminal and _heeds_hang_up()
+    # Where HUP was ignored when we were started, as nohup has it, it shall go on unseen.
+    hangs_up = has_terminal and (sys.platform == "win32"
+                                 or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
     _catch_signals(orders)
     ended = threading.Event()
     handler = _heed_closed_window(orders, ended)
