@@ -79,11 +79,10 @@ import socket
 import stat
 import threading
 import time
-import traceback
 import unicodedata
 import urllib.parse
 import zlib
-from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+from typing import (IO, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, TypeVar, Union)
 
 try:
@@ -174,13 +173,6 @@ def _put_newest(table: "dict[Any, Any]", key: Any, value: Any, most: int) -> Non
     table[key] = value
     if len(table) > most:
         del table[next(iter(table))]
-
-
-def bug(error: Optional[BaseException]) -> str:
-    """What a user is told of a bug of ours; who mends it needs the place."""
-    *_, place = [""] + [f" ({os.path.basename(at.filename)}:{at.lineno})"
-                        for at in traceback.extract_tb(error.__traceback__ if error else None)]
-    return f"a bug: {type(error).__name__}: {error}{place}"
 
 
 # --- One person's side of the chat ---
@@ -1194,7 +1186,7 @@ class ChatClient(ClientSession):
         try:
             self._stay_connected()
         except Exception as error:
-            self._end = ConnectionError(bug(error))
+            self._end = ConnectionError(f"a bug: {chatproto.bug(error)}")
             self.give_up(self.ended)
             raise
         finally:
@@ -3373,7 +3365,7 @@ class Interface(abc.ABC):
         except KeyboardInterrupt:
             self._over, patience = 130, 0.0
         except Exception as error:
-            self._over, self._ended, patience = 1, bug(error), 0.0
+            self._over, self._ended, patience = 1, f"a bug: {chatproto.bug(error)}", 0.0
         # A signal in between only ends the wait.
         was_left = self._was_left
         self._close(patience)
@@ -3636,7 +3628,7 @@ class Interface(abc.ABC):
     def _on_crash(self, crash: Any) -> None:
         """On a thread of ours that ends by a bug: end all of it, in order."""
         if not issubclass(crash.exc_type, SystemExit):
-            self._on_end(bug(crash.exc_value))
+            self._on_end(f"a bug: {chatproto.bug(crash.exc_value)}")
 
 
 class Errands:
@@ -5022,12 +5014,7 @@ def _split(where: str) -> "tuple[str, str]":
 
 # --- main ---
 
-def complain(what: str) -> None:
-    """One line on stderr, whatever a peer put into it."""
-    # stderr may be gone, or never was.
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write(f"chat_client: {escape(what)}\n")
-        sys.stderr.flush()
+complain = functools.partial(chatproto.complain, "chat_client")
 
 
 def login_name() -> str:
@@ -5038,15 +5025,6 @@ def login_name() -> str:
     except (OSError, KeyError, ImportError, ProtocolError):
         # The system knows no such user, or it can be no name.
         return "guest"
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        complain(f"{message} (--help says what there is)")
-        sys.exit(2)
 
 
 def _add_encryption(add: Callable[..., Any]) -> None:
@@ -5063,7 +5041,8 @@ def _add_encryption(add: Callable[..., Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = chatproto.Parser(
+        prog="chat_client.py",
         usage="%(prog)s [HOST] [PORT] [-n NAME] [--plain] [--json] [--bell WHEN]\n"
               "                      [--listen] [--send FILE] [--mouse] [--no-config]\n"
               "                      [--timeout SECONDS] [--tls] [--trust KEY] [--password]\n"

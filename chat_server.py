@@ -96,16 +96,15 @@ import pathlib
 import queue
 import re
 import secrets
-import selectors
+import select
 import socket
 import socketserver
-import textwrap
 import threading
 import time
 import zlib
 from collections import deque
 from typing import (Any, Callable, Collection, FrozenSet, Iterable, Iterator, Mapping, NamedTuple,
-                    NoReturn, Optional, Sequence, Tuple)
+                    Optional, Sequence, Tuple)
 
 try:
     import sqlite3
@@ -129,7 +128,7 @@ from chatproto import (FROM_CLIENT, LONE_ACK, MAX_FIND, NOWHERE, PORT, WINDOW, W
                        Heard, Inbox, Invalid, Join, Joined, Leave, Left, Message, MessageManager,
                        MessageQueue, MessageSocket, Motd, News, Ping, ProtocolError, Recall,
                        Recalled, Removed, Rename, Renamed, Rules, Say, SecureSocket, Unknown,
-                       Welcome, escape, name_key)
+                       Welcome, escape, is_loopback, name_key)
 
 # Seconds a connection may take to join, and one that we end has to read why, before it is cut.
 JOIN_TIMEOUT = 10.0
@@ -149,6 +148,8 @@ SESSIONS = 20_000
 # itself is exempt.
 NEW_SESSIONS = 2_000
 NEW_SESSION_RATE = 5.0
+# Addresses of which is known what they used up of such a limit.
+ADDRESSES = 2_000
 # Wrong passwords that may come from one address at once, and then a second.
 GUESSES = 10
 GUESS_RATE = 1 / 6
@@ -1882,7 +1883,7 @@ class Password:
         # Of the password; b"" when there is none.
         self._digest = b""
         # What an address may still get wrong, so that nobody locks others out.
-        self._guesses = Allowances(GUESS_RATE, GUESSES, clock)
+        self._guesses = allowances(GUESS_RATE, GUESSES, clock)
 
     def change(self, text: str) -> None:
         """Ask newcomers for another one from now on. Raises ProtocolError for what is none."""
@@ -1899,7 +1900,7 @@ class Password:
             return
         if join.password is None:
             raise ProtocolError("password", "this server asks for a password")
-        guesses = self._guesses.of(origin)
+        guesses = self._guesses(origin)
         wait = guesses.wait()
         if wait:
             raise ProtocolError("password", "too many wrong passwords came from your address: try "
@@ -1998,14 +1999,7 @@ def _guarded(method: Callable[..., Any], *arguments: Any) -> None:
 
 def _log_bug(where: str, error: BaseException) -> None:
     """One line for what should not happen; the traceback only with -v."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "?"
-    if trace is not None:
-        file = os.path.basename(trace.tb_frame.f_code.co_filename)
-        place = f"{file}:{trace.tb_lineno}"
-    logger.error("bug %s: %r at %s (please report it)", where, error, place)
+    logger.error("bug %s: %s (please report it)", where, chatproto.bug(error))
     logger.debug("its traceback", exc_info=error)
 
 
@@ -2237,7 +2231,7 @@ class Entrance(Part):
         # How many members are connected.
         self.connected = 0
         # Of each address the new sessions that it may have now.
-        self._newcomers = Allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
+        self._newcomers = allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
         self.password = Password(shared.alarm.clock)
 
     def restore(self, history: HistoryFile) -> None:
@@ -2296,10 +2290,10 @@ class Entrance(Part):
     def _has_to_wait(self, link: Connection, join: Join) -> bool:
         """Whether the address has had so many new sessions that this one has to wait: it joins
         later, in its turn, or is refused where that would be too late."""
-        if _is_loopback(link.address):
+        if is_loopback(link.address):
             return False
         now = self.alarm.clock()
-        allowance = self._newcomers.of(link.origin)
+        allowance = self._newcomers(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
             self.end(link, "full")
@@ -2726,7 +2720,7 @@ class Host(Part):
 
     def _put_out(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
         reason = chatproto.clean_text(reason)[:REASON]
-        is_address = kind == "ban" and _is_address(name)
+        is_address = kind == "ban" and chatproto.is_address(name)
         known = None if is_address else self._known(name)
         hold, words = self._hold(kind, known, name, seconds, reason)
         out = ([member for member in self.members if member.origin == name] if is_address
@@ -2760,7 +2754,7 @@ class Host(Part):
     def _address_of(self, session: Session) -> "list[str]":
         """The address that is this person's alone: not this machine's, nor anybody else's here."""
         address = session.origin
-        is_shared = not address or _is_loopback(address) or any(
+        is_shared = not address or is_loopback(address) or any(
             other.origin == address and other is not session for other in self.members)
         return [] if is_shared else [address]
 
@@ -2828,13 +2822,6 @@ class Host(Part):
 def _host_name(name: str) -> str:
     """Return a name if the host may speak under it; else raise ProtocolError."""
     return name if name == Rules(0).host else chatproto.check_name(name)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(text))
-    except ValueError:
-        return False
 
 
 class Room(Part):
@@ -3094,11 +3081,6 @@ class Room(Part):
         Ping: _acknowledged, Unknown: _acknowledged}
 
 
-@functools.lru_cache(maxsize=1_000)
-def _is_loopback(address: str) -> bool:
-    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
 # --- Connections ---
 
 # Picked, so that several servers do not share it. None without a global interpreter lock, where all
@@ -3148,12 +3130,6 @@ class Allowance:
         self._left = min(self.burst, left)
         self._at = clock()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it is as if nothing had ever been used up."""
-        self.wait()
-        return self._left >= self.burst
-
     def take(self, cost: float = 1.0) -> float:
         """Use up a cost and return 0, or return the seconds until that may be."""
         wait = self.wait()
@@ -3175,19 +3151,11 @@ class Allowance:
         self._left -= cost
 
 
-class Allowances:
-    """An Allowance for each address. Those that are full are forgotten when there are many."""
-
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        self._new = functools.partial(Allowance, rate, clock, burst)
-        self._kept: "dict[str, Allowance]" = {}
-
-    def of(self, origin: str) -> Allowance:
-        """The one of that address."""
-        if origin not in self._kept and len(self._kept) >= NEW_SESSIONS:
-            self._kept = {origin: allowance for origin, allowance in self._kept.items()
-                          if not allowance.is_full}
-        return self._kept.setdefault(origin, self._new())
+def allowances(rate: float, burst: float,
+               clock: Callable[[], float]) -> "Callable[[str], Allowance]":
+    """What gives the Allowance of an address. Of many the one that was asked for longest ago is
+    forgotten: it is full again, most likely."""
+    return functools.lru_cache(ADDRESSES)(lambda origin: Allowance(rate, clock, burst))
 
 
 class Waiting:
@@ -3208,7 +3176,7 @@ class Waiting:
 class Connection:
     """One connection, from its bytes to the inbox. `wire` is its MessageSocket, or chat_web's
     WebSocket, which has the same methods and a `wrap` besides; tests give it something like one.
-    `join_by` is when it must have joined, by the alarm's clock.
+    `came` is when it came, by the alarm's clock; else it comes now. Soon it must have joined.
 
     run() is its thread; the room uses `address`, `since`, `manager`, `session`, `ended` and the
     methods below `release`. What a peer sends is charged to its flood limit before it is
@@ -3220,14 +3188,13 @@ class Connection:
                  "_has_asked", "_failure", "_last_words", "_uncut", "_waiting",
                  "__weakref__")
 
-    def __init__(self, wire: Any, address: str, room: Room, join_by: Optional[float] = None,
+    def __init__(self, wire: Any, address: str, room: Room, came: Optional[float] = None,
                  origin: str = "") -> None:
         alarm = room.alarm
         # Where it comes from, and what that counts for: see _origin().
         self.address = address
         self.origin = origin or address
-        # When it came.
-        self.since = alarm.clock()
+        self.since = alarm.clock() if came is None else came
         # The sequencer sets these: the session, once; and when nothing more is taken from here, up
         # to which place it hears the log, and then what else.
         self.session: Optional[Session] = None
@@ -3253,8 +3220,7 @@ class Connection:
         self._uncut.acquire()
         self.manager = MessageManager(alarm, room.journal.log, self, wire.write,
                                       getattr(wire, "wrap", None))
-        alarm.at(self.since + JOIN_TIMEOUT if join_by is None else join_by,
-                 chatproto.weakly(self._join_timeout))
+        alarm.at(self.since + JOIN_TIMEOUT, chatproto.weakly(self._join_timeout))
 
     def run(self) -> None:
         """Read until the connection ends."""
@@ -3592,23 +3558,19 @@ class ChatServer(socketserver.ThreadingTCPServer):
                  record: Callable[[str], None] = lambda line: None,
                  history: Optional[HistoryFile] = None,
                  identity: Optional[Identity] = None) -> None:
-        # None: nothing is encrypted.
+        # Shown to newcomers; None: nothing is encrypted.
         self.identity = identity
-        # What reads it anew, or makes it; to be set before start(), where it may be renewed.
-        self.load_identity: "Callable[[], Optional[Identity]]" = lambda: identity
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
-        # Protects the two below, and that no connection comes in after server_close(); a leaf.
+        # Protects the connections, and that none comes in after server_close(); a leaf.
         self._lock = threading.Lock()
         # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
         # bare socket while its first bytes are awaited. The oldest first.
         self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
-        # Connections of each origin.
-        self._addresses: "collections.Counter[str]" = collections.Counter()
         # Set by server_close(); ends the acceptor's waits.
         self._closing = threading.Event()
-        # Complaint -> when it was logged; the acceptor's own.
-        self._complained: "dict[str, float]" = {}
+        # By kind of complaint, how often that may be logged; the acceptor's own.
+        self._complaints = allowances(1 / SAY_AGAIN, 1, time.monotonic)
         self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
         address, self.address_family = _bind_address(host, port)
         inbox = Inbox(INBOX)
@@ -3653,11 +3615,6 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if all(link.manager.is_empty for _, link in links
                    if isinstance(link, Connection) and link.session is not None):
                 return
-
-    def renew_identity(self) -> None:
-        """Show newcomers the certificate as it is in its file now; one of our own is made anew
-        before it ends. Raises TlsError, and then all stays as it was."""
-        self.identity = self.load_identity()
 
     def server_close(self) -> None:
         """End every connection and every thread; may be called twice."""
@@ -3707,12 +3664,14 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """The limits that hold before anybody has said a word."""
         origin, address = _origin(request, client_address), _plain_address(client_address)
-        if not self.visited and not _is_loopback(address):
+        is_local = is_loopback(address)
+        if not self.visited and not is_local:
             own = {each.ip for each in chatproto.own_addresses()}
             self.visited = address.partition("%")[0] not in own
         with self._lock:
-            same = -1 if _is_loopback(address) else self._addresses[origin]
-        if same < self.room.settings.max_per_address:
+            same = 0 if is_local else sum(
+                origin == other for other, _ in self._connections.values())
+        if is_local or same < self.room.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
             return True
@@ -3748,11 +3707,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
         connection."""
         if self._unjoined < CROWD:
             self._pace()
-        name = "member " + _plain_address(client_address)
-        thread = threading.Thread(target=self.process_request_thread, name=name, daemon=True,
-                                  args=(request, client_address))
         try:
-            thread.start()
+            super().process_request(request, client_address)
         except RuntimeError as error:
             self._complain(f"cannot start a thread for a connection: {error}")
             self.shutdown_request(request)
@@ -3781,9 +3737,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
 
     def _complain(self, what: str) -> None:
         """Log a shortage, and not again for a while."""
-        kind, now = what[:24], self.room.alarm.clock()
-        if now - self._complained.get(kind, -math.inf) >= SAY_AGAIN:
-            self._complained[kind] = now
+        if not self._complaints(what[:24]).take():
             logger.warning("%s", what)
 
     # On a connection's thread
@@ -3794,19 +3748,16 @@ class ChatServer(socketserver.ThreadingTCPServer):
         origin = _origin(request, client_address)
         wire = MessageSocket(request) if self.identity is None else SecureSocket(request)
         thread = threading.current_thread()
+        thread.name = f"member {_plain_address(client_address)}"
         with self._lock:
             if self._closing.is_set():
                 return
             self._connections[thread] = origin, wire
-            self._addresses[origin] += 1
         try:
             self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
                 self._connections.pop(thread, None)
-                self._addresses[origin] -= 1
-                if not self._addresses[origin]:
-                    del self._addresses[origin]
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.room.alarm.clock()
@@ -3832,9 +3783,8 @@ class ChatServer(socketserver.ThreadingTCPServer):
             wire.close()
             return
         # The wait for the first byte counts; a request's does not.
-        join_by = until if spoken is wire else None
-        connection = Connection(spoken, address, self.room, join_by, origin)
-        connection.since = came
+        connection = Connection(spoken, address, self.room, came if spoken is wire else None,
+                                origin)
         with self._lock:
             # Else it was cut meanwhile.
             if thread in self._connections:
@@ -3883,45 +3833,6 @@ def _in_foreground() -> bool:
     return sys.platform == "win32" or os.tcgetpgrp(0) == os.getpgrp()
 
 
-def _take_terminal() -> "Optional[list[Any]]":
-    """Have the terminal hand over each key at once; return its settings as they were before.
-
-    None where that cannot be. Ctrl-C and Ctrl-Z stay signals. Windows has no `termios`, and a
-    Python that was built without it is treated alike.
-    """
-    if (sys.platform == "win32" or os.environ.get("NO_COLOR")
-            or os.environ.get("TERM", "dumb") in ("", "dumb")):
-        return None
-    try:
-        import termios
-        import tty
-    except ImportError:
-        return None
-    try:
-        # In the background the terminal is the shell's.
-        if not (sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground()):
-            return None
-        settings = termios.tcgetattr(0)
-        # What was typed already is not thrown away.
-        tty.setcbreak(0, termios.TCSADRAIN)
-    except (AttributeError, OSError, ValueError, termios.error):
-        return None
-    return settings
-
-
-def _give_terminal_back(settings: "list[Any]") -> None:
-    """Undo _take_terminal(), unless the terminal is the shell's again, or gone."""
-    if sys.platform == "win32":
-        return
-    import termios
-    try:
-        if _in_foreground():
-            os.write(1, b"\r\x1b[K")
-            termios.tcsetattr(0, termios.TCSADRAIN, settings)
-    except (OSError, termios.error):
-        pass
-
-
 class OperatorLine:
     """The line that the operator types in a terminal; whatever else is shown comes above it.
 
@@ -3953,14 +3864,29 @@ class OperatorLine:
         self._interrupted_at = -math.inf
 
     def open(self) -> bool:
-        """Take the terminal over, also after it was away; False where that cannot be."""
-        before = _take_terminal()
-        self.is_open = before is not None
-        if before is None:
+        """Take the terminal over, also after it was away: it hands over each key at once, but
+        Ctrl-C and Ctrl-Z stay signals. False where that cannot be.
+
+        Windows has no `termios`, and a Python that was built without it is treated alike.
+        """
+        self.is_open = False
+        if (sys.platform == "win32" or os.environ.get("NO_COLOR")
+                or os.environ.get("TERM", "dumb") in ("", "dumb")):
             return False
-        self._settings = self._settings or before
-        self.write("")
-        return True
+        try:
+            import termios
+            import tty
+        except ImportError:
+            return False
+        with contextlib.suppress(AttributeError, OSError, ValueError, termios.error):
+            # In the background the terminal is the shell's.
+            if sys.stdin.isatty() and sys.stdout.isatty() and _in_foreground():
+                self._settings = self._settings or termios.tcgetattr(0)
+                # What was typed already is not thrown away.
+                tty.setcbreak(0, termios.TCSADRAIN)
+                self.is_open = True
+                self.write("")
+        return self.is_open
 
     def reopen(self) -> None:
         """We were stopped, and go on: perhaps in the background, perhaps with other settings."""
@@ -3968,11 +3894,16 @@ class OperatorLine:
             self.open()
 
     def close(self) -> None:
-        """Give the terminal back. May be called twice."""
+        """Give the terminal back, unless it is the shell's again, or gone. May be called twice."""
         settings, self._settings = self._settings, None
         was_open, self.is_open = self.is_open, False
-        if was_open and settings is not None:
-            _give_terminal_back(settings)
+        if sys.platform == "win32" or settings is None or not was_open:
+            return
+        import termios
+        with contextlib.suppress(OSError, termios.error):
+            if _in_foreground():
+                os.write(1, b"\r\x1b[K")
+                termios.tcsetattr(0, termios.TCSADRAIN, settings)
 
     def may_stop(self, connected: int) -> bool:
         """On Ctrl-C: whether it ends the server. Where people are connected, and an operator sits
@@ -4077,7 +4008,8 @@ class ChatLog:
     the sequencer. It is a daemon, as a disk may hang, and ends with close(). At most WAITING
     characters wait for it; a line beyond that is dropped. A line that the disk does not take (disk
     full) is dropped as well, and the next one is tried again. Either way the file says, where it
-    goes on, how many lines are missing.
+    goes on, how many lines are missing. It is open only while there is something to write: so
+    after it was rotated the next lines come into another one of its name, on Windows as well.
     """
 
     # A slow disk may lag behind by so much: a minute of a busy room, at most 32 MB of memory.
@@ -4089,28 +4021,21 @@ class ChatLog:
 
     def __init__(self, path: Optional[str], line: OperatorLine) -> None:
         """Raises OSError when the file cannot be opened."""
-        self._path = path
-        # For each line when it came, the line, and how many were dropped before it; without a line
-        # the file has another name now, and is opened again. None is the end.
-        self._waiting: "queue.SimpleQueue[Optional[tuple[float, Optional[str], int]]]" = (
-            queue.SimpleQueue())
+        # For each line when it came, the line, and how many were dropped before it; None is the
+        # end.
+        self._waiting: "queue.SimpleQueue[Optional[tuple[float, str, int]]]" = queue.SimpleQueue()
         # Characters that the sequencer has put there, and that the log's thread has taken: each
         # counts its own, and what is between them waits.
         self._put = self._taken = 0
         # How many lines found no room since the last one that did; the sequencer's own.
         self._dropped = 0
         self._thread: Optional[threading.Thread] = None
-        self.reopen()
         if path:
+            if path != "-":
+                open(path, "ab").close()
             self._thread = threading.Thread(target=self._run, args=(_Output(path, line),),
                                             name="chat log", daemon=True)
             self._thread.start()
-
-    def reopen(self) -> None:
-        """Write to the file's name again, after the file was rotated. Raises OSError."""
-        if self._path and self._path != "-":
-            open(self._path, "ab").close()
-            self._waiting.put((0.0, None, 0))
 
     def write(self, line: str) -> None:
         """On the sequencer's thread: never waits."""
@@ -4133,9 +4058,6 @@ class ChatLog:
     def _run(self, out: _Output) -> None:
         missing = 0
         for at, line, dropped in iter(self._waiting.get, None):
-            if line is None:
-                out.close()
-                continue
             self._taken += self.OVERHEAD + len(line)
             missing += dropped
             stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
@@ -4149,8 +4071,7 @@ class ChatLog:
                 if not missing:
                     logger.error("the chat log cannot be written, but tries again: %s", error)
                 missing += 1
-            if sys.platform == "win32" and self._waiting.empty():
-                # There an open file cannot be renamed, and no HUP says that it was.
+            if self._waiting.empty():
                 out.close()
         out.close()
         if missing:
@@ -4158,11 +4079,12 @@ class ChatLog:
 
 
 class _Output:
-    """Where the chat log's lines go; on its thread alone. A file is opened when it is needed."""
+    """Where the chat log's lines go; on its thread alone."""
 
     def __init__(self, path: str, line: OperatorLine) -> None:
         self._path = path
         self._line = line
+        # None on stdout, and while nothing is written.
         self._file: "Optional[io.FileIO]" = None
         # The file ends in the middle of a line, as the disk was full: the next begins a new one.
         self._torn = False
@@ -4198,10 +4120,9 @@ class Responder:
 
     # Seconds from one look for new interfaces to the next.
     LOOK_EVERY = 30.0
-    # Answers to one address in a second, and addresses in a second: a client asks a few times over
-    # each of its interfaces. Whoever asks more, or is the 1,001st, gets no answer.
+    # Answers to one address at once, and then a second: a client asks a few times over each of its
+    # interfaces.
     ANSWERS = 10
-    ADDRESSES = 1_000
 
     def __init__(self, server: ChatServer, name: str) -> None:
         """`name` is what the server is called."""
@@ -4211,9 +4132,7 @@ class Responder:
         self._answer = chatproto.Answer(
             name, server.port, 0, chatproto.__version__, server.identity is not None,
             secrets.token_hex(8), server.identity.key if server.identity else "")
-        # Answers in that second (of time.monotonic()), by address.
-        self._second = 0
-        self._answered: "collections.Counter[str]" = collections.Counter()
+        self._allowances = allowances(self.ANSWERS, self.ANSWERS, time.monotonic)
         # close() closes the one, which ends the thread's wait at the other.
         self._waking, woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, args=(woken, list(self._open())),
@@ -4232,7 +4151,7 @@ class Responder:
         if own == "::":
             families.add(socket.AF_INET)
         # What is sent to everybody is heard only by a socket that is bound to every address.
-        at = own if _is_loopback(own) else ""
+        at = own if is_loopback(own) else ""
         for family, port in itertools.product(families, {server.port, PORT}):
             try:
                 yield _udp(family, at, port)
@@ -4242,19 +4161,19 @@ class Responder:
     # On the thread
 
     def _run(self, woken: socket.socket, sockets: "list[socket.socket]") -> None:
-        with contextlib.ExitStack() as stack:
-            selector = stack.enter_context(selectors.DefaultSelector())
-            for sock in (woken, *sockets):
-                selector.register(stack.enter_context(sock), selectors.EVENT_READ, sock)
-            look_at = 0.0
-            while True:
-                if time.monotonic() >= look_at:
-                    self._listen(sockets)
-                    look_at = time.monotonic() + self.LOOK_EVERY
-                for key, _ in selector.select(self.LOOK_EVERY):
-                    if key.data is woken:
-                        return
-                    self._attend(key.data)
+        look_at = 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                self._listen(sockets)
+                look_at = time.monotonic() + self.LOOK_EVERY
+            # They were made at the start: none has a number that select() cannot take.
+            ready, _, _ = select.select([woken, *sockets], [], [], self.LOOK_EVERY)
+            if woken in ready:
+                break
+            for sock in ready:
+                self._attend(sock)
+        for sock in (woken, *sockets):
+            sock.close()
 
     @staticmethod
     def _listen(sockets: "list[socket.socket]") -> None:
@@ -4273,24 +4192,14 @@ class Responder:
         with contextlib.suppress(OSError):
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
-            if token is not None and self._may_answer(str(asker[0])):
+            if token is not None and not self._allowances(str(asker[0])).take():
                 answer = self._answer._replace(here=self._server.room.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
-
-    def _may_answer(self, asker: str) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second = second
-            self._answered.clear()
-        if asker not in self._answered and len(self._answered) >= self.ADDRESSES:
-            return False
-        self._answered[asker] += 1
-        return self._answered[asker] <= self.ANSWERS
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
         """Answer from the address where the server listens, as the asker goes there."""
         own = self._server.bound
-        if own in ("0.0.0.0", "::") or _is_loopback(own):
+        if own in ("0.0.0.0", "::") or is_loopback(own):
             sock.sendto(data, asker)
             return
         with _udp(sock.family, own, self._server.port) as speaker:
@@ -4372,7 +4281,7 @@ class Invitation:
         """The address of the host's page, which only this machine may open; "" if it cannot."""
         own = "127.0.0.1" if self._server.bound in ("0.0.0.0", "::") else self._server.bound
         # Only a connection from loopback is known to come from this machine.
-        if self._server.web is None or not _is_loopback(own):
+        if self._server.web is None or not is_loopback(own):
             return ""
         return f"{self._page_at(own)}#host={self._server.web.secret}"
 
@@ -4414,10 +4323,6 @@ def firewall_advice(port: int) -> str:
     elif sys.platform == "darwin":
         how = ("in System Settings, Network, Firewall, Options allow Python to receive "
                "connections")
-    elif os.path.exists("/etc/ufw/ufw.conf"):
-        how = f"sudo ufw allow {port}"
-    elif os.path.exists("/etc/firewalld"):
-        how = f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp"
     else:
         how = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
                f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
@@ -4427,19 +4332,47 @@ def firewall_advice(port: int) -> str:
 
 # --- The console ---
 
+# What stands behind a command, as patterns: a group is called as the parameter that it is for.
+_NAME = r"(?P<name>\S+)"
+_TIME = r"(?:\s+(?P<seconds>\S+))?"
+_SWITCH = "(?P<is_on>on|off)"
+_ANY_TEXT = "(?P<text>.*)"
+
+
+class Command(NamedTuple):
+    """A command of the console's."""
+
+    # How it is typed, and what it does.
+    usage: str
+    what: str
+    # The pattern of what stands behind it; "" is nothing.
+    takes: str
+    # Gets the console, and the pattern's groups; returns what to tell the operator.
+    run: Callable[..., Optional[str]]
+
+
+def _of_host(method: Callable[..., Optional[str]]) -> Callable[..., Optional[str]]:
+    """What a command runs that is a method of Host's."""
+    def run(console: Console, **arguments: Any) -> Any:
+        return console.ask(functools.partial(method, console.host, **arguments))
+    return run
+
+
 class Console:
     """What the operator can do, from stdin, from the host's page or from code: do() takes a line.
 
-    Each command is a method, and /help is written from their docstrings.
+    COMMANDS has each command, and /help is written from it.
     """
 
     def __init__(self, server: ChatServer, line: OperatorLine, motd_path: Optional[str],
-                 chat_log: ChatLog, invitation: Invitation, stop: Callable[[], None]) -> None:
+                 invitation: Invitation, stop: Callable[[], None],
+                 load_identity: "Callable[[], Optional[Identity]]") -> None:
+        """`load_identity` reads the certificate anew, or makes another one before it ends."""
+        self._load_identity = load_identity
         self._server = server
         self._invitation = invitation
         self._line = line
         self._motd_path = motd_path
-        self._chat_log = chat_log
         self._stop = stop
 
     def command(self, line: str) -> str:
@@ -4447,7 +4380,7 @@ class Console:
         try:
             return self.do(line)
         except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
-            return str(error.args[0] if isinstance(error, LookupError) else error)
+            return str(error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
@@ -4457,12 +4390,17 @@ class Console:
         word, _, rest = line.strip().partition(" ")
         if not word:
             return ""
-        run = self.COMMANDS.get(word.lower())
-        if run is None:
+        command = self.COMMANDS.get(word.lower())
+        if command is None:
             raise ValueError(f"{escape(word)} is not a command here, /help lists them; "
                              "/say TEXT speaks to everybody")
+        found = re.fullmatch(command.takes, rest.strip(), re.IGNORECASE | re.DOTALL)
+        if found is None:
+            raise ValueError(command.usage)
+        given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
+                 if text is not None}
         try:
-            return run(self, rest.strip())
+            return command.run(self, **given) or ""
         except HistoryError as error:
             raise ValueError(str(error)) from error
 
@@ -4482,128 +4420,13 @@ class Console:
         self._line.close()
 
     @property
-    def _host(self) -> Host:
+    def host(self) -> Host:
+        """What the host may do; with ask()."""
         return self._server.room.host
 
-    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Have the sequencer call a method, and return its result."""
         return self._server.ask(method, *arguments)
-
-    def users(self, rest: str) -> str:
-        """/users: who is here"""
-        users = self._ask(self._host.users)
-        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
-
-    def say(self, rest: str) -> str:
-        """/say TEXT: speak to everybody, as the host"""
-        self._ask(self._host.say, rest)
-        return ""
-
-    def mute(self, rest: str) -> str:
-        """/mute NAME [DURATION]: let somebody hear, and say nothing (10m, 2h, 1d; else for good)"""
-        name, seconds = _name_and_time(rest, "/mute NAME [DURATION]")
-        return str(self._ask(self._host.mute, name, seconds))
-
-    def unmute(self, rest: str) -> str:
-        """/unmute NAME: let somebody speak again"""
-        return str(self._ask(self._host.unmute, _one_word(rest, "/unmute NAME")))
-
-    def only_host(self, rest: str) -> str:
-        """/only-host: nobody but the host may speak"""
-        return str(self._ask(self._host.only_host))
-
-    def everyone(self, rest: str) -> str:
-        """/everyone: everybody may speak again"""
-        return str(self._ask(self._host.everyone))
-
-    def private(self, rest: str) -> str:
-        """/private on|off: allow private messages, or not"""
-        if rest.lower() not in ("on", "off"):
-            raise ValueError("/private on or /private off")
-        return str(self._ask(self._host.private, rest.lower() == "on"))
-
-    def slow(self, rest: str) -> str:
-        """/slow SECONDS: one message in so many seconds for each; 0 is off"""
-        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", rest):
-            raise ValueError("/slow SECONDS, 0 is off")
-        return str(self._ask(self._host.slow, float(rest)))
-
-    def files(self, rest: str) -> str:
-        """/files [on|off]: what was handed out (/remove ID takes one back); allow files, or not"""
-        if rest.lower() in ("on", "off"):
-            return str(self._ask(self._host.files, rest.lower() == "on"))
-        if rest:
-            raise ValueError("/files, /files on or /files off")
-        return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
-                         f"{escape(file.name)}"
-                         for file in self._ask(self._host.handed_out)) or "there are no files"
-
-    def remove(self, rest: str) -> str:
-        """/remove ID|last NAME|all NAME: take messages back; alone it lists the last ones"""
-        host, (which, _, name) = self._host, rest.partition(" ")
-        if not rest:
-            return self._last_messages()
-        if re.fullmatch(r"[0-9]{1,16}", rest):
-            return str(self._ask(host.remove, int(rest)))
-        method = {"last": host.remove_last, "all": host.remove_all}.get(which.lower())
-        if method is None or not name.strip():
-            raise ValueError("/remove ID, /remove last NAME or /remove all NAME; /remove lists the "
-                             "last messages with their ids")
-        return str(self._ask(method, name.strip()))
-
-    def _last_messages(self) -> str:
-        said = map(json.loads, self._ask(self._host.talk, HISTORY))
-        return "\n".join(f"{one['id']}  {one['from']}: {escape(one['text'][:200])}"
-                         for one in said) or "nothing was said"
-
-    def boot(self, rest: str) -> str:
-        """/boot NAME [DURATION] [REASON]: put somebody out for a while (else 10m)"""
-        name, _, rest = rest.partition(" ")
-        if not name:
-            raise ValueError("/boot NAME [DURATION] [REASON]")
-        first, _, others = rest.strip().partition(" ")
-        # Without a unit it begins the reason: "3 warnings are enough".
-        has_duration = re.fullmatch(r"\d{1,9}[smhd]", first) is not None
-        reason = others if has_duration else rest
-        seconds = _seconds(first) if has_duration else BOOT_SECONDS
-        return str(self._ask(self._host.boot, name, reason.strip(), seconds))
-
-    def ban(self, rest: str) -> str:
-        """/ban NAME [DURATION]: the same for good, or for a time; an address, too"""
-        name, seconds = _name_and_time(rest, "/ban NAME [DURATION]")
-        return str(self._ask(self._host.ban, name, seconds))
-
-    def unban(self, rest: str) -> str:
-        """/unban NAME: let in again who was booted or banned; an address, too"""
-        return str(self._ask(self._host.unban, _one_word(rest, "/unban NAME")))
-
-    def banned(self, rest: str) -> str:
-        """/banned: who is banned, booted or muted, and for how long"""
-        kinds = {"ban": "banned", "boot": "booted", "mute": "muted"}
-        return "\n".join(
-            f"{escape(hold.name)}  {kinds.get(hold.kind, hold.kind)} "
-            f"{'for good' if left == math.inf else f'{left:.0f} s more'}"
-            f"{': ' + escape(hold.reason) if hold.reason else ''}"
-            for hold, left in self._ask(self._host.held)) or "nobody is banned or muted"
-
-    def motd(self, rest: str) -> str:
-        """/motd [TEXT]: show the pinned line, or change it; /motd @ reads its file, /motd - none"""
-        if rest == "@":
-            self._ask(self._host.pin, self.read_motd(), False)
-        elif rest:
-            self._ask(self._host.pin, None if rest == "-" else rest)
-        return escape_lines(self._host.house.motd or "there is no message of the day")
-
-    def host_name(self, rest: str) -> str:
-        """/host-name NAME: speak under that name from now on"""
-        return str(self._ask(self._host.call, _one_word(rest, "/host-name NAME")))
-
-    def password(self, rest: str) -> str:
-        """/password TEXT: ask newcomers for another password; alone it asks you, and shows none"""
-        if not self._server.identity:
-            raise ValueError("a password needs --tls: else everybody could read it on the way")
-        if not rest and self._line.is_open:
-            raise ValueError("/password TEXT; it is not shown")
-        return str(self._ask(self._host.lock, rest or chatproto.ask_password("New password: ")))
 
     def read_motd(self) -> Optional[str]:
         """The message of the day from its file, None when there is none.
@@ -4616,125 +4439,169 @@ class Console:
             text = chatproto.clean_text(file.read()).strip()
         return chatproto.check_text(text) if text else None
 
-    def record(self, rest: str) -> str:
-        """/record FILE: write what was said in public to FILE, lines of text where it is a .txt"""
-        if not rest:
-            raise ValueError("/record FILE")
-        try:
-            # Never over anything: the history file could be meant by mistake.
-            with open(rest, "x", encoding="utf-8") as file:
-                count = 0
-                for line in self.recorded(rest.endswith(".txt")):
-                    file.write(line)
-                    count += 1
-        except FileExistsError:
-            raise ValueError(f"{escape(rest)} is there already: take another name") from None
-        return f"{count} lines are in {escape(rest)}"
-
     def recorded(self, as_text: bool) -> Iterator[str]:
         """The lines of /record, asked for piece by piece: the room goes on meanwhile."""
         place, after = 0, -1
         while place > after:
             after = place
-            frames, place = self._ask(self._host.record, after)
+            frames, place = self.ask(self.host.record, after)
             for frame in frames:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
 
-    def reload(self, rest: str) -> str:
-        """/reload: read message of the day and certificate again, and reopen a rotated chat log"""
-        self._ask(self._host.pin, self.read_motd(), False)
-        self._chat_log.reopen()
-        self._server.renew_identity()
-        return "reloaded"
-
-    def reload_by_signal(self) -> None:
-        """On HUP: /reload, with its answer in the log."""
-        try:
-            logger.info("%s", self.reload(""))
-        except (OSError, ProtocolError, TlsError) as error:
-            logger.error("cannot reload: %s", error)
-
     def renew(self) -> None:
         """Once a day: have a certificate that holds."""
         try:
-            self._server.renew_identity()
+            self._server.identity = self._load_identity()
         except TlsError as error:
             logger.error("cannot renew the certificate: %s", error)
 
-    def qr(self, rest: str) -> str:
-        """/qr: the page's address as a QR code; /qr light where the terminal is light"""
-        if rest not in ("", "light"):
-            raise ValueError("/qr for a dark terminal, /qr light for a light one")
+    # The commands that are not the host's alone
+
+    def _users(self) -> str:
+        users = self.ask(self.host.users)
+        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
+
+    def _files(self, is_on: Optional[bool] = None) -> str:
+        if is_on is not None:
+            return str(self.ask(self.host.files, is_on))
+        return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
+                         f"{escape(file.name)}"
+                         for file in self.ask(self.host.handed_out)) or "there are no files"
+
+    def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
+        if id:
+            return str(self.ask(self.host.remove, id))
+        if which:
+            is_last = which.lower() == "last"
+            return str(self.ask(self.host.remove_last if is_last else self.host.remove_all, name))
+        said = map(json.loads, self.ask(self.host.talk, HISTORY))
+        return "\n".join(f"{one['id']}  {one['from']}: {escape(one['text'][:200])}"
+                         for one in said) or "nothing was said"
+
+    def _banned(self) -> str:
+        kinds = {"ban": "banned", "boot": "booted", "mute": "muted"}
+        return "\n".join(
+            f"{escape(hold.name)}  {kinds.get(hold.kind, hold.kind)} "
+            f"{'for good' if left == math.inf else f'{left:.0f} s more'}"
+            f"{': ' + escape(hold.reason) if hold.reason else ''}"
+            for hold, left in self.ask(self.host.held)) or "nobody is banned or muted"
+
+    def _motd(self, text: str) -> str:
+        if text == "@":
+            self.ask(self.host.pin, self.read_motd(), False)
+        elif text:
+            self.ask(self.host.pin, None if text == "-" else text)
+        shown = self.host.house.motd or "there is no message of the day"
+        return "\n".join(map(escape, shown.split("\n")))
+
+    def _password(self, text: str) -> str:
+        if not self._server.identity:
+            raise ValueError("a password needs --tls: else everybody could read it on the way")
+        if not text and self._line.is_open:
+            raise ValueError("/password TEXT; it is not shown")
+        return str(self.ask(self.host.lock, text or chatproto.ask_password("New password: ")))
+
+    def _record(self, path: str) -> str:
+        try:
+            # Never over anything: the history file could be meant by mistake.
+            with open(path, "x", encoding="utf-8") as file:
+                count = 0
+                for line in self.recorded(path.endswith(".txt")):
+                    file.write(line)
+                    count += 1
+        except FileExistsError:
+            raise ValueError(f"{escape(path)} is there already: take another name") from None
+        return f"{count} lines are in {escape(path)}"
+
+    def _reload(self) -> str:
+        self.ask(self.host.pin, self.read_motd(), False)
+        self._server.identity = self._load_identity()
+        return "reloaded"
+
+    def _qr(self, look: str = "") -> str:
         url = self._invitation.url
         if not url:
             return "there is no page to go to: browsers are not served"
         import chat_web
-        code = chat_web.qr_code(url)
-        lines = chat_web.qr_lines(code, rest == "light", _can_show("\u2580\u2584\u2588"))
+        shows_blocks = "utf" in sys.stdout.encoding.lower()
+        lines = chat_web.qr_lines(chat_web.qr_code(url), bool(look), shows_blocks)
         return "\n".join([*lines, url])
 
-    def help(self, rest: str) -> str:
-        """/help: this list"""
-        return "\n".join((run.__doc__ or "").strip() for run in self.COMMANDS.values())
+    def _help(self) -> str:
+        return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
 
-    def quit(self, rest: str) -> str:
-        """/quit: tell everybody, and end the server; /quit now does not ask"""
+    def _quit(self, now: str = "") -> str:
         here = self._server.room.connected
-        if here and rest.lower() != "now":
+        if here and not now:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
         return ""
 
-    # Each with its method; /help is written in this order.
-    COMMANDS: "dict[str, Callable[[Console, str], str]]" = {
-        "/users": users, "/say": say, "/mute": mute, "/unmute": unmute, "/only-host": only_host,
-        "/everyone": everyone, "/private": private, "/slow": slow, "/files": files,
-        "/remove": remove, "/boot": boot, "/ban": ban, "/unban": unban, "/banned": banned,
-        "/motd": motd, "/host-name": host_name, "/password": password, "/record": record,
-        "/reload": reload, "/qr": qr, "/help": help, "/quit": quit}
+    # By its word; /help has this order.
+    COMMANDS = {command.usage.split()[0]: command for command in (
+        Command("/users", "who is here", "", _users),
+        Command("/say TEXT", "speak to everybody, as the host", _ANY_TEXT,
+                _of_host(Host.say)),
+        Command("/mute NAME [DURATION]",
+                "let somebody hear, and say nothing (10m, 2h, 1d; else for good)",
+                _NAME + _TIME, _of_host(Host.mute)),
+        Command("/unmute NAME", "let somebody speak again", _NAME, _of_host(Host.unmute)),
+        Command("/only-host", "nobody but the host may speak", "", _of_host(Host.only_host)),
+        Command("/everyone", "everybody may speak again", "", _of_host(Host.everyone)),
+        Command("/private on|off", "allow private messages, or not", _SWITCH,
+                _of_host(Host.private)),
+        Command("/slow SECONDS", "one message in so many seconds for each; 0 is off",
+                r"(?P<seconds>\S+)", _of_host(Host.slow)),
+        Command("/files [on|off]",
+                "what was handed out (/remove ID takes one back); allow files, or not",
+                _SWITCH + "?", _files),
+        Command("/remove ID|last NAME|all NAME",
+                "take messages back; alone it lists the last ones with their ids",
+                rf"((?P<id>[0-9]{{1,16}})|(?P<which>last|all)\s+{_NAME})?", _remove),
+        # Without a unit a number begins the reason: "3 warnings are enough".
+        Command("/boot NAME [DURATION] [REASON]", "put somebody out for a while (else 10m)",
+                _NAME + r"(?:\s+(?P<seconds>\d{1,9}[smhd])(?!\S))?(?:\s+(?P<reason>.*))?",
+                _of_host(Host.boot)),
+        Command("/ban NAME [DURATION]", "the same for good, or for a time; an address, too",
+                _NAME + _TIME, _of_host(Host.ban)),
+        Command("/unban NAME", "let in again who was booted or banned; an address, too", _NAME,
+                _of_host(Host.unban)),
+        Command("/banned", "who is banned, booted or muted, and for how long", "", _banned),
+        Command("/motd [TEXT]",
+                "show the pinned line, or change it; /motd @ reads its file, /motd - none",
+                _ANY_TEXT, _motd),
+        Command("/host-name NAME", "speak under that name from now on", _NAME,
+                _of_host(Host.call)),
+        Command("/password TEXT",
+                "ask newcomers for another password; alone it asks you, and shows none",
+                _ANY_TEXT, _password),
+        Command("/record FILE",
+                "write what was said in public to FILE, lines of text where it is a .txt",
+                "(?P<path>.+)", _record),
+        Command("/reload", "read message of the day and certificate again", "", _reload),
+        Command("/qr [light]", "the page's address as a QR code; light where the terminal is",
+                "(?P<look>light)?", _qr),
+        Command("/help", "this list", "", _help),
+        Command("/quit", "tell everybody, and end the server; /quit now does not ask",
+                "(?P<now>now)?", _quit))}
 
 
 def _how_many(count: int) -> str:
     return f"{count} people are connected" if count > 1 else "somebody is connected"
 
 
-def _one_word(rest: str, usage: str) -> str:
-    """A command's name. Raises ValueError when there is none, or more."""
-    if not rest or " " in rest:
-        raise ValueError(usage)
-    return rest
-
-
-def _name_and_time(rest: str, usage: str) -> "tuple[str, float]":
-    """A name and perhaps a duration, in seconds. Raises ValueError."""
-    name, _, duration = rest.partition(" ")
-    if not name:
-        raise ValueError(usage)
-    return name, _seconds(duration.strip())
-
-
-def _can_show(text: str) -> bool:
-    """Whether stdout's encoding has these characters."""
-    try:
-        return bool(text.encode(sys.stdout.encoding))
-    except (UnicodeError, AttributeError):
-        return False
-
-
-def escape_lines(text: str) -> str:
-    """`text` of several lines, safe for a terminal."""
-    return "\n".join(map(escape, text.split("\n")))
-
-
 def _seconds(duration: str) -> float:
-    """"90", "10m", "2h" or "1d" in seconds; "" is for good."""
-    if not duration:
-        return math.inf
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", duration)
+    """"90", "1.5", "10m", "2h" or "1d" in seconds. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration)
     if found is None:
         raise ValueError(f"{escape(duration)} is no duration: 90, 10m, 2h or 1d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+# How the parameters of commands are read that are no texts.
+_READ: "dict[str, Callable[[str], Any]]" = {
+    "seconds": _seconds, "id": int, "is_on": lambda text: text.lower() == "on"}
 
 
 # --- Certificate ---
@@ -4750,12 +4617,14 @@ _G = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
       0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
 _Point = Optional[Tuple[int, int]]
 
-_SEQUENCE, _SET, _INTEGER, _BITS, _OCTETS, _OID, _TEXT = 0x30, 0x31, 0x02, 0x03, 0x04, 0x06, 0x0c
-_EC_KEY, _P256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
-_ECDSA_SHA256 = "1.2.840.10045.4.3.2"
-_COMMON_NAME, _SERVER_AUTH = "2.5.4.3", "1.3.6.1.5.5.7.3.1"
+_SEQUENCE, _SET, _INTEGER, _BITS, _OCTETS, _TEXT = 0x30, 0x31, 0x02, 0x03, 0x04, 0x0c
+# Object identifiers, encoded (X.690, 8.19): ecPublicKey, prime256v1, ecdsa-with-SHA256 (RFC 5480),
+# commonName, and those of extensions (RFC 5280, 4.2.1).
+_EC_KEY, _P256 = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06082a8648ce3d030107")
+_ECDSA_SHA256 = bytes.fromhex("06082a8648ce3d040302")
+_COMMON_NAME, _SERVER_AUTH = bytes.fromhex("0603550403"), bytes.fromhex("06082b06010505070301")
 _SUBJECT_KEY, _KEY_USAGE, _ALT_NAME, _BASIC, _EXTENDED = (
-    f"2.5.29.{number}" for number in (14, 15, 17, 19, 37))
+    bytes((0x06, 3, 0x55, 0x1d, number)) for number in (14, 15, 17, 19, 37))
 # The two times of a certificate, as they are encoded.
 _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d{12,14})Z")
 # Seconds: how long a certificate holds, and how long before its end another is made. It begins a
@@ -4763,10 +4632,6 @@ _TIMES = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d
 CERTIFICATE_FOR, CERTIFICATE_LEFT, CERTIFICATE_SINCE = 800 * 86_400, 60 * 86_400, 2 * 86_400
 # Seconds until a server that runs on looks whether it is time.
 RENEW = 86_400
-
-
-class CertificateError(TlsError):
-    """The kept certificate cannot be read or written; the text says what to do."""
 
 
 def _add(one: _Point, other: _Point) -> _Point:
@@ -4800,13 +4665,12 @@ def _new_scalar() -> int:
 def _sign(key: int, data: bytes) -> bytes:
     """The signature of data, in DER."""
     digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
-    r = s = 0
-    while not r or not s:
-        # Two signatures with one of these would give the key away. It is drawn as the key is, of
-        # which nothing is left where that is weak; RFC 6979 would be more code for the same.
-        once = _new_scalar()
-        r = _multiply(once, _G)[0] % _N
-        s = pow(once, -1, _N) * (digest + r * key) % _N
+    # Two signatures with one of these would give the key away. It is drawn as the key is, of which
+    # nothing is left where that is weak; RFC 6979 would be more code for the same. That r or s is 0
+    # and another has to be drawn nobody will ever see: OpenSSL would not take the certificate.
+    once = _new_scalar()
+    r = _multiply(once, _G)[0] % _N
+    s = pow(once, -1, _N) * (digest + r * key) % _N
     return _der(_SEQUENCE, _der_number(r), _der_number(s))
 
 
@@ -4823,30 +4687,12 @@ def _der_number(number: int) -> bytes:
     return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
-def _der_oid(dotted: str) -> bytes:
-    """An object identifier: seven bits a byte, all but the last of a number marked (8.19)."""
-    first, second, *rest = map(int, dotted.split("."))
-    content = bytearray()
-    for number in (40 * first + second, *rest):
-        groups = [number & 0x7f]
-        while number > 0x7f:
-            number >>= 7
-            groups.append(0x80 | number & 0x7f)
-        content += bytes(reversed(groups))
-    return _der(_OID, bytes(content))
-
-
 def _der_time(when: float) -> bytes:
     """UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5)."""
     moment = time.gmtime(when)
     if moment.tm_year < 2050:
         return _der(0x17, time.strftime("%y%m%d%H%M%SZ", moment).encode())
     return _der(0x18, time.strftime("%Y%m%d%H%M%SZ", moment).encode())
-
-
-def _common_name(names: "Iterable[str]") -> bytes:
-    """The first name, of at most 64 characters (RFC 5280, A.1); what is no Unicode in it is ?."""
-    return next(filter(None, names), "Roger")[:64].encode("utf-8", "replace")
 
 
 def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[bytes]":
@@ -4856,9 +4702,9 @@ def _alternatives(names: "Iterable[str]", addresses: "Iterable[str]") -> "list[b
     return [_der(0x82, name) for name in dns] + [_der(0x87, each) for each in dict.fromkeys(ip)]
 
 
-def _extension(id: str, value: bytes, critical: bool = False) -> bytes:
+def _extension(id: bytes, value: bytes, critical: bool = False) -> bytes:
     mark = _der(0x01, b"\xff") if critical else b""
-    return _der(_SEQUENCE, _der_oid(id), mark, _der(_OCTETS, value))
+    return _der(_SEQUENCE, id, mark, _der(_OCTETS, value))
 
 
 def _point(key: int) -> bytes:
@@ -4875,16 +4721,17 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
     point = _point(key)
     # In a string of bits none of which is unused (RFC 5480, 2.2).
     bits = _der(_BITS, b"\0", point)
-    name = _der(_SEQUENCE, _der(_SET, _der(
-        _SEQUENCE, _der_oid(_COMMON_NAME), _der(_TEXT, _common_name(names)))))
+    # Of at most 64 characters (RFC 5280, A.1); what is no Unicode in it is ?.
+    common = next(filter(None, names), "Roger")[:64].encode("utf-8", "replace")
+    name = _der(_SEQUENCE, _der(_SET, _der(_SEQUENCE, _COMMON_NAME, _der(_TEXT, common))))
     since = now - CERTIFICATE_SINCE
-    algorithm = _der(_SEQUENCE, _der_oid(_ECDSA_SHA256))
+    algorithm = _der(_SEQUENCE, _ECDSA_SHA256)
     extensions = [
         # It may sign itself and nothing else: no authority, in nobody's list of them.
         _extension(_BASIC, _der(_SEQUENCE), critical=True),
         # Bit 0: digitalSignature; seven bits are unused.
         _extension(_KEY_USAGE, _der(_BITS, b"\x07\x80"), critical=True),
-        _extension(_EXTENDED, _der(_SEQUENCE, _der_oid(_SERVER_AUTH))),
+        _extension(_EXTENDED, _der(_SEQUENCE, _SERVER_AUTH)),
         # RFC 7093, 2 (1): not every Python has SHA-1.
         _extension(_SUBJECT_KEY, _der(_OCTETS, hashlib.sha256(point).digest()[:20]))]
     alternatives = _alternatives(names, addresses)
@@ -4894,18 +4741,17 @@ def make_certificate(names: "Sequence[str]", addresses: "Sequence[str]", now: fl
     body = _der(
         _SEQUENCE, _der(0xa0, _der_number(2)), _der_number(secrets.randbits(120) | 1), algorithm,
         name, _der(_SEQUENCE, _der_time(since), _der_time(since + CERTIFICATE_FOR)), name,
-        _der(_SEQUENCE, _der(_SEQUENCE, _der_oid(_EC_KEY), _der_oid(_P256)), bits),
+        _der(_SEQUENCE, _der(_SEQUENCE, _EC_KEY, _P256), bits),
         _der(0xa3, _der(_SEQUENCE, *extensions)))
     certificate = _der(_SEQUENCE, body, algorithm, _der(_BITS, b"\0", _sign(key, body)))
     private = _der(_SEQUENCE, _der_number(1), _der(_OCTETS, key.to_bytes(32, "big")),
-                   _der(0xa0, _der_oid(_P256)), _der(0xa1, bits))
+                   _der(0xa0, _P256), _der(0xa1, bits))
     return _pem("CERTIFICATE", certificate), _pem("EC PRIVATE KEY", private)
 
 
 def _pem(label: str, der: bytes) -> str:
-    """RFC 7468."""
-    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
-    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+    """RFC 7468. What is in it makes no difference to ssl's function."""
+    return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE", label)
 
 
 def _from_pem(label: str, text: str) -> bytes:
@@ -4953,7 +4799,7 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
     """Have a file with certificate and key that hold now, for this machine: make it where there is
     none, and another with the same key where it ends soon or is for other addresses.
 
-    Needs ssl. Raises CertificateError.
+    Needs ssl. Raises TlsError.
     """
     key: Optional[int] = None
     try:
@@ -4969,10 +4815,10 @@ def keep_certificate(path: str, names: "Sequence[str]", addresses: "Sequence[str
         chatproto.write_private(path, "".join(pems), synced=True)
     except (ssl.SSLError, ValueError) as error:
         reason = "OpenSSL cannot read it" if isinstance(error, ssl.SSLError) else error
-        raise CertificateError(f"{path} is damaged: {reason}; without it another key is made, "
+        raise TlsError(f"{path} is damaged: {reason}; without it another key is made, "
                                "which everybody has to trust anew") from error
     except OSError as error:
-        raise CertificateError(f"the certificate in {path} cannot be kept: "
+        raise TlsError(f"the certificate in {path} cannot be kept: "
                                f"{error.strerror or error}") from error
 
 
@@ -5012,15 +4858,6 @@ def _host_title(text: str) -> str:
         return _host_name(text)
     except ProtocolError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        complain(f"{message} (--help says what there is)")
-        sys.exit(2)
 
 
 def _options() -> "dict[str, dict[str, Any]]":
@@ -5119,7 +4956,8 @@ _ENCRYPTION_OPTIONS: "dict[str, dict[str, Any]]" = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = chatproto.Parser(
+        prog="chat_server.py",
         description="The server of Roger, a LAN chat that is copied, not installed.",
         epilog=f"""Other limits: a connection has {JOIN_TIMEOUT:g} s to join, {UNJOINED} may be
         about to; a frame has {chatproto.MAX_LINE} bytes, a text {chatproto.MAX_TEXT} characters,
@@ -5199,10 +5037,7 @@ def _nobody_reads(error: Exception) -> bool:
     return True
 
 
-def complain(what: str) -> None:
-    """One line on stderr, where there is one."""
-    with contextlib.suppress(OSError):
-        print(f"chat_server: {what}", file=sys.stderr, flush=True)
+complain = functools.partial(chatproto.complain, "chat_server")
 
 
 def _load_web(console: Console, server: ChatServer, invitation: Invitation,
@@ -5298,11 +5133,6 @@ def _catch_signals(orders: "Orders[str]") -> None:
         signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
-def _heeds_hang_up() -> bool:
-    """Whether HUP was not ignored when we were started, as nohup has it."""
-    return sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-
-
 def _heed_closed_window(orders: "Orders[str]", ended: threading.Event) -> Any:
     """On Windows, stop when the console's window is closed, or the user logs off; keep the result.
 
@@ -5329,7 +5159,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
     advise_at = time.monotonic() + FIREWALL_AFTER
-    if _is_loopback(server.bound):
+    if is_loopback(server.bound):
         advise_at = math.inf
     order, renew_at = "", time.monotonic() + RENEW
     try:
@@ -5341,7 +5171,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
                 # The terminal was closed, and nobody could end this server any more.
                 order = STOP
             elif order == RELOAD:
-                console.reload_by_signal()
+                logger.info("/reload: %s", console.command("/reload"))
             elif order == INTERRUPT:
                 order = STOP if line.may_stop(server.room.connected) else ""
             if time.monotonic() >= renew_at:
@@ -5436,17 +5266,16 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
     the day that is too long and for what is no password, HistoryError, TlsError.
     """
     password = chatproto.given_password(arguments.password, arguments.password_file)
-    identity = _identity(arguments, password)
+    load_identity = functools.partial(_identity, arguments, password)
     settings = Settings(arguments.grace, arguments.rate, arguments.max_members,
                         arguments.max_per_address)
     chat_log = ChatLog(arguments.log, line)
     history = _open_history(arguments)
     try:
         server = ChatServer(arguments.bind, arguments.port, settings, chat_log.write, history,
-                            identity)
-        server.load_identity = functools.partial(_identity, arguments, password)
+                            load_identity())
         invitation = Invitation(server, arguments.name)
-        console = Console(server, line, arguments.motd, chat_log, invitation, stop)
+        console = Console(server, line, arguments.motd, invitation, stop, load_identity)
         # Directly: the sequencer does not run yet.
         server.room.host.begin(console.read_motd(), arguments.host_name)
         if password is not None:
@@ -5530,8 +5359,9 @@ def main(argv: "Optional[list[str]]" = None) -> int:
         complain(_why_not(error, arguments))
         return 1
     has_terminal = sys.stdin is not None and sys.stdin.isatty()
-    # Under nohup it shall go on unseen.
-    hangs_up = has_terminal and _heeds_hang_up()
+    # Where HUP was ignored when we were started, as nohup has it, it shall go on unseen.
+    hangs_up = has_terminal and (sys.platform == "win32"
+                                 or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
     _catch_signals(orders)
     ended = threading.Event()
     handler = _heed_closed_window(orders, ended)

@@ -77,7 +77,6 @@ import hashlib
 import hmac
 import html
 import http.client
-import ipaddress
 import itertools
 import json
 import logging
@@ -511,9 +510,8 @@ class Exchange:
                 self.more_time(PIECE_TIMEOUT)
                 timed = taken + PIECE
             # Past the buffer: to copy it twice would cost a third of the speed.
-            data = self.rest() or self._read()
-            piece = data[:size - taken]
-            self._buffer += data[len(piece):]
+            # What comes behind the body is nobody's: no other request is taken.
+            piece = (self.rest() or self._read())[:size - taken]
             taken += len(piece)
             yield piece
 
@@ -652,20 +650,12 @@ class Request:
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
 
-    def takes_gzip(self) -> bool:
-        """Whether the other side takes gzip (RFC 9110, 12.5.3)."""
-        found = [re.fullmatch(r"(?:x-)?gzip(?:\s*;\s*q=([0-9.]{1,5}))?", token)
-                 for token in self.tokens("Accept-Encoding")]
-        return any(match and (match[1] or "1").strip("0.") for match in found)
-
     def upgrade(self) -> WebSocket:
         """The handshake (RFC 6455, 4.2). Raises Refusal."""
         if ("websocket" not in self.tokens("Upgrade")
-                or "upgrade" not in self.tokens("Connection")):
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket",
-                          {"Upgrade": "websocket"})
-        if self.one_header("Sec-WebSocket-Version") != "13":
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "version 13 is spoken here",
+                or "upgrade" not in self.tokens("Connection")
+                or self.one_header("Sec-WebSocket-Version") != "13"):
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
                           {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
         key = self.one_header("Sec-WebSocket-Key")
         # 16 bytes in base64.
@@ -770,8 +760,9 @@ class FileStore:
         self._most_together = most_together
         self._synced = synced
         self._is_temporary = folder is None
-        # A temporary one is made for the first file.
-        self._folder = folder and os.path.abspath(folder)
+        # It is made for the first file where it is temporary: its name is nobody's to know before.
+        self._folder = os.path.abspath(folder or os.path.join(
+            tempfile.gettempdir(), f"roger-files-{secrets.token_hex(16)}"))
         # Protects the files and what they are; a leaf.
         self._lock = threading.Lock()
         self._files: "dict[str, Stored]" = {}
@@ -780,11 +771,9 @@ class FileStore:
         # Keys for the thread, which is started for the first; None ends it.
         self._jobs: "queue.SimpleQueue[Optional[str]]" = queue.SimpleQueue()
         self._worker: Optional[threading.Thread] = None
-        if self._folder is not None:
+        if folder is not None:
             os.makedirs(self._folder, 0o700, exist_ok=True)
-            probe = os.path.join(self._folder, secrets.token_hex(16) + PART)
-            open(probe, "xb").close()
-            os.unlink(probe)
+            tempfile.TemporaryFile(dir=self._folder).close()
 
     # On the sequencer's thread: nothing here waits for a disk
 
@@ -798,7 +787,7 @@ class FileStore:
                 if not 0 < file.message <= forgotten and self._size_of(key) >= file.have:
                     self._files[key] = file
         self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
-        for name in os.listdir(self._folder) if self._folder is not None else ():
+        for name in () if self._is_temporary else os.listdir(self._folder):
             key, is_part = name[:KEY], name.endswith(PART)
             if _ON_DISK.fullmatch(name) and (is_part or kept is not None):
                 self._settle(key)
@@ -935,7 +924,7 @@ class FileStore:
         if self._worker is not None:
             self._jobs.put(None)
             self._worker.join(5)
-        if self._is_temporary and self._folder is not None:
+        if self._is_temporary:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # Inside
@@ -950,6 +939,8 @@ class FileStore:
 
     def _append(self, file: Stored, pieces: "Iterable[bytes]") -> None:
         have = start = file.have
+        if self._is_temporary:
+            os.makedirs(self._folder, 0o700, exist_ok=True)
         with open(self._part(file.key), "r+b" if start else "wb", opener=_privately) as part:
             part.seek(start)
             try:
@@ -963,19 +954,15 @@ class FileStore:
                 file.have = have
 
     def _whole(self, key: str) -> str:
-        return os.path.join(self._folder or "", key)
+        return os.path.join(self._folder, key)
 
     def _part(self, key: str) -> str:
-        with self._lock:
-            if self._folder is None:
-                self._folder = tempfile.mkdtemp(prefix="roger-files-")
         return self._whole(key) + PART
 
     def _open(self, key: str) -> "IO[bytes]":
-        for path in (self._whole(key), self._part(key)):
-            with contextlib.suppress(FileNotFoundError):
-                return open(path, "rb")
-        # It was renamed in between.
+        # In this order, as it may be renamed in between.
+        with contextlib.suppress(FileNotFoundError):
+            return open(self._part(key), "rb")
         return open(self._whole(key), "rb")
 
     def _size_of(self, key: str) -> int:
@@ -1049,7 +1036,8 @@ class Clerk(NamedTuple):
 # Of a Clerk's refusals: every other is a 403.
 _REFUSED = {"flooding": HTTPStatus.TOO_MANY_REQUESTS, "not-joined": HTTPStatus.UNAUTHORIZED,
             "full": HTTPStatus.INSUFFICIENT_STORAGE}
-_FILE_PATH = re.compile(UPLOADS + "/([0-9a-f]{32})")
+# Answers a request of one kind; returns what it became.
+Way = Callable[[Any], "Optional[WebSocket]"]
 
 
 class FileRequest(Request):
@@ -1057,25 +1045,13 @@ class FileRequest(Request):
 
     clerk: Clerk
 
-    def file_ways(self, path: str) -> "dict[str, Callable[[], None]]":
-        """What does each method that the path of a file, or of all of them, may be asked for with;
-        {}: it is no such path."""
-        if path == UPLOADS:
-            return {"POST": self._start}
-        if not _FILE_PATH.fullmatch(path):
-            return {}
-        # Who says its secret asks how far its upload has come.
-        is_uploader = self.headers.get("X-Roger-Session")
-        return {"GET": self._download, "HEAD": self._tell if is_uploader else self._download,
-                "PUT": self._put, "DELETE": self._give_up}
-
-    def answer_file(self, way: "Callable[[], None]") -> None:
-        """Answer it in one of these ways. Raises Refusal."""
+    def answer_file(self, way: "Way") -> None:
+        """Answer it in one of the ways below. Raises Refusal."""
         if self.method != "GET" and self.one_header("Origin"):
             self.check_origin()
         step_aside()
         try:
-            way()
+            way(self)
         except ProtocolError as error:
             raise Refusal(_REFUSED.get(error.code, HTTPStatus.FORBIDDEN), str(error),
                           {"Retry-After": "1"}) from error
@@ -1085,7 +1061,8 @@ class FileRequest(Request):
 
     # Up
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """An upload begins."""
         query = urllib.parse.parse_qs(self.path.partition("?")[2], errors="replace")
         file = self.clerk.start(self.one_header("X-Roger-Session"), query.get("name", [""])[0])
         self.reply_json({"upload": file.url}, HTTPStatus.CREATED, {"Location": file.url})
@@ -1098,17 +1075,22 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such upload of yours")
         return file
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """How far an upload has come; who says no secret asks for a file that was handed out."""
+        if not self.headers.get("X-Roger-Session"):
+            return self.download()
         self.reply(b"", "application/json", headers={"Upload-Offset": str(self._uploaded().have)})
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """An upload is given up."""
         file = self._uploaded()
         if file.message:
             raise Refusal(HTTPStatus.CONFLICT, "it is handed out already")
         self.clerk.give_up(file)
         self.reply_json({})
 
-    def _put(self) -> None:
+    def put(self) -> None:
+        """A piece of an upload."""
         file = self._uploaded()
         first, last, size = self._piece()
         length = self.body_length(size)
@@ -1157,7 +1139,8 @@ class FileRequest(Request):
 
     # Down
 
-    def _download(self) -> None:
+    def download(self) -> None:
+        """A file that was handed out."""
         store, key = self.clerk.store, self._key
         file = store.get(key)
         if file is None or not file.message:
@@ -1190,13 +1173,17 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.NOT_FOUND, "the file cannot be read") from error
 
     def _send(self, content: "IO[bytes]", first: int, behind: int) -> None:
-        """Send so many bytes, or less when the file is removed meanwhile: then who asks again is
-        told."""
+        """Send so many bytes, or less when the file is removed meanwhile or cannot be read: who
+        asked has fewer than it was told, and asks again."""
         content.seek(first)
         while first < behind and self.clerk.store.get(self._key) is not None:
-            piece = _piece_of(content, min(PIECE, behind - first))
+            try:
+                piece = content.read(min(PIECE, behind - first))
+            except OSError as error:
+                logger.error("a file cannot be read: %s", error)
+                return
             if not piece:
-                # The connection ends early: who asked has fewer bytes than it was told.
+                logger.error("a file has become shorter")
                 return
             self.exchange.more_time(PIECE_TIMEOUT)
             self.exchange.write(piece)
@@ -1206,18 +1193,6 @@ class FileRequest(Request):
     def _key(self) -> str:
         """The key of the file that the path names."""
         return self.path[len(UPLOADS) + 1:][:KEY]
-
-
-def _piece_of(content: "IO[bytes]", most: int) -> bytes:
-    """The next bytes of a file; none when there should be some, which is logged."""
-    try:
-        piece = content.read(most)
-    except OSError as error:
-        logger.error("a file cannot be read: %s", error)
-        return b""
-    if not piece:
-        logger.error("a file has become shorter")
-    return piece
 
 
 def disposition(name: str) -> str:
@@ -1328,11 +1303,7 @@ def is_our_host(host: str, names: Collection[str] = ()) -> bool:
     if found is None:
         return False
     name = found[1].strip("[]")
-    try:
-        ipaddress.ip_address(name)
-        return True
-    except ValueError:
-        return chatproto.is_own_name(name, names)
+    return chatproto.is_address(name) or chatproto.is_own_name(name, names)
 
 
 class PageRequest(FileRequest):
@@ -1358,41 +1329,40 @@ class PageRequest(FileRequest):
             where = self.path if self.path.startswith("/") else PAGE
             raise Refusal(HTTPStatus.TEMPORARY_REDIRECT, "this server speaks TLS only",
                           {"Location": f"https://{host}{where}"})
-        ways = self._ways(path)
-        if not ways:
+        is_file, clerk = path.startswith(UPLOADS), self.web.clerk
+        ways = next((ways for pattern, ways in self.WAYS if re.fullmatch(pattern, path)), {})
+        if not ways or is_file and clerk is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "there is nothing of that name")
         if self.method not in ways:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{', '.join(ways)} is all there is",
                           {"Allow": ", ".join(ways)})
-        return ways[self.method]()
-
-    def _ways(self, path: str) -> "dict[str, Callable[[], Optional[WebSocket]]]":
-        """What does each method that a path may be asked for with; {}: there is no such path."""
-        if path.startswith(UPLOADS) and self.web.clerk is not None:
-            self.clerk = self.web.clerk
-            return {method: functools.partial(self.answer_file, way)
-                    for method, way in self.file_ways(path).items()}
-        if path in self.web.files:
-            return {"GET": self._newcomers_file, "HEAD": self._newcomers_file}
-        ways: "dict[str, dict[str, Callable[[], Optional[WebSocket]]]]" = {
-            PAGE: {"GET": self._page, "HEAD": self._page}, CHAT: {"GET": self._chat},
-            HOST: {"GET": self._host, "POST": self._host}}
-        return ways.get(path, {})
+        if clerk is None or not is_file:
+            return ways[self.method](self)
+        self.clerk = clerk
+        self.answer_file(ways[self.method])
+        return None
 
     def _page(self) -> None:
         """The page: kept by the browser, which asks each time whether it is still the same."""
-        page = self.web.pages[self._is_here]
+        page = self.web.pages[chatproto.is_loopback(self.peer)]
         headers = {"Content-Security-Policy": page.policy(self.origin),
                    "ETag": page.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if self.is_unchanged(headers):
             return
         body = page.body
-        if self.takes_gzip():
+        # As all browsers say it. Who says it with a weight ("gzip;q=1") has it as it is.
+        if "gzip" in self.tokens("Accept-Encoding"):
             body, headers["Content-Encoding"] = page.packed, "gzip"
         self.reply(body, "text/html; charset=utf-8", headers=headers)
 
     def _newcomers_file(self) -> None:
-        self.reply(self.web.files[self.path.partition("?")[0]], PLAIN_TEXT)
+        name = self.path.partition("?")[0][1:]
+        try:
+            with open(os.path.join(self.web.folder, name), "rb") as file:
+                content = file.read()
+        except OSError as error:
+            raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server") from error
+        self.reply(content, PLAIN_TEXT)
 
     def _chat(self) -> WebSocket:
         """Who is no browser, and says no Origin, can use the port without HTTP."""
@@ -1401,14 +1371,10 @@ class PageRequest(FileRequest):
 
     # The host's view
 
-    @property
-    def _is_here(self) -> bool:
-        """Whether the browser is on this machine: elsewhere there is no host's view."""
-        return ipaddress.ip_address(self.peer.partition("%")[0]).is_loopback
-
     def _host(self) -> None:
         given = self.one_header("X-Roger-Host").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, self.web.secret.encode()) or not self._is_here:
+        if not (chatproto.is_loopback(self.peer)
+                and hmac.compare_digest(given, self.web.secret.encode())):
             raise Refusal(HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
         if self.one_header("Origin"):
@@ -1437,6 +1403,16 @@ class PageRequest(FileRequest):
                           f"or begins with one of {' '.join(sorted(HOST_WORDS))}")
         return self.web.desk.do(chatproto.clean_text(line))
 
+    # The pattern of a path, and what each method that it may be asked for with does.
+    WAYS: "list[tuple[str, dict[str, Way]]]" = [
+        (PAGE, {"GET": _page, "HEAD": _page}),
+        ("|".join(map(re.escape, FILES)), {"GET": _newcomers_file, "HEAD": _newcomers_file}),
+        (CHAT, {"GET": _chat}),
+        (HOST, {"GET": _host, "POST": _host}),
+        (UPLOADS, {"POST": FileRequest.begin}),
+        (UPLOADS + f"/[0-9a-f]{{{KEY}}}", {"GET": FileRequest.download, "HEAD": FileRequest.tell,
+                                    "PUT": FileRequest.put, "DELETE": FileRequest.give_up})]
+
 
 class Web:
     """The web for chat_server: greet() finds out what a connection is."""
@@ -1449,6 +1425,8 @@ class Web:
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
         self.desk = desk
+        # Where the page lies, and the files for newcomers.
+        self.folder = folder
         self.names = names
         self.secret = secrets.token_urlsafe(24)             # of the host's view: 192 bits
         # Who is asked about members' files, where there are any: to be set before connections come.
@@ -1456,13 +1434,6 @@ class Web:
         path = os.path.join(folder, "chat_web.html")
         # Without the host's view, and with it.
         self.pages = [Page.load(path, title, is_hosts) for is_hosts in (False, True)]
-        self.files: "dict[str, bytes]" = {}
-        for path in FILES:
-            try:
-                with open(os.path.join(folder, path[1:]), "rb") as file:
-                    self.files[path] = file.read()
-            except OSError as error:
-                logger.info("%s is not served: %s", path, error.strerror)
 
     def close(self) -> None:
         """When the server has ended; may be called twice."""
@@ -1637,22 +1608,22 @@ class _QrGrid:
 
     def __init__(self, version: int) -> None:
         """Draw all that does not depend on data and mask."""
-        self.size = 17 + 4 * version
-        self.rows = [bytearray([_FREE]) * self.size for _ in range(self.size)]
-        for at in range(self.size):
+        size = 17 + 4 * version
+        self.rows = [bytearray([_FREE]) * size for _ in range(size)]
+        for at in range(size):
             self.rows[6][at] = self.rows[at][6] = at % 2 == 0
-        end = self.size - 4
+        end = size - 4
         for y, x in ((3, 3), (3, end), (end, 3)):
             self._draw_square(y, x, 4, (0, 1, 3))
         middles = _QR[version - 1][3]
         for y, x in itertools.product(middles, middles):
             # In three corners a finder is there already.
-            if not ((y, x) == (6, 6) or 6 in (y, x) and self.size - 7 in (y, x)):
+            if not ((y, x) == (6, 6) or 6 in (y, x) and size - 7 in (y, x)):
                 self._draw_square(y, x, 2, (0, 2))
         if version >= 7:
             word = _qr_checked(version, 0x1F25, 12)
             for bit in range(18):
-                near, far = bit // 3, self.size - 11 + bit % 3
+                near, far = bit // 3, size - 11 + bit % 3
                 self.rows[near][far] = self.rows[far][near] = word >> bit & 1
 
     def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
@@ -1666,7 +1637,7 @@ class _QrGrid:
         word = _qr_checked(mask, 0x537, 10) ^ 0x5412
         first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
                  *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
-        end = self.size
+        end = len(self.rows)
         second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
         for bit, places in enumerate(zip(first, second)):
             for y, x in places:
@@ -1677,8 +1648,8 @@ class _QrGrid:
         """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
         bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
         upwards = True
-        for right in (*range(self.size - 1, 6, -2), 5, 3, 1):
-            rows = range(self.size)
+        for right in (*range(len(self.rows) - 1, 6, -2), 5, 3, 1):
+            rows = range(len(self.rows))
             for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
                 if self.rows[y][x] == _FREE:
                     self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
@@ -1686,6 +1657,7 @@ class _QrGrid:
 
     def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
         """Squares around a middle, dark at these distances; what lies outside is left out."""
+        size = len(self.rows)
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
-            if 0 <= y + dy < self.size and 0 <= x + dx < self.size:
+            if 0 <= y + dy < size and 0 <= x + dx < size:
                 self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark

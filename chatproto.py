@@ -81,6 +81,7 @@ Left out on purpose: rooms, users, history files and screens (the roles have the
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import dataclasses
@@ -102,6 +103,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import unicodedata
 import warnings
 import weakref
@@ -109,7 +111,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
-                    NamedTuple, Optional, Protocol, Tuple, Union)
+                    NamedTuple, NoReturn, Optional, Protocol, Tuple, Union)
 
 try:
     import ssl
@@ -470,6 +472,29 @@ def print_utf8() -> None:
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def complain(program: str, what: str) -> None:
+    """One line on stderr, whatever a peer put into it. It may be gone, or never have been there."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"{program}: {escape(what)}\n")
+        sys.stderr.flush()
+
+
+def bug(error: Optional[BaseException]) -> str:
+    """What is told of a bug of ours; who mends it needs the place."""
+    *_, place = [""] + [f" ({os.path.basename(at.filename)}:{at.lineno})"
+                        for at in traceback.extract_tb(error.__traceback__ if error else None)]
+    return escape(f"{type(error).__name__}: {error}{place}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        complain(self.prog.partition(".")[0], f"{message} (--help says what there is)")
+        sys.exit(2)
 
 
 def config_path(name: str) -> str:
@@ -2347,6 +2372,20 @@ class Address(NamedTuple):
         """As a client on this machine would name it: a link-local one of IPv6 needs its zone."""
         zoned = self.parsed.version == 6 and self.parsed.is_link_local
         return f"{self.ip}%{self.interface}" if zoned else self.ip
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address, and no name."""
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+@functools.lru_cache(maxsize=1_000)
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this very machine; "" leads nowhere."""
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def own_addresses() -> "list[Address]":

@@ -534,7 +534,7 @@ _AS_OTHERS = """
 import sys
 sys.path.insert(0, {folder!r})
 import chat_server
-chat_server._is_loopback = lambda address: address == "127.0.0.1"
+chat_server.is_loopback = lambda address: address == "127.0.0.1"
 sys.exit(chat_server.main())
 """
 

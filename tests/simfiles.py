@@ -108,7 +108,7 @@ class Shelf:
         room._entrance.leave = leave
         clerk = web.Clerk(self.store, lambda *arguments: ask(room.handouts.start, *arguments), keep,
                           give_up, lambda: "http://192.0.2.1:8087/")
-        self.web = types.SimpleNamespace(names=(), files={}, clerk=clerk)
+        self.web = types.SimpleNamespace(names=(), clerk=clerk)
 
     def store_class(self):
         world = self.world

@@ -287,8 +287,8 @@ def test_record(with_history, tmp_path):
                                   ("/mute nobody", "nobody is or was called nobody"),
                                   ("/remove 1", "there is no message 1"),
                                   ("/remove last bob", "there is no message of bob"),
-                                  ("/private maybe", "/private on or /private off"),
-                                  ("/slow often", "/slow SECONDS, 0 is off"),
+                                  ("/private maybe", "/private on|off"),
+                                  ("/slow often", "often is no duration"),
                                   ("/record /no/such/folder/x", "No such file")):
                 console.type(f"{order}\r")
                 console.wait_for(answer)

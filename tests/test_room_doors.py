@@ -314,5 +314,5 @@ def test_bug_tells_its_place_and_no_secret(monkeypatch, caplog):
     errors = [one for one in ann.take() if one["type"] == "error"]
     assert [(error["code"], error["about"]) for error in errors] == [("bad-frame", 1)]
     (line,) = [record.getMessage() for record in caplog.records if "bug" in record.getMessage()]
-    assert line.startswith("bug in a chat from 192.0.2.1: RuntimeError('broken') at ")
+    assert line.startswith("bug in a chat from 192.0.2.1: RuntimeError: broken (")
     assert "between us" not in caplog.text
