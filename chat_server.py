@@ -3562,11 +3562,13 @@ class ChatServer(socketserver.ThreadingTCPServer):
         self.identity = identity
         # chat_web's Web; to be set before start(), where browsers may come.
         self.web: Any = None
-        # Protects the connections, and that none comes in after server_close(); a leaf.
+        # Protects the two below, and that no connection comes in after server_close(); a leaf.
         self._lock = threading.Lock()
         # Of each connection's thread: its origin, and what cut() ends it by: a Connection, or the
         # bare socket while its first bytes are awaited. The oldest first.
         self._connections: "dict[threading.Thread, tuple[str, Any]]" = {}
+        # Connections of each origin.
+        self._addresses: "collections.Counter[str]" = collections.Counter()
         # Set by server_close(); ends the acceptor's waits.
         self._closing = threading.Event()
         # By kind of complaint, how often that may be logged; the acceptor's own.
@@ -3669,8 +3671,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
             own = {each.ip for each in chatproto.own_addresses()}
             self.visited = address.partition("%")[0] not in own
         with self._lock:
-            same = 0 if is_local else sum(
-                origin == other for other, _ in self._connections.values())
+            same = self._addresses[origin]
         if is_local or same < self.room.settings.max_per_address:
             if self._unjoined >= UNJOINED:
                 self._cut_unjoined()
@@ -3753,11 +3754,15 @@ class ChatServer(socketserver.ThreadingTCPServer):
             if self._closing.is_set():
                 return
             self._connections[thread] = origin, wire
+            self._addresses[origin] += 1
         try:
             self._serve(thread, wire, _plain_address(client_address), origin)
         finally:
             with self._lock:
                 self._connections.pop(thread, None)
+                self._addresses[origin] -= 1
+                if not self._addresses[origin]:
+                    del self._addresses[origin]
 
     def _serve(self, thread: threading.Thread, wire: Any, address: str, origin: str) -> None:
         came = self.room.alarm.clock()
