@@ -2007,6 +2007,7 @@ def _joins(before: str, char: str) -> bool:
             or len(before) == 1 and _is_flag(char) and _is_flag(before))
 
 
+@dataclasses.dataclass(frozen=True)
 class Columns:
     """How many columns a cluster takes.
 
@@ -2015,47 +2016,30 @@ class Columns:
     taken for one wide character.
     """
 
+    # What the terminal makes of each of SAMPLES.
+    joined: int = 2
+    varied: int = 2
+    flag: int = 2
+    toned: int = 2
+
     SAMPLES = ("\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\U0001f1eb\U0001f1f7",
                "\U0001f44d\U0001f3fd")
     PROBE = "\x1b[8m" + "".join(f"\r{sample}\x1b[6n" for sample in SAMPLES) + "\r\x1b[m\x1b[2K"
-    # Clusters whose width is kept.
-    KNOWN = 4096
-
-    def __init__(self) -> None:
-        self._widths = [2, 2, 2, 2]
-        self._known: "dict[str, int]" = {}
-
-    def learn(self, widths: "list[int]") -> None:
-        """What the terminal made of each of SAMPLES, in columns."""
-        self._widths = widths
-        self._known.clear()
 
     def of(self, cluster: str) -> int:
         """The columns of one cluster."""
         if len(cluster) == 1:
             return _char_columns(cluster)
-        if cluster in self._known:
-            return self._known[cluster]
-        width = self._measure(cluster)
-        # A long cluster is some peer's joke; it would make the table large.
-        if len(cluster) <= 16:
-            if len(self._known) >= self.KNOWN:
-                self._known.clear()
-            self._known[cluster] = width
-        return width
-
-    def _measure(self, cluster: str) -> int:
-        joins, varies, tones = (self._widths[sample] == 2 for sample in (0, 1, 3))
-        if ZWJ in cluster and not joins:
-            return sum(map(self._measure, filter(None, cluster.split(ZWJ))))
+        if ZWJ in cluster and self.joined != 2:
+            return sum(map(self.of, filter(None, cluster.split(ZWJ))))
         first, more = cluster[0], cluster[1:]
         if _is_flag(first):
-            return self._widths[2]
+            return self.flag
         columns = _char_columns(first)
-        widens = varies and (_is_pictograph(first) or first in "0123456789#*")
+        widens = self.varied == 2 and (_is_pictograph(first) or first in "0123456789#*")
         if ZWJ in more and _is_pictograph(first) or "\ufe0f" in more and widens:
             columns = 2
-        if not tones:
+        if self.toned != 2:
             columns += 2 * sum(map(_is_tone, more))
         return columns + sum(unicodedata.category(char) == "Mc" for char in more)
 
@@ -2560,83 +2544,88 @@ def _is_longer(is_page: bool, text: str, width: int, rest: int) -> bool:
     return is_page and len(text) + rest > width
 
 
-class Scrollback:
-    """What there is to show, in order, and how far back one has scrolled.
+class Place(NamedTuple):
+    """Where one has scrolled to: the entry at the bottom of the screen (None: above all of them),
+    how many of its cells come before the bottom row, so that it is found again at another width,
+    and the entry that was the newest then."""
 
-    Places are counted from the very first entry: `_dropped` of them are gone.
-    """
+    entry: Optional[Entry]
+    cells: int
+    newest: Optional[Entry]
+
+
+class Scrollback:
+    """What there is to show, in order, and how far back one has scrolled."""
 
     # Entries that one can scroll back to, and characters in them; older ones are dropped.
     REMEMBERED = 10_000
     REMEMBERED_SIZE = 8_000_000
 
     def __init__(self) -> None:
-        self._entries: "list[Entry]" = []
-        self._dropped = 0
+        # Oldest first, and at the end the unplaced.
+        self.entries: "list[Entry]" = []
         # The characters in the entries.
         self._size = 0
-        # What we said and has no place in the order yet, by our id: always at the end.
+        # What we said and has no place in the order yet, by our id.
         self._unplaced: "dict[int, Entry]" = {}
         # What we said and may never get a place, by our id: it stands among the entries.
         self._kept: "dict[int, Entry]" = {}
-        # Where the bottom of the screen is: the place of an entry, and how many of its cells
-        # come before the bottom row, so that it is found again at another width. None follows
-        # what is new.
-        self._bottom: "Optional[tuple[int, int]]" = None
-        # How many places there were when one scrolled back.
-        self._read = 0
-        # The place from which an emptied screen shows entries.
-        self._cleared = 0
+        # None follows what is new.
+        self.place: Optional[Place] = None
+        # The last entry that an emptied screen does not show; None where it shows all.
+        self.cleared: Optional[Entry] = None
         # Says up to where one had read, and has its place with what is new after that.
         self._unread: Optional[Entry] = None
 
     def add(self, entry: Entry) -> None:
         """Append an entry. One of our own leaves the unplaced; who came and went goes on with
         the entry before."""
-        last = self._entries[-1] if self._entries else None
-        if isinstance(entry, Presence) and isinstance(last, Presence) and (
-                self._cleared < self._dropped + len(self._entries)):
+        last = self._last_placed
+        if isinstance(entry, Presence) and isinstance(last, Presence) and last is not self.cleared:
             last.take(entry)
             return
-        if entry.said is not None:
-            self._unplaced.pop(entry.said.id, None)
-        elif self._bottom is not None and self._bottom[0] >= self._dropped + len(self._entries):
-            # The bottom is among the unplaced, which move on.
-            self._bottom = self._bottom[0] + 1, self._bottom[1]
-        self._entries.append(entry)
-        self._size += entry.size
-        if len(self._entries) > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
+        end = self._placed
+        if entry.said is not None and entry.said.id in self._unplaced:
+            at = self.entries.index(self._unplaced.pop(entry.said.id), end)
+            self._replace(at, at + 1, [entry])
+            self.entries.insert(end, self.entries.pop(at))
+        else:
+            self._replace(end, end, [entry])
+        if self._placed > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
             # Many are dropped at once, as moving the rest costs.
-            old = max(1, len(self._entries) // 11)
-            self._replace(0, old, [])
-            self._dropped += old
+            self._replace(0, max(1, self._placed // 11), [])
 
     def add_unplaced(self, said: Said, entry: Entry) -> None:
         """What we said a moment ago: after everything else, until it comes back at its place."""
         self._unplaced[said.id] = entry
+        self._replace(len(self.entries), len(self.entries), [entry])
+
+    def changed(self, said: Said) -> None:
+        """The state of what we said is another: what will never come back has its place now."""
+        if said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
+            self.add(self._unplaced[said.id])
 
     def insert(self, older: "list[Entry]",
                with_days: "Callable[[list[Entry]], list[Entry]]") -> int:
         """Put older messages in their places, with the lines that say which day begins; what
         is shown stays. Return how many are new."""
-        known = {entry.id for entry in self._entries}
+        known = {entry.id for entry in self.entries}
         older = [entry for entry in older if entry.id not in known]
         if not older:
             return 0
-        place = next((place for place, entry in enumerate(self._entries)
-                      if entry.id > older[-1].id), len(self._entries))
+        place = next((place for place, entry in enumerate(self.entries)
+                      if entry.id > older[-1].id), self._placed)
         end = place + 1
-        while place and self._entries[place - 1].day:
+        while place and self.entries[place - 1].day:
             place -= 1
-        before = with_days(older + self._entries[place:end][-1:])
-        self._move(place, self._replace(place, end, before))
+        self._replace(place, end, with_days(older + self.entries[place:end][-1:]))
         return len(older)
 
     def remove(self, entry: Entry) -> None:
         """Take an entry out, if it is there."""
-        if entry in self._entries:
-            place = self._entries.index(entry)
-            self._move(place, self._replace(place, place + 1, []))
+        if entry in self.entries:
+            place = self.entries.index(entry)
+            self._replace(place, place + 1, [])
 
     def keep(self, forgotten: "list[Said]") -> None:
         """The server has these, but may never send them back: they stay where they are,
@@ -2656,36 +2645,31 @@ class Scrollback:
 
     def entry_of(self, id: int) -> Optional[Entry]:
         """The entry of what was said under this id of the server."""
-        return next((entry for entry in reversed(self._entries)
+        return next((entry for entry in reversed(self.entries)
                      if entry.id == id and entry.chat is not None), None)
 
-    @property
-    def entries(self) -> "list[Entry]":
-        """All that have their place, oldest first."""
-        return self._entries
+    def index(self, entry: Optional[Entry]) -> int:
+        """Where an entry is; -1 for None, above all of them."""
+        return -1 if entry is None else self.entries.index(entry)
 
     @property
     def oldest(self) -> Optional[int]:
         """The lowest id of a message that is here."""
-        return min((entry.id for entry in self._entries if entry.id), default=None)
+        return min((entry.id for entry in self.entries if entry.id), default=None)
 
-    @property
-    def place(self) -> "tuple[Optional[tuple[int, int]], int]":
-        """How far back one has scrolled, to come back to."""
-        return self._bottom, self._read
-
-    @place.setter
-    def place(self, place: "tuple[Optional[tuple[int, int]], int]") -> None:
-        self._bottom, self._read = place
+    def go_to(self, entry: Entry, cells: int) -> None:
+        """Have the row after so many cells of this entry at the bottom."""
+        newest = self._last_placed if self.place is None else self.place.newest
+        self.place = Place(entry, cells, newest)
 
     def follow(self) -> None:
         """Back to the bottom, if one had scrolled away from it."""
-        self._bottom = None
+        self.place = None
 
     def needs_mark(self, is_away: bool) -> bool:
         """True when the next entry is the first one that the user, who may look elsewhere, does not
         read at once."""
-        return self._unread is None and (is_away or self._bottom is not None)
+        return self._unread is None and (is_away or self.place is not None)
 
     def mark(self, entry: Entry) -> None:
         """Append the line that says up to where one has read."""
@@ -2700,37 +2684,44 @@ class Scrollback:
 
     def clear(self) -> None:
         """Show nothing of what was said up to now, until one scrolls back."""
-        self._cleared = self._dropped + len(self._entries)
-        self._bottom = None
+        self.cleared = self._last_placed
+        self.place = None
 
     @property
     def new_below(self) -> int:
         """Entries that came since one scrolled back, and are below what is shown."""
-        if self._bottom is None:
+        if self.place is None:
             return 0
-        first = max(self._read, self._bottom[0] + 1) - self._dropped
-        return sum(entry is not self._unread for entry in self._all()[max(0, first):])
+        first = 1 + max(self.index(self.place.entry), self.index(self.place.newest))
+        return sum(entry is not self._unread for entry in self.entries[first:])
 
-    def _replace(self, first: int, end: int, new: "list[Entry]") -> int:
-        """Have others in place of these entries; return how many more they are."""
-        old = self._entries[first:end]
-        self._entries[first:end] = new
-        self._size += sum(entry.size for entry in new) - sum(entry.size for entry in old)
-        return len(new) - len(old)
+    @property
+    def _placed(self) -> int:
+        """How many entries have their place: all but the unplaced."""
+        return len(self.entries) - len(self._unplaced)
 
-    def _move(self, first: int, by: int) -> None:
-        """Entries came or went: those behind them have moved."""
-        place = first + self._dropped
-        if self._bottom is not None and self._bottom[0] >= place:
-            self._bottom = self._bottom[0] + by, self._bottom[1]
-        self._read += by * (self._read > place)
-        self._cleared += by * (self._cleared > place)
+    @property
+    def _last_placed(self) -> Optional[Entry]:
+        return self.entries[self._placed - 1] if self._placed else None
 
-    def _all(self) -> "list[Entry]":
-        return [*self._entries, *self._unplaced.values()] if self._unplaced else self._entries
+    def _replace(self, first: int, end: int, new: "list[Entry]") -> None:
+        """Have others in place of these entries. What was at one that goes is at the last of the
+        others, or at the one before them."""
+        gone = set(self.entries[first:end]).difference(new)
+        self._size += sum(entry.size for entry in new)
+        self._size -= sum(entry.size for entry in self.entries[first:end])
+        self.entries[first:end] = new
+        at = first + len(new) - 1
+        instead = self.entries[at] if at >= 0 else None
+        if self.cleared in gone:
+            self.cleared = instead
+        if self.place is not None:
+            entry, cells, newest = self.place
+            self.place = Place(instead if entry in gone else entry, cells,
+                               instead if newest in gone else newest)
 
 
-class Screen(Scrollback):
+class Screen:
     """What is on the terminal: messages above, one status line, the line that is typed.
 
     It knows no terminal: paint() returns what to write to one so that it shows what has
@@ -2743,8 +2734,9 @@ class Screen(Scrollback):
     PEOPLE_COLUMNS, PEOPLE_WIDTH = 100, 24
 
     def __init__(self, theme: Theme, editor: Editor) -> None:
-        super().__init__()
         self.columns = Columns()
+        # What is shown above.
+        self.talk = Scrollback()
         # The parts of the status line, the most dispensable last, and what is shown in their
         # place while there is a question.
         self.status: "list[str]" = []
@@ -2765,11 +2757,6 @@ class Screen(Scrollback):
         # The rows of the entries that are shown, after what they were made of.
         self._wrapped: "dict[Entry, tuple[Any, list[Row]]]" = {}
 
-    def changed(self, said: Said) -> None:
-        """The state of what we said is another: what will never come back has its place now."""
-        if said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
-            self.add(self._unplaced[said.id])
-
     def resize(self, height: int, width: int) -> None:
         """The terminal has another size."""
         if (height, width) != (self._height, self._width):
@@ -2778,8 +2765,7 @@ class Screen(Scrollback):
 
     def learn(self, widths: "list[int]") -> None:
         """What Columns.PROBE found."""
-        self.columns.learn(widths)
-        self._wrapped.clear()
+        self.columns = Columns(*widths)
         self.forget()
 
     def forget(self) -> None:
@@ -2794,10 +2780,10 @@ class Screen(Scrollback):
 
     def scroll_rows(self, rows: int) -> None:
         """Back (-1) or forth (1) by a row."""
-        entries = self._all()
-        if self._bottom is None and rows < 0 and self._is_cleared():
+        entries = self.talk.entries
+        if self.talk.place is None and rows < 0 and self._is_cleared():
             # What was cleared away is there again, in its place.
-            self._cleared = 0
+            self.talk.cleared = None
             return
         if not entries:
             return
@@ -2808,24 +2794,15 @@ class Screen(Scrollback):
             row += len(self._rows(entries[place]))
         self._go_to(*self._below_the_top(place, max(0, row)))
 
-    def another(self) -> Screen:
-        """One for the same terminal, with nothing in it yet."""
-        screen = Screen(self._theme, self._editor)
-        screen.columns = self.columns
-        screen.resize(self._height, self._width)
-        return screen
-
-    def show(self, entry: Entry) -> None:
-        """Scroll so that an entry is in the middle."""
-        entries = self._all()
-        if entry in entries:
-            place, row = entries.index(entry), self._message_height() // 2
-            self._go_to(*self._below_the_top(place, row))
+    def show(self, talk: Scrollback, entry: Entry) -> None:
+        """Show an entry of this talk as found, in the middle."""
+        self.talk, self.found = talk, entry
+        self._go_to(*self._below_the_top(talk.index(entry), self._message_height() // 2))
 
     @property
     def is_at_top(self) -> bool:
         """There is nothing above what is shown."""
-        entries = self._all()
+        entries = self.talk.entries
         if not entries or self._is_cleared():
             return not entries
         place, row = self._place()
@@ -2834,17 +2811,15 @@ class Screen(Scrollback):
     def _go_to(self, place: int, row: int) -> None:
         """Have this row at the bottom."""
         if (place, row) == self._last():
-            self._bottom = None
+            self.talk.follow()
             return
-        if self._bottom is None:
-            self._read = len(self._all()) + self._dropped
-        cells = sum(map(self._content, self._rows(self._all()[place])[:row]))
-        self._bottom = place + self._dropped, cells
+        entry = self.talk.entries[place]
+        self.talk.go_to(entry, sum(map(self._content, self._rows(entry)[:row])))
 
     def _is_cleared(self) -> bool:
         """Some of the screen is empty as it was cleared."""
-        shown, height = self._cleared - self._dropped, self._message_height()
-        rows = [self._rows(entry) for entry in self._all()[max(0, shown):][-height:]]
+        shown, height = self.talk.index(self.talk.cleared) + 1, self._message_height()
+        rows = [self._rows(entry) for entry in self.talk.entries[shown:][-height:]]
         return shown > 0 and sum(map(len, rows)) < height
 
     def _has_people(self) -> bool:
@@ -2865,26 +2840,26 @@ class Screen(Scrollback):
         return len(row) - (indent if row[:indent] == [BLANK] * indent else 0)
 
     def _last(self) -> "tuple[int, int]":
-        entries = self._all()
+        entries = self.talk.entries
         return len(entries) - 1, len(self._rows(entries[-1])) - 1 if entries else 0
 
     def _place(self) -> "tuple[int, int]":
         """The entry, and the row in it, that are at the bottom now."""
-        if self._bottom is None:
+        if self.talk.place is None:
             return self._last()
-        place, cells = self._bottom[0] - self._dropped, self._bottom[1]
-        if not 0 <= place < len(self._all()):
+        entry, cells, _ = self.talk.place
+        if entry is None:
             return self._below_the_top(0, 0)
-        rows, row = self._rows(self._all()[place]), 0
+        rows, row = self._rows(entry), 0
         while row < len(rows) - 1 and cells >= self._content(rows[row]):
             cells -= self._content(rows[row])
             row += 1
-        return self._below_the_top(place, row)
+        return self._below_the_top(self.talk.index(entry), row)
 
     def _below_the_top(self, place: int, row: int) -> "tuple[int, int]":
         """This row or a lower one: the rows above it fill the screen, where there are as
         many; and it is at most the last one."""
-        entries, missing = self._all(), self._message_height() - 1 - row
+        entries, missing = self.talk.entries, self._message_height() - 1 - row
         for entry in reversed(entries[max(0, place - missing):place] if missing > 0 else []):
             missing -= len(self._rows(entry))
         row += max(0, missing)
@@ -2900,7 +2875,7 @@ class Screen(Scrollback):
         *others, last = entry.lines
         if entry.said is not None:
             last = [*last, self._state(entry.said)]
-        made_of = self._room, others, last
+        made_of = self.columns, self._room, others, last
         known = self._wrapped.get(entry)
         if known is not None and known[0] == made_of:
             return known[1]
@@ -2925,17 +2900,18 @@ class Screen(Scrollback):
 
     def _messages(self, height: int) -> "list[Row]":
         """The rows of what was said, the newest at the bottom."""
-        entries = self._all()
         rows: "list[Row]" = []
         shown: "list[Entry]" = []
-        if entries and height:
-            place, row = self._place()
-            top = 0 if self._bottom is not None else max(0, self._cleared - self._dropped)
-            while place >= top and len(rows) < height:
-                shown.append(entries[place])
-                more = self._rows(entries[place])[:row + 1 if place == self._place()[0] else None]
-                rows = self._marked(entries[place], more) + rows
-                place -= 1
+        if self.talk.entries and height:
+            last, row = self._place()
+            top = self.talk.index(self.talk.cleared) + 1 if self.talk.place is None else 0
+            for place in range(last, top - 1, -1):
+                entry = self.talk.entries[place]
+                shown.append(entry)
+                more = self._rows(entry)[:row + 1 if place == last else None]
+                rows = self._marked(entry, more) + rows
+                if len(rows) >= height:
+                    break
         # The others forget their rows: thousands of entries would keep theirs.
         self._wrapped = {entry: self._wrapped[entry] for entry in shown}
         return [[] for _ in range(height - len(rows))] + rows[max(0, len(rows) - height):]
@@ -2977,8 +2953,8 @@ class Screen(Scrollback):
     def _status(self) -> Row:
         """One reversed line over the whole width, without the parts that do not fit."""
         parts = [self.question] if self.question else list(self.status)
-        if self._bottom is not None and not self.question:
-            below = self.new_below
+        if self.talk.place is not None and not self.question:
+            below = self.talk.new_below
             # In a search what was found comes first.
             parts.insert(int(self.found is not None),
                          f"{below} new below, PgDn" if below else "scrolled back")
@@ -2991,8 +2967,8 @@ class Screen(Scrollback):
         """The rows of the line that is typed, at most a third of the screen, and where in
         them the cursor is. They are kept: a draft may be long."""
         editor = self._editor
-        typed = (editor.prompt, editor.text, editor.cursor, self._width, self._height)
-        if self._typed[0] != typed or not self._painted:
+        typed = (editor.prompt, editor.text, editor.cursor, self._width, self._height, self.columns)
+        if self._typed[0] != typed:
             self._typed = typed, self._wrap_input()
         return self._typed[1]
 
@@ -4001,8 +3977,8 @@ class Speakers:
 class Search:
     """What /search has found: in what is here, then, step by step, in what the server keeps.
 
-    What is here is shown in its place. Of what is only on the server a screen of its own
-    shows it with what was said around it. On the main thread.
+    What is here is shown in its place. What is only on the server is shown with what was said
+    around it, in place of the talk. On the main thread.
     """
 
     # Messages that are asked for: that have the words; around one of them, and of these after
@@ -4010,17 +3986,15 @@ class Search:
     FOUND, AROUND, AFTER = 20, 40, 20
 
     def __init__(self, window: Window, words: str) -> None:
-        # The screen that is shown instead of the window's.
-        self.view: Optional[Screen] = None
         self._window = window
         self._words = words
         # Where one was before, to come back to.
-        self.came_from = window.screen.place
+        self._came_from = window.talk.place
         # What was found, oldest first, and which of it is shown, counted from the newest.
         self._found: "list[Entry]" = []
         self._at = 0
         # Before this id the server was not asked; None when it has nothing more.
-        self._before: Optional[int] = window.screen.oldest or chatproto.MAX_ID
+        self._before: Optional[int] = window.talk.oldest or chatproto.MAX_ID
         self._is_asked = False
         # Why the server is asked no more, for a reader.
         self._limit = ""
@@ -4039,7 +4013,7 @@ class Search:
     def begin(self) -> None:
         """Look in what is here, and go to the newest; else ask the server."""
         words = name_key(self._words).split()
-        self._found = [entry for entry in self._window.screen.entries if entry.holds(words)]
+        self._found = [entry for entry in self._window.talk.entries if entry.holds(words)]
         if self._found:
             self._show()
         else:
@@ -4057,8 +4031,8 @@ class Search:
 
     def end(self) -> None:
         """Back where one was."""
-        self._window.screen.found = None
-        self._window.screen.place = self.came_from
+        screen, talk = self._window.screen, self._window.talk
+        screen.talk, screen.found, talk.place = talk, None, self._came_from
 
     def _ask(self) -> None:
         self._is_asked = True
@@ -4087,32 +4061,24 @@ class Search:
 
     def _show(self) -> None:
         """Go to what is chosen."""
-        entry = self._found[len(self._found) - 1 - self._at]
-        if entry in self._window.screen.entries:
-            self.view = None
-            self._go_to(self._window.screen, entry)
-            return
-        self._look_at([entry], entry)
-        self._window.ask(functools.partial(self._around, entry), self.AROUND,
-                         entry.id + self.AFTER + 1)
+        window, entry = self._window, self._found[-1 - self._at]
+        if entry in window.talk.entries:
+            window.screen.show(window.talk, entry)
+        else:
+            self._show_among([], entry)
+            window.ask(functools.partial(self._around, entry), self.AROUND,
+                       entry.id + self.AFTER + 1)
 
     def _around(self, entry: Entry, answer: Optional[Recalled]) -> None:
         """What was said around an entry has come; it may be another one that is shown now."""
-        if answer is not None and self.view is not None and self.view.found is entry:
-            others = [other for other in self._window.formatter.older(answer)
-                      if other.id != entry.id]
-            self._look_at(sorted([*others, entry], key=lambda one: one.id), entry)
+        if answer is not None and self._window.screen.found is entry:
+            self._show_among(self._window.formatter.older(answer), entry)
 
-    def _look_at(self, entries: "list[Entry]", entry: Entry) -> None:
-        self.view = self._window.screen.another()
-        self.view.insert(entries, self._window.formatter.with_days)
-        self._go_to(self.view, entry)
-
-    @staticmethod
-    def _go_to(screen: Screen, entry: Entry) -> None:
-        screen.found = entry
-        screen.show(entry)
-        screen.forget()
+    def _show_among(self, others: "list[Entry]", entry: Entry) -> None:
+        among = [entry, *(other for other in others if other.id != entry.id)]
+        talk = Scrollback()
+        talk.insert(sorted(among, key=lambda one: one.id), self._window.formatter.with_days)
+        self._window.screen.show(talk, entry)
 
 
 class Typing:
@@ -4140,14 +4106,14 @@ class Typing:
             "enter": self._enter, "tab": lambda key: editor.complete(window.offers),
             "paste": self._paste, "ctrl-c": self._interrupt, "ctrl-d": lambda key: window.leave(0),
             "page-up": lambda key: window.page_up(), "cursor": self._answer,
-            "page-down": lambda key: window.shown.scroll(1), "end": self._end,
-            "ctrl-end": lambda key: window.shown.follow(),
-            "alt->": lambda key: window.shown.follow(), "escape": self._escape,
-            "wheel-up": lambda key: window.shown.scroll_rows(-self.NOTCH),
-            "wheel-down": lambda key: window.shown.scroll_rows(self.NOTCH),
+            "page-down": lambda key: window.screen.scroll(1), "end": self._end,
+            "ctrl-end": lambda key: window.screen.talk.follow(),
+            "alt->": lambda key: window.screen.talk.follow(), "escape": self._escape,
+            "wheel-up": lambda key: window.screen.scroll_rows(-self.NOTCH),
+            "wheel-down": lambda key: window.screen.scroll_rows(self.NOTCH),
             "focus-in": lambda key: window.focus(True),
             "focus-out": lambda key: window.focus(False),
-            "ctrl-l": lambda key: window.shown.forget(), "ctrl-z": lambda key: window.suspend()}
+            "ctrl-l": lambda key: window.screen.forget(), "ctrl-z": lambda key: window.suspend()}
 
     def read(self, terminal: Terminal, post: Callable[..., None],
              finish: Callable[[], None]) -> None:
@@ -4203,20 +4169,18 @@ class Typing:
     def _enter(self, key: Key) -> None:
         line, question = self._editor.take(), self._window.screen.question
         self._window.end_search()
-        place = self._window.screen.place
-        self._window.screen.follow()
-        self._window.screen.unmark()
         if line.strip():
             self._window.commands.run(line)
-        if self._window.found is not None:
-            self._window.found.came_from = place
+        if self._window.found is None:
+            self._window.talk.follow()
+            self._window.talk.unmark()
         if self._window.screen.question == question:
             self._window.screen.question = ""
 
     def _end(self, key: Key) -> None:
         """To the end of the line; from there to what is newest."""
         if self._editor.cursor == len(self._editor.text):
-            self._window.shown.follow()
+            self._window.screen.talk.follow()
         self._editor.press(key)
 
     def _escape(self, key: Key) -> None:
@@ -4284,7 +4248,9 @@ class Window(Interface):
         self._terminal = terminal
         self._editor = Editor()
         self.screen = Screen(theme, self._editor)
-        # What /search has found; it has a screen of its own where that is not in ours.
+        # What was said; /search may show another talk.
+        self.talk = self.screen.talk
+        # What /search has found.
         self.found: Optional[Search] = None
         self._typing = Typing(self, self._editor)
         self._notice = Notice(arguments.host)
@@ -4365,22 +4331,13 @@ class Window(Interface):
 
     def _paint(self) -> None:
         self.urgent = False
-        shown = self.shown
-        shown.status = self._status()
-        shown.question, shown.pinned = self.screen.question, self.screen.pinned
-        shown.people = list(self.client.users.values()) if self._shows_people else None
+        self.screen.status = self._status()
+        self.screen.people = list(self.client.users.values()) if self._shows_people else None
         # Looked at each time, as Windows has no signal for another size.
-        for screen in {self.screen, shown}:
-            screen.resize(*self._terminal.size())
-        text = shown.paint() + self._notice.take()
+        self.screen.resize(*self._terminal.size())
+        text = self.screen.paint() + self._notice.take()
         if text:
             self._terminal.write(text)
-
-    @property
-    def shown(self) -> Screen:
-        """The screen that is painted."""
-        view = self.found.view if self.found is not None else None
-        return view or self.screen
 
     def _status(self) -> "list[str]":
         connection, unsent = "connected", len(self.client.unsettled)
@@ -4410,7 +4367,7 @@ class Window(Interface):
 
     def _resize(self, number: int) -> None:
         # The terminal may have been small for a moment, and have lost what was cut off.
-        self.shown.forget()
+        self.screen.forget()
         self.urgent = True
 
     def suspend(self, number: int = 0) -> None:
@@ -4449,7 +4406,7 @@ class Window(Interface):
     def page_up(self) -> None:
         """Scroll back; from the top ask for what is older."""
         if self.found is not None or not self.screen.is_at_top:
-            self.shown.scroll(-1)
+            self.screen.scroll(-1)
         elif not self.client.is_recalling:
             self.history(self.OLDER)
 
@@ -4457,7 +4414,7 @@ class Window(Interface):
         """The terminal has the focus, or has lost it."""
         if not is_here and not self._notice.is_away:
             # What is here by now is read.
-            self.screen.unmark()
+            self.talk.unmark()
         self._notice.focus(is_here)
 
     def ring(self) -> None:
@@ -4480,7 +4437,7 @@ class Window(Interface):
 
     def history(self, count: int) -> None:
         self.news = "fetching older messages"
-        self.ask(self._show_older, count, self.screen.oldest)
+        self.ask(self._show_older, count, self.talk.oldest)
 
     def search(self, words: str) -> None:
         if len(words) > MAX_FIND:
@@ -4495,10 +4452,9 @@ class Window(Interface):
         if self.found is not None:
             self.found.end()
             self.found = None
-            self.screen.forget()
 
     def clear(self) -> None:
-        self.screen.clear()
+        self.talk.clear()
 
     def people(self) -> None:
         self._shows_people = not self._shows_people
@@ -4511,12 +4467,12 @@ class Window(Interface):
     # The main thread: what is shown
 
     def add(self, entry: Entry) -> None:
-        self.screen.add(entry)
+        self.talk.add(entry)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
         count = 0
         if answer is not None:
-            count = self.screen.insert(self.formatter.older(answer), self.formatter.with_days)
+            count = self.talk.insert(self.formatter.older(answer), self.formatter.with_days)
         if count:
             self.news = f"{count} older above"
         else:
@@ -4532,20 +4488,20 @@ class Window(Interface):
         shown = text if file is None else _without_address(text, file)
         chat = Chat(said.id, self.client.name, shown, time.time(), to=to)
         entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
-        self.screen.add_unplaced(said, entry)
+        self.talk.add_unplaced(said, entry)
         return True
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         if isinstance(message, Chat):
             if own:
-                self.screen.came_back(message.text, message.to)
+                self.talk.came_back(message.text, message.to)
             elif entries:
-                if self.screen.needs_mark(self._notice.is_away):
-                    self.screen.mark(self.formatter.note("-- read up to here --"))
+                if self.talk.needs_mark(self._notice.is_away):
+                    self.talk.mark(self.formatter.note("-- read up to here --"))
                 self._notice.heard(message, rings, self.formatter.is_mention)
             self._speakers.heard(message.sender)
         elif isinstance(message, Removed):
-            entry = self.screen.entry_of(message.about)
+            entry = self.talk.entry_of(message.about)
             if entry is not None:
                 self.formatter.removed(entry)
         super()._hear(message, entries, own, rings)
@@ -4563,7 +4519,7 @@ class Window(Interface):
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         self._lost_until = None
-        self.screen.keep(forgotten)
+        self.talk.keep(forgotten)
         if not welcome.resumed:
             self.end_search()
         if welcome.missed:
@@ -4597,7 +4553,7 @@ class Window(Interface):
     def _changed(self, said: Said) -> None:
         """A message of ours has another state. What may not be said yet comes back into the line,
         where nothing else is typed."""
-        self.screen.changed(said)
+        self.talk.changed(said)
         if said.code == "muted" and not self._editor.text:
             self._editor.set(said.text if said.to is None else f"/msg {said.to} {said.text}")
 

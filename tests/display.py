@@ -110,6 +110,7 @@ class Display:
         self.editor = Editor()
         self.editor.insert(typed)
         self.screen = Screen(Theme(256), self.editor)
+        self.talk = self.screen.talk
         self.screen.status = ["ann", "connected", "3 here"]
         self.terminal = self.new_terminal(rows, columns)
         self.said = 0
@@ -140,26 +141,26 @@ class Display:
 
     def add(self, *texts):
         for text in texts:
-            self.screen.add(entry(text))
+            self.talk.add(entry(text))
         self.paint()
 
     def say(self, text):
         """Something of our own, which is on its way."""
         self.said += 1
         said = Said(self.said, text, None)
-        self.screen.add_unplaced(said, Entry([[("1", "ann"), ("", ": " + text)]], said))
+        self.talk.add_unplaced(said, Entry([[("1", "ann"), ("", ": " + text)]], said))
         self.paint()
         return said
 
     def place(self, said):
         """It comes back at its place in the order."""
-        self.screen.add(Entry([[("1", "ann"), ("", ": " + said.text)]], said))
+        self.talk.add(Entry([[("1", "ann"), ("", ": " + said.text)]], said))
         self.paint()
 
     def change(self, said, **values):
         for name, value in values.items():
             setattr(said, name, value)
-        self.screen.changed(said)
+        self.talk.changed(said)
         self.paint()
 
     def press(self, *names):

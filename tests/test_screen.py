@@ -8,7 +8,7 @@ import pytest
 
 import chatproto
 from chat_client import (FAILED, INDENT, SENDING, THERE, UNKNOWN, Columns, Editor, Entry, Key, Keys,
-                         Said, Screen, Theme, clusters, wrap)
+                         Said, Screen, Scrollback, Theme, clusters, wrap)
 from display import (ACUTE, CJK, COOK, FAMILY, FRANCE, HEART, KEYCAP, KOREAN, NOON, PIECES, THUMB,
                      UNCERTAIN, Display, cells, chat, formatter_of, random_text)
 from terminal import Terminal
@@ -46,9 +46,7 @@ def test_columns_learned_from_a_terminal(options):
     assert terminal.text().strip() == "" and not terminal.unknown and terminal.cursor == (0, 0)
     keys = list(Keys().feed(bytes(terminal.replies)))
     assert [key.name for key in keys] == ["cursor"] * len(Columns.SAMPLES)
-    columns = Columns()
-    columns.of(COOK)
-    columns.learn([int(key.text) - 1 for key in keys])
+    columns = Columns(*(int(key.text) - 1 for key in keys))
     for text in (*Columns.SAMPLES, COOK, FAMILY, HEART, FRANCE, THUMB, CJK, ACUTE, KOREAN,
                  "\u2764\ufe0f\u200d\U0001f525",
                  "\U0001f469\U0001f3fd\u200d\U0001f373"):
@@ -60,9 +58,9 @@ def test_columns_learned_from_a_terminal(options):
                          [(0, 4), (0, 2), (1, 1), (1, 2), (2, 2), (2, 4), (3, 4), (3, 2)])
 def test_columns_learned(number, width):
     """What was measured of a sample is what the sample takes."""
-    columns, widths = Columns(), [2, 2, 2, 2]
+    widths = [2, 2, 2, 2]
     widths[number] = width
-    columns.learn(widths)
+    columns = Columns(*widths)
     assert [columns.of(sample) for sample in Columns.SAMPLES] == widths
 
 
@@ -312,12 +310,12 @@ def test_screen_own_kept():
     display = Display(8, 60)
     first, second = display.say("one"), display.say("two")
     display.change(first, state=THERE)
-    display.screen.keep([first])
+    display.talk.keep([first])
     display.add("bob: hi")
     assert display.messages() == ["ann: one (there)", "bob: hi", "ann: two (sending)"]
-    display.screen.came_back("three", None)
-    display.screen.came_back("one", "bob")
-    display.screen.came_back("one", None)
+    display.talk.came_back("three", None)
+    display.talk.came_back("one", "bob")
+    display.talk.came_back("one", None)
     display.add("ann: one")
     assert display.messages() == ["bob: hi", "ann: one", "ann: two (sending)"]
     display.place(second)
@@ -349,7 +347,7 @@ def test_screen_scroll():
         shown.append(int(display.lines()[0].split()[1]))
     assert shown == [9, 4, 0, 0, 5, 10, 14, 14]
     display.add("new")
-    assert display.lines()[5] == "new" and display.screen.new_below == 0
+    assert display.lines()[5] == "new" and display.talk.new_below == 0
     display.agrees()
 
 
@@ -358,17 +356,17 @@ def test_screen_scrolled_back_stays():
     display = Display(8, 40)
     numbered(display, 20)
     display.scroll(-2)
-    before, below = display.messages(), display.screen.new_below
+    before, below = display.messages(), display.talk.new_below
     for number in range(30):
         display.add(f"new {number}")
         assert display.messages() == before and display.terminal.rows_touched <= {6}
-        assert display.screen.new_below == below + number + 1
+        assert display.talk.new_below == below + number + 1
         assert f"{below + number + 1} new below" in display.lines()[6]
     display.agrees()
-    display.screen.follow()
+    display.talk.follow()
     display.paint()
     assert display.messages()[-1] == "new 29" and "below" not in display.lines()[6]
-    assert display.screen.new_below == 0
+    assert display.talk.new_below == 0
 
 
 def test_screen_scroll_in_a_long_message():
@@ -454,24 +452,24 @@ def test_screen_resize_keeps_the_place_in_a_long_message():
 def test_screen_trims(monkeypatch):
     """Older messages than REMEMBERED are dropped, many at once; who has scrolled back keeps the
     place while it is there."""
-    monkeypatch.setattr(Screen, "REMEMBERED", 50)
+    monkeypatch.setattr(Scrollback, "REMEMBERED", 50)
     display = Display(8, 40)
     numbered(display, 1_040)
     display.scroll(-1)
-    before, below = display.messages(), display.screen.new_below
+    before, below = display.messages(), display.talk.new_below
     display.add(*(f"new {number}" for number in range(15)))
-    kept = len(display.screen._entries)
+    kept = len(display.talk.entries)
     assert 50 <= kept <= 55 and display.messages() == before
-    assert display.screen.new_below == below + 15
+    assert display.talk.new_below == below + 15
     for _ in range(20):
         display.scroll(-1)
     assert display.lines()[0] == f"message {1_055 - kept}"
     display.add(*(f"newer {number}" for number in range(1_000)))
-    assert display.screen._entries and display.lines()[0] == display.screen._entries[0].plain()[0]
+    assert display.talk.entries and display.lines()[0] == display.talk.entries[0].plain()[0]
     display.agrees()
     display.scroll(1)
     display.agrees()
-    display.screen.follow()
+    display.talk.follow()
     display.paint()
     assert display.messages()[-1] == "newer 999"
 
@@ -486,7 +484,7 @@ def test_screen_state_of_what_was_passed():
     display.place(said)
     numbered(display, 12)
     display.scroll(-1)
-    display.screen.follow()
+    display.talk.follow()
     display.paint()
     display.screen.scroll(-1)
     display.screen.scroll(-1)
@@ -516,10 +514,10 @@ def test_screen_repaints_marks(before, after):
     display = Display(4, 30)
     for text in (before, after):
         head, body = text[:5], text[5:]
-        display.screen.add(Entry([[("1", head), ("", body)]]))
+        display.talk.add(Entry([[("1", head), ("", body)]]))
         display.paint()
-        display.screen.clear()
-    display.screen.add(Entry([[("1", after[:5]), ("", after[5:])]]))
+        display.talk.clear()
+    display.talk.add(Entry([[("1", after[:5]), ("", after[5:])]]))
     display.paint()
     display.agrees()
 
@@ -569,7 +567,7 @@ def paint_randomly(seed, pieces):
         elif step == 6:
             display.press(*random_.choices(["left", "up", "home", "ctrl-w", "backspace", "end",
                                             "ctrl-y"], k=3))
-        elif step == 7 and (display.screen._entries or display.screen._unplaced):
+        elif step == 7 and display.talk.entries:
             display.scroll(random_.choice([-2, -1, -1, 1]))
         elif step == 8:
             display.resize(random_.randint(1, 10), random_.randint(2, 32))

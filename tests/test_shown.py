@@ -63,7 +63,7 @@ def test_formatter_hostile(text):
         formatter = formatter_of()
         for message in (chat("before"), event(text), chat("after")):
             for one in formatter.entries(message):
-                display.screen.add(one)
+                display.talk.add(one)
         display.paint()
         shown = display.lines()
         assert shown[rows - 2].startswith(" ann | connected") and shown[rows - 1] == "> half a line"
@@ -103,7 +103,7 @@ def test_formatter_longest():
         display = Display(24, 80, typed="half")
         for one in formatter_of().entries(chat("before")) + formatter_of().entries(
             chat(text, "mallory")):
-            display.screen.add(one)
+            display.talk.add(one)
         display.paint()
         assert all(line.startswith(INDENT) for line in display.lines()[:22])
         assert display.lines()[23] == "> half"
@@ -121,7 +121,7 @@ def test_formatter_message_of_the_day(text):
     """The message of the day is shown line by line, each marked as such; nothing in it moves
     anything."""
     display = Display(60, 40, typed="half")
-    window = types.SimpleNamespace(motd=text, show=lambda line: display.screen.add(entry(line)))
+    window = types.SimpleNamespace(motd=text, show=lambda line: display.talk.add(entry(line)))
     chat_client.Commands(window).motd("")
     display.paint()
     assert all(line[:1] in ("*", " ") for line in display.messages())

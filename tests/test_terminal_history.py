@@ -2,7 +2,7 @@
 
 import pytest
 
-from chat_client import Screen
+from chat_client import Scrollback
 from chatproto import Ack, Joined, Left, Removed, Welcome
 from display import NOON, chat
 from paper import WELCOME
@@ -327,7 +327,7 @@ def test_search_with_ten_thousand_results(desk):
         ann.hear(*chats(1 + number * 1000, 1001 + number * 1000))
     ann.type("/search 1\r", UP)
     assert "of 3440" in ann.status
-    assert Screen.REMEMBERED == 10_000
+    assert Scrollback.REMEMBERED == 10_000
 
 
 def test_ctrl_r(desk):
