@@ -2752,8 +2752,6 @@ class Screen:
         # What the terminal shows, None for a row that is not known; where its cursor is.
         self._painted: "list[Optional[Row]]" = []
         self._cursor = (-1, -1)
-        # The rows of the line that is typed, with the cursor, after what they were made of.
-        self._typed: "tuple[Any, tuple[list[Row], tuple[int, int]]]" = (None, ([], (0, 0)))
         # The rows of the entries that are shown, after what they were made of.
         self._wrapped: "dict[Entry, tuple[Any, list[Row]]]" = {}
 
@@ -2965,40 +2963,13 @@ class Screen:
 
     def _input(self) -> "tuple[list[Row], tuple[int, int]]":
         """The rows of the line that is typed, at most a third of the screen, and where in
-        them the cursor is. They are kept: a draft may be long."""
-        editor = self._editor
-        typed = (editor.prompt, editor.text, editor.cursor, self._width, self._height, self.columns)
-        if self._typed[0] != typed:
-            self._typed = typed, self._wrap_input()
-        return self._typed[1]
-
-    def _wrap_input(self) -> "tuple[list[Row], tuple[int, int]]":
+        them the cursor is."""
         prompt = self._fitting(self._editor.prompt, self._theme.bold, self._width - 1)
-        start = _width(prompt)
-        rows: "list[Row]" = [prompt]
-        used, place, cursor = start, 0, (0, start)
-        # The last, empty one is where the cursor may be at the end.
-        for cluster in [*clusters(self._editor.text), ""]:
-            cells = self._typed_cells(cluster)
-            if used + max(1, _width(cells)) > self._width and used > start:
-                rows.append([("", " " * start, start)])
-                used = start
-            if place <= self._editor.cursor < place + max(1, len(cluster)):
-                cursor = (len(rows) - 1, used)
-            rows[-1] += cells
-            used += _width(cells)
-            place += len(cluster)
-            if cluster == "\n":
-                rows.append([("", " " * start, start)])
-                used = start
+        rows, (row, column) = _typed_rows(tuple(prompt), self._editor.text, self._editor.cursor,
+                                          self._width, self.columns)
         height = max(1, self._height // 3)
-        first = min(max(0, cursor[0] - height + 1), max(0, len(rows) - height))
-        return rows[first:first + height], (cursor[0] - first, cursor[1])
-
-    def _typed_cells(self, cluster: str) -> Row:
-        """What is shown of a cluster that was typed."""
-        return [("", part, self.columns.of(part))
-                for part in clusters("" if cluster == "\n" else _show(cluster))]
+        first = min(max(0, row - height + 1), max(0, len(rows) - height))
+        return rows[first:first + height], (row - first, column)
 
     # Painting
 
@@ -3037,6 +3008,32 @@ class Screen:
         """True when an address goes on from the edge of a row to the next row."""
         return (bool(row and other) and LINK in row[-1][0] and row[-1][0] == other[0][0]
                 and _width(row) == self._width)
+
+
+@functools.lru_cache(maxsize=1)
+def _typed_rows(prompt: "tuple[Cell, ...]", text: str, cursor: int, width: int,
+                columns: Columns) -> "tuple[list[Row], tuple[int, int]]":
+    """The rows of the line that is typed after a prompt, and where in them the cursor is. They are
+    kept: a draft may be long."""
+    start = _width(prompt)
+    rows: "list[Row]" = [list(prompt)]
+    used, place, found = start, 0, (0, start)
+    # The last, empty one is where the cursor may be at the end.
+    for cluster in [*clusters(text), ""]:
+        shown = "" if cluster == "\n" else _show(cluster)
+        cells = [("", part, columns.of(part)) for part in clusters(shown)]
+        if used + max(1, _width(cells)) > width and used > start:
+            rows.append([("", " " * start, start)])
+            used = start
+        if place <= cursor < place + max(1, len(cluster)):
+            found = (len(rows) - 1, used)
+        rows[-1] += cells
+        used += _width(cells)
+        place += len(cluster)
+        if cluster == "\n":
+            rows.append([("", " " * start, start)])
+            used = start
+    return rows, found
 
 
 def _join(number: int, row: Row, other: Row) -> str:
@@ -3272,11 +3269,10 @@ def is_attended() -> bool:
 
 def takes_screen(arguments: argparse.Namespace) -> bool:
     """True when stdin and stdout are a terminal that may be painted on."""
-    unattended = getattr(arguments, "listen", False) or getattr(arguments, "send", None)
-    if arguments.plain or arguments.json or unattended or not is_attended():
-        return False
-    return (sys.platform == "win32"
-            or os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"))
+    unattended = arguments.listen or arguments.send or not is_attended()
+    is_dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+    return not (arguments.plain or arguments.json or unattended
+                or is_dumb and sys.platform != "win32")
 
 
 # --- The two interfaces ---
@@ -3315,7 +3311,7 @@ class Interface(abc.ABC):
             tls=arguments.tls, trust=arguments.trust, password=arguments.secret)
         self.settings = Settings(config)
         # With --json the one who reads is a program, with a session for each run.
-        self._kept = KeptSession(None if getattr(arguments, "json", False) else config,
+        self._kept = KeptSession(None if arguments.json else config,
                                  self.client.where, arguments.name)
         # Of the session that we go on with.
         self._ticket: Optional[Ticket] = None
@@ -3398,16 +3394,10 @@ class Interface(abc.ABC):
     def _close(self, patience: float) -> None:
         """Leave; before that wait for what was said, until nothing went on for so many seconds."""
         try:
-            if patience:
-                self._announce_wait()
             self.client.close(patience)
         except KeyboardInterrupt:
             self._over = 130
             self.client.close()
-
-    @abc.abstractmethod
-    def _announce_wait(self) -> None:
-        """Say that what was said is waited for, where a user would wonder."""
 
     def _rest(self) -> str:
         """More to say of why it ended."""
@@ -3431,10 +3421,11 @@ class Interface(abc.ABC):
         """Hand out what was uploaded."""
         self._say_piece(answer["text"], None, {"url": answer["url"]})
 
-    def chosen(self) -> None:
-        """A setting was changed: keep it."""
+    def chosen(self, line: str) -> None:
+        """A setting was changed: keep it, and show what it is now."""
         self.settings.keep()
         self._tell_trouble()
+        self.show(line)
 
     def ask(self, answered: Answered, count: int, before: Optional[int] = None,
             find: Optional[str] = None) -> None:
@@ -3671,29 +3662,26 @@ class Plain(Interface):
         "found": ("* nothing was found", "! this server cannot search")}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        # With --listen nothing is read, so what there is at stdin does not matter.
-        self._listens = getattr(arguments, "listen", False)
-        # And so with --send.
-        self._sends = list(getattr(arguments, "send", None) or ())
-        self._is_pipe = bool(self._listens or self._sends or sys.stdin is None
+        # With --listen or --send nothing is read, so what there is at stdin does not matter.
+        self._is_pipe = bool(arguments.listen or arguments.send or sys.stdin is None
                              or not sys.stdin.isatty())
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
         # Stdout is gone: what there is to say is said, nothing is shown.
         self._broken = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
-        if self._listens:
+        if arguments.listen:
             # A service is ended so.
             _catch(("SIGTERM", "SIGHUP"), self._on_late_signal)
-        config = None if self._is_pipe else getattr(arguments, "config", None)
-        super().__init__(arguments, Theme(0), receipts=False, config=config)
+        super().__init__(arguments, Theme(0), receipts=False,
+                         config=None if self._is_pipe else arguments.config)
         self.formatter.numbers_files = not self._is_pipe
 
     def _chat(self) -> None:
-        if self._sends:
+        if self._arguments.send:
             self._send_files()
             return
-        if not self._listens:
+        if not self._arguments.listen:
             # A daemon, as nothing can end its wait for a line.
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while self._over is None:
@@ -3711,7 +3699,7 @@ class Plain(Interface):
 
     def _send_files(self) -> None:
         """What --send asks for, one after the other."""
-        for path in self._sends:
+        for path in self._arguments.send:
             try:
                 self.client.send_file(path, patience=self._arguments.timeout)
             except (FileError, ConnectionError, queue.Full) as error:
@@ -3723,9 +3711,6 @@ class Plain(Interface):
 
     def clear(self) -> None:
         """What was printed stays."""
-
-    def _announce_wait(self) -> None:
-        """It waits without a word."""
 
     def search(self, words: str) -> None:
         self.ask(functools.partial(self._show_block, "found"), 20, MAX_ID, words)
@@ -3900,40 +3885,40 @@ class Notice:
     terminal. On the main thread."""
 
     def __init__(self, where: str) -> None:
-        # Ring with the next painting.
-        self.bell = False
-        # The user looks elsewhere.
+        # The user looks elsewhere; and how many messages came since then.
         self.is_away = False
-        self._where = where
-        # Messages since the terminal lost the focus, and how many of them the title says.
         self._unread = 0
-        self._titled = 0
-        # What the terminal is to notify of.
-        self._text = ""
+        self._where = where
+        # What to write to the terminal with the next painting, one of a kind.
+        self._calls: "dict[str, str]" = {}
+
+    def ring(self) -> None:
+        """Ring with the next painting."""
+        self._calls["bell"] = "\a"
 
     def focus(self, is_here: bool) -> None:
         """The terminal has the focus, or has lost it."""
         self.is_away = not is_here
-        self._unread = 0
+        if self._unread:
+            self._unread = 0
+            self._calls["title"] = Terminal.OLD_TITLE + Terminal.KEEP_TITLE
 
     def heard(self, chat: Chat, rings: bool, is_mention: "Callable[[Chat], bool]") -> None:
         """Somebody else said something."""
-        self.bell = self.bell or rings
+        if rings:
+            self.ring()
         if self.is_away:
             self._unread += 1
+            title = f"({self._unread}) Roger, {escape(self._where)}"
+            self._calls["title"] = f"\x1b]2;{title}\x07"
             if rings and is_mention(chat):
-                self._text = escape(f"{chat.sender}: {chat.text[:100]}")
+                said = escape(f"{chat.sender}: {chat.text[:100]}")
+                self._calls["notification"] = f"\x1b]9;{said}\x07"
 
     def take(self) -> str:
         """What to write to the terminal now."""
-        text = "\a" if self.bell else ""
-        if self._unread != self._titled:
-            title = f"\x1b]2;({self._unread}) Roger, {escape(self._where)}\x07"
-            text += title if self._unread else Terminal.OLD_TITLE + Terminal.KEEP_TITLE
-            self._titled = self._unread
-        if self._text:
-            text += f"\x1b]9;{self._text}\x07"
-        self.bell, self._text = False, ""
+        text = "".join(self._calls.values())
+        self._calls.clear()
         return text
 
 
@@ -3948,30 +3933,6 @@ def _paths(begun: str) -> "list[str]":
         names = []
     return [os.path.join(folder, each) + os.sep * os.path.isdir(os.path.join(where, each))
             for each in names]
-
-
-class Speakers:
-    """Who spoke last, so that Tab offers those names first. On the main thread."""
-
-    # People whose order of speaking is known.
-    KNOWN = 1_000
-
-    def __init__(self) -> None:
-        # Their name_keys, the last one at the end.
-        self._keys: "dict[str, None]" = {}
-
-    def heard(self, name: str) -> None:
-        """Somebody spoke."""
-        self._keys.pop(name_key(name), None)
-        _put_newest(self._keys, name_key(name), None, self.KNOWN)
-
-    def offers(self, word: str, users: "dict[str, str]", end: str) -> "list[str]":
-        """The names of these users that begin with a word, each with what ends it; an @ before
-        the word stays."""
-        sign, word = ("@", word[1:]) if word.startswith("@") else ("", word)
-        recent = [key for key in reversed(self._keys) if key in users]
-        return [sign + users[key] + end for key in dict.fromkeys([*recent, *users])
-                if key.startswith(name_key(word))]
 
 
 class Search:
@@ -4101,18 +4062,20 @@ class Typing:
         self._pasted: Optional[str] = None
         # The terminal's answers to Columns.PROBE so far.
         self._widths: "list[int]" = []
+        # What no user presses.
+        self._told: "dict[str, Callable[[Key], None]]" = {
+            "cursor": self._answer, "focus-in": lambda key: window.focus(True),
+            "focus-out": lambda key: window.focus(False)}
         # What is no business of the Editor.
         self._special: "dict[str, Callable[[Key], None]]" = {
             "enter": self._enter, "tab": lambda key: editor.complete(window.offers),
             "paste": self._paste, "ctrl-c": self._interrupt, "ctrl-d": lambda key: window.leave(0),
-            "page-up": lambda key: window.page_up(), "cursor": self._answer,
+            "page-up": lambda key: window.page_up(),
             "page-down": lambda key: window.screen.scroll(1), "end": self._end,
             "ctrl-end": lambda key: window.screen.talk.follow(),
             "alt->": lambda key: window.screen.talk.follow(), "escape": self._escape,
             "wheel-up": lambda key: window.screen.scroll_rows(-self.NOTCH),
             "wheel-down": lambda key: window.screen.scroll_rows(self.NOTCH),
-            "focus-in": lambda key: window.focus(True),
-            "focus-out": lambda key: window.focus(False),
             "ctrl-l": lambda key: window.screen.forget(), "ctrl-z": lambda key: window.suspend()}
 
     def read(self, terminal: Terminal, post: Callable[..., None],
@@ -4138,17 +4101,18 @@ class Typing:
         if self._pasted is None and not self._keys.is_busy and Keys.is_paste(data):
             keys = iter([Keys.pasted(data)])
         for key in keys:
-            self._window.urgent = True
             self._press(key)
 
     def _press(self, key: Key) -> None:
         window, editor = self._window, self._editor
         name = key.name
-        if self._pasted is not None and name not in ("cursor", "focus-in", "focus-out"):
+        if name in self._told:
+            self._told[name](key)
+            return
+        if self._pasted is not None:
             self._decide(key, self._pasted)
             return
-        if name not in ("cursor", "focus-in", "focus-out"):
-            window.news = ""
+        window.news = ""
         if window.found is not None and name in ("up", "down"):
             window.found.step(1 if name == "up" else -1)
         elif name in self._special and not (name == "ctrl-d" and editor.text):
@@ -4235,7 +4199,7 @@ class Window(Interface):
     few frames, and what is typed waits for a frame at most.
     """
 
-    # Seconds between two paintings, where nothing was typed.
+    # Seconds between two paintings.
     FRAME = 1 / 30
     # Events that may wait; then the client's thread waits, and with it the ACK. It is more
     # than one read can bring: connect() returns only after a whole read.
@@ -4258,17 +4222,11 @@ class Window(Interface):
         # main thread.
         self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
             queue.SimpleQueue())
-        # A key was pressed: paint at once.
-        self.urgent = False
         # While disconnected: when the next try is (monotonic).
         self._lost_until: Optional[float] = None
-        self._speakers = Speakers()
         # What the status line says until the next key: of older messages that came.
         self.news = ""
-        # People are shown beside the talk.
-        self._shows_people = False
-        super().__init__(arguments, theme, receipts=True,
-                         config=getattr(arguments, "config", None))
+        super().__init__(arguments, theme, receipts=True, config=arguments.config)
 
     def _chat(self) -> None:
         actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
@@ -4295,13 +4253,11 @@ class Window(Interface):
 
     def _close(self, patience: float) -> None:
         """Where the user left, with Ctrl-C as well, what was said a moment ago is waited for."""
-        super()._close(patience if self._was_left else 0.0)
-
-    def _announce_wait(self) -> None:
-        waiting = len(self.client.unsettled)
-        if waiting:
+        patience, waiting = patience if self._was_left else 0.0, len(self.client.unsettled)
+        if patience and waiting:
             complain(f"waiting for the ACK of {waiting} message{'s' * (waiting > 1)}, "
                      "Ctrl-C gives up")
+        super()._close(patience)
 
     # The main thread: the loop
 
@@ -4309,7 +4265,7 @@ class Window(Interface):
         painted = 0.0
         while self._over is None:
             wait = painted + self.FRAME - time.monotonic()
-            if self.urgent or wait <= 0:
+            if wait <= 0:
                 self._paint()
                 painted, wait = time.monotonic(), self._idle()
             try:
@@ -4330,9 +4286,11 @@ class Window(Interface):
         return min(0.5, max(0.05, (self._lost_until - time.monotonic()) % 1.0))
 
     def _paint(self) -> None:
-        self.urgent = False
         self.screen.status = self._status()
-        self.screen.people = list(self.client.users.values()) if self._shows_people else None
+        if self.screen.people is not None:
+            self.screen.people = list(self.client.users.values())
+        first, _, more = (self.motd or "").partition("\n")
+        self.screen.pinned = _show(first) + (" (more: /motd)" if more else "")
         # Looked at each time, as Windows has no signal for another size.
         self.screen.resize(*self._terminal.size())
         text = self.screen.paint() + self._notice.take()
@@ -4368,7 +4326,6 @@ class Window(Interface):
     def _resize(self, number: int) -> None:
         # The terminal may have been small for a moment, and have lost what was cut off.
         self.screen.forget()
-        self.urgent = True
 
     def suspend(self, number: int = 0) -> None:
         """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
@@ -4387,13 +4344,13 @@ class Window(Interface):
 
     def _enter(self) -> None:
         self._terminal.enter()
-        if getattr(self._arguments, "mouse", False):
+        if self._arguments.mouse:
             self._terminal.write(Terminal.MOUSE)
 
     # The main thread: keys
 
     def offers(self, word: str, is_first: bool) -> "list[str]":
-        """What Tab offers for a word: commands and names."""
+        """What Tab offers for a word: paths, commands, or names, who spoke last first."""
         if _TAKES_PATH.match(self._editor.text):
             return _paths(word)
         if is_first and word.startswith("/"):
@@ -4401,7 +4358,13 @@ class Window(Interface):
                     if command.startswith(word.lower())]
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
-        return self._speakers.offers(word, users, ": " if is_first else " ")
+        spoke = [name_key(entry.chat.sender) for entry in reversed(self.talk.entries)
+                 if entry.chat is not None]
+        # An @ before the word stays.
+        sign, begun = word[:word.startswith("@")], name_key(word[word.startswith("@"):])
+        return [sign + users[key] + (": " if is_first else " ")
+                for key in dict.fromkeys([*spoke, *users])
+                if key in users and key.startswith(begun)]
 
     def page_up(self) -> None:
         """Scroll back; from the top ask for what is older."""
@@ -4419,7 +4382,7 @@ class Window(Interface):
 
     def ring(self) -> None:
         """Ring with the next painting."""
-        self._notice.bell = True
+        self._notice.ring()
 
     def leave(self, code: int, why: str = "") -> None:
         """Leave. Where there is a reason against it, ask once before."""
@@ -4457,8 +4420,8 @@ class Window(Interface):
         self.talk.clear()
 
     def people(self) -> None:
-        self._shows_people = not self._shows_people
-        if self._shows_people and self._terminal.size()[1] < Screen.PEOPLE_COLUMNS:
+        self.screen.people = [] if self.screen.people is None else None
+        if self.screen.people is not None and self._terminal.size()[1] < Screen.PEOPLE_COLUMNS:
             self.show(f"* people are shown in a window of {Screen.PEOPLE_COLUMNS} columns or more")
 
     def quit(self) -> None:
@@ -4499,18 +4462,11 @@ class Window(Interface):
                 if self.talk.needs_mark(self._notice.is_away):
                     self.talk.mark(self.formatter.note("-- read up to here --"))
                 self._notice.heard(message, rings, self.formatter.is_mention)
-            self._speakers.heard(message.sender)
         elif isinstance(message, Removed):
             entry = self.talk.entry_of(message.about)
             if entry is not None:
                 self.formatter.removed(entry)
         super()._hear(message, entries, own, rings)
-        if isinstance(message, Motd):
-            self._pin()
-
-    def _pin(self) -> None:
-        first, _, more = (self.motd or "").partition("\n")
-        self.screen.pinned = _show(first) + (" (more: /motd)" if more else "")
 
     def _tell_trouble(self) -> None:
         # What was said before pushes the line off the screen.
@@ -4525,7 +4481,6 @@ class Window(Interface):
         if welcome.missed:
             self.show(f"! {welcome.missed} messages were missed: the server has them no longer")
         super()._connect(welcome, forgotten)
-        self._pin()
 
     def _lose(self, why: str, seconds: float) -> None:
         if self._lost_until is None:
@@ -4572,6 +4527,7 @@ class Commands:
         "Ctrl-End, Alt->, End on an empty line: to what is newest",
         "in a search Up, Down: from one to the next; Esc: back",
         "Ctrl-C: clear the line, on an empty one leave; Ctrl-D: leave; Ctrl-L: paint anew")
+    _HIDDEN = {True: "hidden", False: "shown"}
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
@@ -4592,20 +4548,17 @@ class Commands:
         word = (line.split(None, 1) or [""])[0]
         command = self._table.get(name_key(word))
         if command is not None:
-            self._try(command, line.strip()[len(word):].strip())
+            try:
+                command(line.strip()[len(word):].strip())
+            except ProtocolError as error:
+                self._ui.show(f"! {error}")
+            except queue.Full:
+                self._ui.show("! too much waits to be sent, try again later")
         elif line.startswith("/") and not line.startswith("//"):
             self._ui.show(f"! {escape(word)} is not a command, /help lists them "
                           "(to say it, begin with //)")
         else:
             self._ui.say(line[line.startswith("//"):])
-
-    def _try(self, command: Callable[[str], None], rest: str) -> None:
-        try:
-            command(rest)
-        except ProtocolError as error:
-            self._ui.show(f"! {error}")
-        except queue.Full:
-            self._ui.show("! too much waits to be sent, try again later")
 
     def nick(self, rest: str) -> None:
         """/nick NAME: take another name"""
@@ -4693,35 +4646,35 @@ class Commands:
         """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
         if rest:
             self._ui.settings.ignored.add(name_key(rest))
-            self._ui.chosen()
-        self._ui.show("* ignored: " + (", ".join(self._ui.formatter.ignored()) or "nobody"))
+            self._ui.chosen(self._ignored())
+        else:
+            self._ui.show(self._ignored())
 
     def unignore(self, rest: str) -> None:
         """/unignore NAME: show it again"""
         self._ui.formatter.unignore(rest)
-        self._ui.chosen()
-        self.ignore("")
+        self._ui.chosen(self._ignored())
+
+    def _ignored(self) -> str:
+        return "* ignored: " + (", ".join(self._ui.formatter.ignored()) or "nobody")
 
     def quiet(self, rest: str) -> None:
         """/quiet: hide joins and leaves, or show them again"""
         self._ui.settings.quiet = not self._ui.settings.quiet
-        self._ui.chosen()
-        how = "hidden" if self._ui.settings.quiet else "shown"
-        self._ui.show(f"* joins and leaves are {how}")
+        self._ui.chosen(f"* joins and leaves are {self._HIDDEN[self._ui.settings.quiet]}")
 
     def timestamp(self, rest: str) -> None:
         """/timestamp: hide the times, or show them again"""
         self._ui.settings.timestamps = not self._ui.settings.timestamps
-        self._ui.chosen()
-        self._ui.show(f"* times are {'shown' if self._ui.settings.timestamps else 'hidden'}")
+        self._ui.chosen(f"* times are {self._HIDDEN[not self._ui.settings.timestamps]}")
 
     def bell(self, rest: str) -> None:
         """/bell off, mentions or all: ring for nothing, for your name, for everything"""
         if rest in Settings.BELLS:
             self._ui.settings.bell = rest
-            self._ui.chosen()
-        self._ui.show(f"* the bell rings for: {self._ui.settings.bell}" if rest in Settings.BELLS
-                      else "! /bell off, /bell mentions or /bell all")
+            self._ui.chosen(f"* the bell rings for: {rest}")
+        else:
+            self._ui.show("! /bell off, /bell mentions or /bell all")
 
     def motd(self, rest: str) -> None:
         """/motd: the message of the day"""

@@ -11,7 +11,7 @@ import argparse
 import re
 
 from chat_client import Terminal as RealTerminal
-from chat_client import Window
+from chat_client import Window, _arguments
 from chatproto import Recalled, Welcome
 from terminal import Terminal
 
@@ -73,15 +73,18 @@ class Paper:
         return self.shown.rows, self.shown.columns
 
 
+def arguments_of(**options):
+    """What ann typed, and these options."""
+    typed = _arguments(["host", "8087", "-n", "ann", "--no-config", "--timeout", "1"])
+    return argparse.Namespace(**{**vars(typed), **options})
+
+
 class Desk:
     """A Window for ann on Paper; what it sends is in `sent`."""
 
     def __init__(self, rows=10, columns=60, **arguments):
         self.paper = Paper(rows, columns)
-        self.window = Window(argparse.Namespace(**{
-            "host": "host", "port": 8087, "name": "ann", "bell": None, "timeout": 1.0,
-            "tls": False, "trust": None, "secret": None,
-            **arguments}), self.paper)
+        self.window = Window(arguments_of(**arguments), self.paper)
         self.client, self.screen = self.window.client, self.window.screen
         self.sent = []
         self.paper.enter()

@@ -1,6 +1,5 @@
 """The interface that paints nothing, without a process: what it makes of the same events."""
 
-import argparse
 import re
 import sys
 import types
@@ -10,16 +9,14 @@ import pytest
 from chat_client import Plain
 from chatproto import Ack, Left, Recalled, Removed, Renamed
 from display import NOON, chat
-from paper import WELCOME
+from paper import WELCOME, arguments_of
 
 
 @pytest.fixture
 def plain(monkeypatch, capsys):
     """A Plain for ann on a terminal; its client writes into `sent`."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
-    ann = Plain(argparse.Namespace(host="host", port=8087, name="ann", bell="off", json=False,
-                                   tls=False, trust=None, secret=None,
-                                   timeout=1.0))
+    ann = Plain(arguments_of(bell="off"))
     ann.sent = []
     ann.client.opened(ann.sent.append)
 

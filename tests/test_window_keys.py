@@ -1,14 +1,13 @@
 """What the keys mean that are no business of the editor, on a window without a terminal: to say, to
 paste, to scroll, to answer; and which messages are one's own."""
 
-import argparse
-
 import pytest
 
 import chat_client
 from chat_client import Columns, Window
 from chatproto import MAX_TEXT, Ack, Renamed, Welcome
 from display import NOON, chat
+from paper import arguments_of
 from terminal import Terminal
 
 
@@ -39,9 +38,7 @@ def window(monkeypatch):
     """A Window for ann that was never connected, on Paper; its client keeps what is said until
     there is a connection."""
     monkeypatch.setenv("COLORTERM", "truecolor")
-    arguments = argparse.Namespace(host="host", port=8087, name="ann", bell="mentions", timeout=1.0,
-                                   tls=False, trust=None, secret=None)
-    window = Window(arguments, Paper())
+    window = Window(arguments_of(bell="mentions"), Paper())
     window._terminal.enter()
     window.client.users = {name: name for name in ("ann", "bob", "ben")}
     window.client.here = 3
@@ -133,9 +130,9 @@ def test_window_completes(window):
     """Tab: who spoke last comes first, then the others; commands; never ourselves, nor who has
     gone."""
     for sender in ("ben", "bob", "gone"):
-        window._hear(chat("x", sender), [], False, False)
+        window.talk.add(window.formatter.chat(chat("x", sender)))
     assert window.offers("", True) == ["bob: ", "ben: "] and window.offers("BE", False) == ["ben "]
-    window._hear(chat("x", "ben"), [], False, False)
+    window.talk.add(window.formatter.chat(chat("x", "ben")))
     window.press(b"b\t")
     assert window.lines()[9] == "> ben:"
     window.press(b"\t")
