@@ -2066,28 +2066,28 @@ class Keys:
     or is swallowed whole.
     """
 
-    # What is in the string of an answer, and how that string begins: a colour or a title
-    # (OSC), a capability or a version (DCS), the state of a picture (APC).
-    _BODY = rb"[^\x00-\x1f\x7f]*"
-    _ANSWER = re.compile(rb"\x1b(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"(?:\x07|\x1b\\)")
-    # A click in the oldest of the mouse's protocols.
-    _CLICK = re.compile(rb"\x1b\[M[\x20-\xff]{3}")
-    _CSI = re.compile(rb"\x1b\[(\[|[0-?]*)[ -/]*([@-~])")
-    _SS3 = re.compile(rb"\x1bO(.)", re.DOTALL)
+    # How the string of an answer begins, and what is in it: a colour or a title (OSC), a capability
+    # or a version (DCS), the state of a picture (APC).
+    _ANSWER = rb"(?:\]\d+;|P[\d;]*[!$+>|]|_G)[^\x00-\x1f\x7f]*"
+    # An answer, a click in the oldest of the mouse's protocols, a key with its last character.
+    _SEQUENCE = re.compile(
+        rb"\x1b(?:" + _ANSWER + rb"(?:\x07|\x1b\\)|\[M[\x20-\xff]{3}"
+        rb"|(\[(?:\[|[0-?]*)[ -/]*(?=[@-~])|O)(.))", re.DOTALL)
     # The beginning of any of these.
     _INCOMPLETE = re.compile(
         rb"\x1b+(?:\[(?:\[|M[\x20-\xff]{0,2}|[0-?]*[ -/]*)|O|\]\d*|P[\d;]*|_"
-        rb"|(?:\]\d+;|P[\d;]*[!$+>|]|_G)" + _BODY + rb"\x1b?)?\Z")
+        rb"|" + _ANSWER + rb"\x1b?)?\Z")
+    # Keys by the last character of their sequence, whatever else is in it; and by their sequence
+    # up to a semicolon. Of the mouse only the wheel is of use; the Enter of the keypad is an M.
     _LETTERS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end",
                 "c": "word-right", "d": "word-left"}
-    _NUMBERS = {"1": "home", "3": "delete", "4": "end", "5": "page-up", "6": "page-down",
-                "7": "home", "8": "end"}
+    _NAMES = {"[1~": "home", "[3~": "delete", "[4~": "end", "[5~": "page-up", "[6~": "page-down",
+              "[7~": "home", "[8~": "end", "[<64M": "wheel-up", "[<65M": "wheel-down",
+              "[I": "focus-in", "[O": "focus-out", "OM": "enter"}
     _WITH_CTRL = {"left": "word-left", "right": "word-right", "delete": "alt-d",
                   "end": "ctrl-end"}
     _CONTROLS = {"\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace",
                  "\x08": "backspace", "\x1b": "escape"}
-    # Of the mouse only the wheel is of use.
-    _WHEEL = {"<64": "wheel-up", "<65": "wheel-down"}
     _PASTE_START, _PASTE_END = b"\x1b[200~", b"\x1b[201~"
     # Bytes of an escape sequence; a longer one is given up.
     LONGEST = 256
@@ -2154,16 +2154,10 @@ class Keys:
         """The key of the escape sequence at the start; None for one that means nothing."""
         # Esc itself, before another sequence.
         self._rest = b"\x1b" + self._rest.lstrip(b"\x1b")
-        for kind in (self._ANSWER, self._CLICK, self._CSI, self._SS3):
-            found = kind.match(self._rest)
-            if found is not None:
-                self._rest = self._rest[found.end():]
-                if kind is self._CSI:
-                    return self._csi(found[1].decode("ascii"), found[2].decode("ascii"))
-                # The Enter of the keypad is an M.
-                letters = {**self._LETTERS, "M": "enter"} if kind is self._SS3 else {}
-                name = letters.get(found[found.lastindex or 0].decode("latin-1"))
-                return Key(name) if name else None
+        found = self._SEQUENCE.match(self._rest)
+        if found is not None:
+            self._rest = self._rest[found.end():]
+            return self._named(*(part.decode("latin-1") for part in found.groups(b"")))
         char, code = self._rest[1:2].decode("latin-1"), self._rest[1]
         if code >= 0x80 or code < 0x20 and char not in "\r\n\b":
             # Esc itself, before another key.
@@ -2173,34 +2167,27 @@ class Keys:
         return Key("newline" if char in "\r\n" else
                    "alt-" + self._CONTROLS.get(char, char).lower())
 
-    def _csi(self, parameters: str, final: str) -> Optional[Key]:
-        """A sequence with parameters. Modifiers are counted from 1, as a sum: Shift is 1, Alt
-        is 2, Ctrl is 4."""
-        first, _, more = parameters.partition(";")
-        modifiers, _, event = more.partition(":")
+    def _named(self, before: str, last: str) -> Optional[Key]:
+        """The key of a sequence: what is before its last character, and that. Modifiers are counted
+        from 1, as a sum: Shift is 1, Alt is 2, Ctrl is 4."""
+        first, second, third = (before.split(";") + ["", ""])[:3]
+        modifiers, _, event = second.partition(":")
         held = int(modifiers) - 1 if modifiers.isdecimal() else 0
-        if parameters[:1] in tuple("<=>?["):
-            # The mouse, an answer, a function key of the Linux console.
-            name = self._WHEEL.get(first) if final == "M" else None
-        elif final == "R" and more.isdecimal():
-            return Key("cursor", more)
-        elif final == "~" and first == "200":
+        # In what the mouse or the Linux console sends, and in answers, letters mean something else.
+        letter = "" if before[1:2] in tuple("<=>?[") else last
+        if letter == "R" and second.isdecimal():
+            return Key("cursor", second)
+        if first + last == "[200~":
             self._paste = bytearray()
             return None
-        elif event.startswith("3"):
+        if event.startswith("3"):
             # A key that was let go.
             return None
-        elif final == "u":
-            return self._coded(first, held)
-        elif final == "~" and first == "27":
-            modifiers, _, code = more.partition(";")
-            return self._coded(code, int(modifiers) - 1 if modifiers.isdecimal() else 0)
-        elif final in "IO" and not parameters:
-            name = "focus-in" if final == "I" else "focus-out"
-        else:
-            name = self._NUMBERS.get(first) if final == "~" else self._LETTERS.get(final)
-            if name and held & 6:
-                name = self._WITH_CTRL.get(name, name)
+        if letter == "u" or first + last == "[27~":
+            return self._coded(first[1:] if letter == "u" else third, held)
+        name = self._NAMES.get(first + last) or self._LETTERS.get(letter)
+        if name and held & 6:
+            name = self._WITH_CTRL.get(name, name)
         return Key(name) if name else None
 
     def _coded(self, codes: str, held: int) -> Optional[Key]:
@@ -2263,8 +2250,8 @@ class Editor:
         self._killed = ""
         # Ctrl-R: what is looked for in the lines from before; None while nothing is.
         self._sought: Optional[str] = None
-        # What Tab offers, which of that is shown, and the text after it.
-        self._completing: "Optional[tuple[list[str], int, str]]" = None
+        # The text before what Tab offers, that in its turn, and the text after it.
+        self._completing: "Optional[tuple[str, Iterator[str], str]]" = None
 
     @property
     def prompt(self) -> str:
@@ -2323,25 +2310,24 @@ class Editor:
     def complete(self, offers: "Callable[[str, bool], list[str]]") -> None:
         """Tab: complete the word before the cursor with the first of offers(word, whether it
         is the first of the line); the next Tab tries the next."""
-        if self._completing is None:
-            before = self.text[:self.cursor]
-            path = _TAKES_PATH.match(before)
-            start = (path.end() if path else len(before.rstrip()) if before.isspace()
-                     else max(before.rfind(space) for space in " \n\t") + 1)
-            word = self.text[start:self.cursor]
-            found = [offer for offer in offers(word, not self.text[:start].strip())
-                     if len(self.text) - len(word) + len(offer) <= MAX_TEXT]
-            if not found:
-                return
-            shown, after = 0, self.text[self.cursor:]
-            found += [word] * bool(word)
-        else:
-            found, shown, after = self._completing
-            start = self.cursor - len(found[shown])
-            shown = (shown + 1) % len(found)
-        self.set(self.text[:start] + found[shown])
-        self.text += after
-        self._completing = found, shown, after
+        completing = self._completing or self._offered(offers)
+        if completing is not None:
+            before, words, after = completing
+            self.set(before + next(words))
+            self.text += after
+            self._completing = completing
+
+    def _offered(self, offers: "Callable[[str, bool], list[str]]"
+                 ) -> "Optional[tuple[str, Iterator[str], str]]":
+        before, after = self.text[:self.cursor], self.text[self.cursor:]
+        path = _TAKES_PATH.match(before)
+        start = (path.end() if path else len(before.rstrip()) if before.isspace()
+                 else max(before.rfind(space) for space in " \n\t") + 1)
+        before, word = before[:start], before[start:]
+        found = [offer for offer in offers(word, not before.strip())
+                 if len(before + offer + after) <= MAX_TEXT]
+        # At last what was typed is there again.
+        return (before, itertools.cycle(found + [word] * bool(word)), after) if found else None
 
     # What was entered before
 
@@ -2350,20 +2336,17 @@ class Editor:
         self._sought, self._back = None, 0
         self.set("")
 
-    def _leave_line(self) -> None:
-        """Keep what was typed into the line of now for the way back."""
+    def _show(self, back: int) -> None:
+        """Show what was entered so many lines ago; 0 is the line of now, which is kept for the way
+        back."""
         if self._back == 0:
             self._lines[-1] = self.text
-
-    def _show(self, back: int) -> None:
-        """Show what was entered so many lines ago; 0 is the line of now."""
         self._back = back
         self.set(self._lines[-1 - back])
 
     def _older(self, by: int = 1) -> None:
         """Show what was entered before what is shown, or with -1 after it."""
         if 0 <= self._back + by < len(self._lines):
-            self._leave_line()
             self._show(self._back + by)
 
     def _newer(self) -> None:
@@ -2382,8 +2365,7 @@ class Editor:
         """Show the newest line from before that has what is looked for; with Ctrl-R again the
         next one. False when there is none: the line stays."""
         if self._sought is None:
-            self._leave_line()
-            self._sought, self._back = "", 0
+            self._sought = ""
             return True
         if key.name == "backspace":
             self._sought = self._sought[:-1]
@@ -2478,12 +2460,11 @@ def _is_word(cluster: str) -> bool:
 
 def _to_word_end(found: "Iterable[str]", is_word: "Callable[[str], bool]") -> int:
     """How many characters there are up to the end of the next word in this direction."""
-    length, in_word = 0, False
-    for cluster in found:
-        if in_word and not is_word(cluster):
+    length = 0
+    for in_word, group in itertools.groupby(found, is_word):
+        length += sum(map(len, group))
+        if in_word:
             break
-        in_word = in_word or is_word(cluster)
-        length += len(cluster)
     return length
 
 
