@@ -2549,8 +2549,6 @@ class Scrollback:
         self._size = 0
         # What we said and has no place in the order yet, by our id.
         self._unplaced: "dict[int, Entry]" = {}
-        # What we said and may never get a place, by our id: it stands among the entries.
-        self._kept: "dict[int, Entry]" = {}
         # None follows what is new.
         self.place: Optional[Place] = None
         # The last entry that an emptied screen does not show; None where it shows all.
@@ -2613,16 +2611,16 @@ class Scrollback:
         unless they come after all."""
         for said in forgotten:
             if said.id in self._unplaced:
-                self._kept[said.id] = self._unplaced[said.id]
                 self.add(self._unplaced[said.id])
 
     def came_back(self, text: str, to: Optional[str]) -> None:
         """Something of ours has come at its place: if it was kept elsewhere, that goes."""
-        for id, entry in self._kept.items():
-            if entry.said is not None and (entry.said.text, entry.said.to) == (text, to):
-                del self._kept[id]
-                self.remove(entry)
-                break
+        kept = next((entry for entry in self.entries[:self._placed]
+                     if entry.message is None and entry.said is not None
+                     and (entry.said.state, entry.said.text, entry.said.to) == (THERE, text, to)),
+                    None)
+        if kept is not None:
+            self.remove(kept)
 
     def entry_of(self, id: int) -> Optional[Entry]:
         """The entry of what was said under this id of the server."""
@@ -2916,13 +2914,9 @@ class Screen:
 
     def _fitting(self, text: str, style: str, width: int) -> Row:
         """As much of a text as fits."""
-        row: Row = []
-        for cluster in clusters(text):
-            cell = (style, cluster, self.columns.of(cluster))
-            if _width(row) + cell[2] > width:
-                break
-            row.append(cell)
-        return row
+        cells = [(style, cluster, self.columns.of(cluster)) for cluster in clusters(text)]
+        ends = itertools.accumulate(columns for _, _, columns in cells)
+        return [cell for cell, end in zip(cells, ends) if end <= width]
 
     @staticmethod
     def _padded(row: Row, width: int, style: str = "") -> Row:
@@ -3145,14 +3139,10 @@ class Terminal:
     def _change(self) -> None:
         if sys.platform != "win32":
             import termios
+            import tty
             try:
-                raw = termios.tcgetattr(0)
                 self._settings = self._settings or termios.tcgetattr(0)
-                raw[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP
-                            | termios.IXON | termios.BRKINT)
-                raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-                raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-                termios.tcsetattr(0, termios.TCSADRAIN, raw)
+                tty.setraw(0, termios.TCSADRAIN)
             except termios.error as error:
                 # It is no OSError.
                 raise OSError(*error.args) from error
@@ -3410,8 +3400,9 @@ class Interface(abc.ABC):
 
     def ask(self, answered: Answered, count: int, before: Optional[int] = None,
             find: Optional[str] = None) -> None:
-        """Ask for older messages; answered(answer) is called as an event."""
-        self.client.recall(count, before, find, functools.partial(self._on_answer, answered))
+        """Ask for older messages; answered(answer) is called as an event, with None where the
+        server cannot tell."""
+        self.client.recall(count, before, find, functools.partial(self._on_answer, answered, find))
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
@@ -3558,8 +3549,11 @@ class Interface(abc.ABC):
             self._not_delivered.append(said)
         self.post(self._changed, said)
 
-    def _on_answer(self, answered: Answered, answer: Optional[Recalled]) -> None:
-        self.post(answered, answer)
+    def _on_answer(self, answered: Answered, find: Optional[str],
+                   answer: Optional[Recalled]) -> None:
+        # A server that can search repeats the words.
+        is_other = answer is not None and find is not None and answer.find is None
+        self.post(answered, None if is_other else answer)
 
     def _on_end(self, why: str) -> None:
         self._ended = why
@@ -3702,7 +3696,7 @@ class Plain(Interface):
     def _show_block(self, what: str, answer: Optional[Recalled]) -> None:
         """Messages that are no new ones, marked as such."""
         nothing, cannot = self._NOTHING[what]
-        if answer is None or what == "found" and answer.find is None:
+        if answer is None:
             self.show(cannot)
             return
         entries = self.formatter.with_days(self.formatter.older(answer))
@@ -3799,9 +3793,10 @@ class Plain(Interface):
         if not self._prints_frame():
             super()._on_message(message)
 
-    def _on_answer(self, answered: Answered, answer: Optional[Recalled]) -> None:
+    def _on_answer(self, answered: Answered, find: Optional[str],
+                   answer: Optional[Recalled]) -> None:
         if answer is None or not self._prints_frame():
-            super()._on_answer(answered, answer)
+            super()._on_answer(answered, find, answer)
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         if welcome.missed:
@@ -3932,7 +3927,8 @@ class Search:
         self._words = words
         # Where one was before, to come back to.
         self._came_from = window.talk.place
-        # What was found, oldest first, and which of it is shown, counted from the newest.
+        # What was found, and which of it is shown. As on the page the newest is the first, so that
+        # what is fetched renumbers nothing.
         self._found: "list[Entry]" = []
         self._at = 0
         # Before this id the server was not asked; None when it has nothing more.
@@ -3947,7 +3943,6 @@ class Search:
         if not self._found:
             return f"searching {escape(self._words)}"
         more = "" if self._before is None else "+"
-        # As on the page: the newest is the first, so that what is fetched renumbers nothing.
         number = f"{self._at + 1} of {len(self._found)}{more}"
         waits = ", asking for older ones" if self._is_asked else self._limit
         return f"found {number}{waits}: Up, Down, Esc back"
@@ -3955,7 +3950,8 @@ class Search:
     def begin(self) -> None:
         """Look in what is here, and go to the newest; else ask the server."""
         words = name_key(self._words).split()
-        self._found = [entry for entry in self._window.talk.entries if entry.holds(words)]
+        self._found = [entry for entry in reversed(self._window.talk.entries)
+                       if entry.holds(words)]
         if self._found:
             self._show()
         else:
@@ -3986,24 +3982,24 @@ class Search:
             return
         self._is_asked = False
         window = self._window
-        if answer is None or answer.find is None:
-            self._before, self._limit = None, " (this server cannot search)"
-        else:
-            self._before = answer.older
-            older = window.formatter.older(answer)
-            self._at += bool(older and self._found)
-            self._found[:0] = older
+        older = window.formatter.older(answer) if answer is not None else []
+        self._before = answer.older if answer is not None else None
+        if answer is None:
+            self._limit = " (this server cannot search)"
+        if older:
+            self._at = len(self._found)
+        self._found += reversed(older)
         if not self._found:
             window.end_search()
             window.show(f"* nothing was found{self._limit}: {escape(self._words)}")
-        elif answer is not None and answer.find is not None and answer.entries:
+        elif older:
             self._show()
         else:
             window.ring()
 
     def _show(self) -> None:
         """Go to what is chosen."""
-        window, entry = self._window, self._found[-1 - self._at]
+        window, entry = self._window, self._found[self._at]
         if entry in window.talk.entries:
             window.screen.show(window.talk, entry)
         else:
@@ -4034,6 +4030,8 @@ class Typing:
     # Seconds after which Esc was that key, and no beginning of another; and within which a
     # paste that nothing marks goes on.
     ESCAPE_ALONE, PASTE_GOES_ON = 0.1, 0.05
+    # What the terminal tells, and no user presses.
+    _TOLD = ("cursor", "focus-in", "focus-out")
 
     def __init__(self, window: Window, editor: Editor) -> None:
         self._window = window
@@ -4043,10 +4041,6 @@ class Typing:
         self._pasted: Optional[str] = None
         # The terminal's answers to Columns.PROBE so far.
         self._widths: "list[int]" = []
-        # What no user presses.
-        self._told: "dict[str, Callable[[Key], None]]" = {
-            "cursor": self._answer, "focus-in": lambda key: window.focus(True),
-            "focus-out": lambda key: window.focus(False)}
         # What is no business of the Editor.
         self._special: "dict[str, Callable[[Key], None]]" = {
             "enter": self._enter, "tab": lambda key: editor.complete(window.offers),
@@ -4057,6 +4051,8 @@ class Typing:
             "alt->": lambda key: window.screen.talk.follow(), "escape": self._escape,
             "wheel-up": lambda key: window.screen.scroll_rows(-self.NOTCH),
             "wheel-down": lambda key: window.screen.scroll_rows(self.NOTCH),
+            "cursor": self._answer, "focus-in": lambda key: window.focus(True),
+            "focus-out": lambda key: window.focus(False),
             "ctrl-l": lambda key: window.screen.forget(), "ctrl-z": lambda key: window.suspend()}
 
     def read(self, terminal: Terminal, post: Callable[..., None],
@@ -4086,9 +4082,9 @@ class Typing:
 
     def _press(self, key: Key) -> None:
         window, editor = self._window, self._editor
-        name = key.name
-        if name in self._told:
-            self._told[name](key)
+        name, question = key.name, window.screen.question
+        if name in self._TOLD:
+            self._special[name](key)
             return
         if self._pasted is not None:
             self._decide(key, self._pasted)
@@ -4101,8 +4097,8 @@ class Typing:
         elif not editor.press(key) and name in ("text", "newline", "ctrl-y", "ctrl-r"):
             # It does not fit any more, or is not found.
             window.ring()
-        if name == "text" and not editor.text.startswith("/"):
-            # Who goes on typing does not leave.
+        if window.screen.question == question and not editor.text.startswith("/"):
+            # Whoever does anything else, but to type a command, does not leave.
             window.screen.question = ""
 
     def _answer(self, key: Key) -> None:
@@ -4112,15 +4108,13 @@ class Typing:
             self._window.screen.learn(self._widths)
 
     def _enter(self, key: Key) -> None:
-        line, question = self._editor.take(), self._window.screen.question
+        line = self._editor.take()
         self._window.end_search()
         if line.strip():
             self._window.commands.run(line)
         if self._window.found is None:
             self._window.talk.follow()
             self._window.talk.unmark()
-        if self._window.screen.question == question:
-            self._window.screen.question = ""
 
     def _end(self, key: Key) -> None:
         """To the end of the line; from there to what is newest."""
@@ -4129,7 +4123,6 @@ class Typing:
         self._editor.press(key)
 
     def _escape(self, key: Key) -> None:
-        self._window.screen.question = ""
         self._window.end_search()
         self._editor.press(key)
 
@@ -4138,7 +4131,6 @@ class Typing:
             self._window.end_search()
         elif self._editor.text or self._editor.prompt != Editor.PROMPT:
             self._editor.clear()
-            self._window.screen.question = ""
         else:
             self._window.leave(130, "Ctrl-C")
 
@@ -4248,7 +4240,9 @@ class Window(Interface):
             wait = painted + self.FRAME - time.monotonic()
             if wait <= 0:
                 self._paint()
-                painted, wait = time.monotonic(), self._idle()
+                # Not longer: a signal that the system gives to another thread does not end the
+                # wait, nor does any signal on Windows; and the seconds to the next try count down.
+                painted, wait = time.monotonic(), 0.5
             try:
                 event, arguments = self._events.get(timeout=wait)
                 # Only so many before the next painting, that what is typed may be seen.
@@ -4258,13 +4252,6 @@ class Window(Interface):
                 event(*arguments)
             except queue.Empty:
                 pass
-
-    def _idle(self) -> float:
-        """Seconds to wait for an event. Not longer: a signal that the system gives to another
-        thread does not end the wait, nor does any signal on Windows."""
-        if self._lost_until is None:
-            return 0.5
-        return min(0.5, max(0.05, (self._lost_until - time.monotonic()) % 1.0))
 
     def _paint(self) -> None:
         self.screen.status = self._status()
@@ -4414,9 +4401,8 @@ class Window(Interface):
         self.talk.add(entry)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
-        count = 0
-        if answer is not None:
-            count = self.talk.insert(self.formatter.older(answer), self.formatter.with_days)
+        older = self.formatter.older(answer) if answer is not None else []
+        count = self.talk.insert(older, self.formatter.with_days)
         if count:
             self.news = f"{count} older above"
         else:

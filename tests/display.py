@@ -154,7 +154,8 @@ class Display:
 
     def place(self, said):
         """It comes back at its place in the order."""
-        self.talk.add(Entry([[("1", "ann"), ("", ": " + said.text)]], said))
+        heard = chat(said.text, "ann")
+        self.talk.add(Entry([[("1", "ann"), ("", ": " + said.text)]], said, heard))
         self.paint()
 
     def change(self, said, **values):
