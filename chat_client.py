@@ -2579,9 +2579,9 @@ class Scrollback:
         self._unplaced[said.id] = entry
         self._replace(len(self.entries), len(self.entries), [entry])
 
-    def changed(self, said: Said) -> None:
-        """The state of what we said is another: what will never come back has its place now."""
-        if said.state in (FAILED, UNKNOWN) and said.id in self._unplaced:
+    def settle(self, said: Said) -> None:
+        """This may never come back: it stays where it is, unless it comes after all."""
+        if said.id in self._unplaced:
             self.add(self._unplaced[said.id])
 
     def insert(self, older: "list[Entry]",
@@ -2605,13 +2605,6 @@ class Scrollback:
         if entry in self.entries:
             place = self.entries.index(entry)
             self._replace(place, place + 1, [])
-
-    def keep(self, forgotten: "list[Said]") -> None:
-        """The server has these, but may never send them back: they stay where they are,
-        unless they come after all."""
-        for said in forgotten:
-            if said.id in self._unplaced:
-                self.add(self._unplaced[said.id])
 
     def came_back(self, text: str, to: Optional[str]) -> None:
         """Something of ours has come at its place: if it was kept elsewhere, that goes."""
@@ -2645,15 +2638,12 @@ class Scrollback:
         """Back to the bottom, if one had scrolled away from it."""
         self.place = None
 
-    def needs_mark(self, is_away: bool) -> bool:
-        """True when the next entry is the first one that the user, who may look elsewhere, does not
-        read at once."""
-        return self._unread is None and (is_away or self.place is not None)
-
-    def mark(self, entry: Entry) -> None:
-        """Append the line that says up to where one has read."""
-        self._unread = entry
-        self.add(entry)
+    def mark(self, entry: Entry, is_away: bool) -> None:
+        """Append the line that says up to where one has read, where the next entry is the first one
+        that the user, who may look elsewhere, does not read at once."""
+        if self._unread is None and (is_away or self.place is not None):
+            self._unread = entry
+            self.add(entry)
 
     def unmark(self) -> None:
         """All that is here has been read."""
@@ -2992,12 +2982,12 @@ def _typed_rows(prompt: "tuple[Cell, ...]", text: str, cursor: int, width: int,
     kept: a draft may be long."""
     start = _width(prompt)
     rows: "list[Row]" = [list(prompt)]
-    used, place, found = start, 0, (0, start)
+    used, place, found, before = start, 0, (0, start), ""
     # The last, empty one is where the cursor may be at the end.
     for cluster in [*clusters(text), ""]:
         shown = "" if cluster == "\n" else _show(cluster)
         cells = [("", part, columns.of(part)) for part in clusters(shown)]
-        if used + max(1, _width(cells)) > width and used > start:
+        if before == "\n" or used + max(1, _width(cells)) > width and used > start:
             rows.append([("", " " * start, start)])
             used = start
         if place <= cursor < place + max(1, len(cluster)):
@@ -3005,9 +2995,7 @@ def _typed_rows(prompt: "tuple[Cell, ...]", text: str, cursor: int, width: int,
         rows[-1] += cells
         used += _width(cells)
         place += len(cluster)
-        if cluster == "\n":
-            rows.append([("", " " * start, start)])
-            used = start
+        before = cluster
     return rows, found
 
 
@@ -4371,9 +4359,6 @@ class Window(Interface):
         self.ask(self._show_older, count, self.talk.oldest)
 
     def search(self, words: str) -> None:
-        if len(words) > MAX_FIND:
-            self.show(f"! /search WORDS: at most {MAX_FIND} characters")
-            return
         self.end_search()
         self.found = Search(self, words)
         self.found.begin()
@@ -4426,8 +4411,7 @@ class Window(Interface):
             if own:
                 self.talk.came_back(message.text, message.to)
             elif entries:
-                if self.talk.needs_mark(self._notice.is_away):
-                    self.talk.mark(self.formatter.note("-- read up to here --"))
+                self.talk.mark(self.formatter.note("-- read up to here --"), self._notice.is_away)
                 self._notice.heard(message, rings, self.formatter.is_mention)
         elif isinstance(message, Removed):
             entry = self.talk.entry_of(message.about)
@@ -4442,7 +4426,8 @@ class Window(Interface):
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         self._lost_until = None
-        self.talk.keep(forgotten)
+        for said in forgotten:
+            self.talk.settle(said)
         if not welcome.resumed:
             self.end_search()
         if welcome.missed:
@@ -4475,7 +4460,8 @@ class Window(Interface):
     def _changed(self, said: Said) -> None:
         """A message of ours has another state. What may not be said yet comes back into the line,
         where nothing else is typed."""
-        self.talk.changed(said)
+        if said.state in (FAILED, UNKNOWN):
+            self.talk.settle(said)
         if said.code == "muted" and not self._editor.text:
             self._editor.set(said.text if said.to is None else f"/msg {said.to} {said.text}")
 
@@ -4495,6 +4481,10 @@ class Commands:
         "in a search Up, Down: from one to the next; Esc: back",
         "Ctrl-C: clear the line, on an empty one leave; Ctrl-D: leave; Ctrl-L: paint anew")
     _HIDDEN = {True: "hidden", False: "shown"}
+    # What has to follow a command; where something else does, its line of /help is shown.
+    _TAKES = {"/me": ".+", "/msg": r"\S+\s+\S.*", "/history": "([1-9][0-9]?|100)?",
+              "/search": f".{{1,{MAX_FIND}}}", "/send": ".+", "/get": "[0-9]{1,6}( .*)?",
+              "/bell": "|".join(Settings.BELLS)}
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
@@ -4515,8 +4505,14 @@ class Commands:
         word = (line.split(None, 1) or [""])[0]
         command = self._table.get(name_key(word))
         if command is not None:
+            rest = line.strip()[len(word):].strip()
+            usage = (command.__doc__ or "").strip()
+            takes = self._TAKES.get(usage.partition(" ")[0], ".*")
             try:
-                command(line.strip()[len(word):].strip())
+                if re.fullmatch(takes, rest, re.DOTALL):
+                    command(rest)
+                else:
+                    self._ui.show("! " + usage)
             except ProtocolError as error:
                 self._ui.show(f"! {error}")
             except queue.Full:
@@ -4534,16 +4530,12 @@ class Commands:
     def me(self, rest: str) -> None:
         """/me DOES: say what you do"""
         # The convention of XMPP (XEP-0245).
-        if rest:
-            self._ui.say("/me " + rest)
+        self._ui.say("/me " + rest)
 
     def msg(self, rest: str) -> None:
         """/msg NAME TEXT (/w): say something to one"""
-        name, *text = rest.split(None, 1)[:2] or [""]
-        if text:
-            self._ui.say(text[0], chatproto.check_name(name.lstrip("@")))
-        else:
-            self._ui.show("! /msg NAME TEXT")
+        name, text = rest.split(None, 1)
+        self._ui.say(text, chatproto.check_name(name.lstrip("@")))
 
     def reply(self, rest: str) -> None:
         """/reply TEXT (/r): answer who wrote to you privately last"""
@@ -4563,17 +4555,11 @@ class Commands:
 
     def history(self, rest: str) -> None:
         """/history [N]: N older messages (20, at most 100)"""
-        if not rest or len(rest) <= 3 and rest.isdecimal() and 1 <= int(rest) <= 100:
-            self._ui.history(int(rest or 20))
-        else:
-            self._ui.show("! /history [N]: at most 100 at once")
+        self._ui.history(int(rest or 20))
 
     def search(self, rest: str) -> None:
-        """/search WORDS: what was said with all these words"""
-        if rest:
-            self._ui.search(rest)
-        else:
-            self._ui.show("! /search WORDS")
+        """/search WORDS: what was said with all these words (at most 256 characters)"""
+        self._ui.search(rest)
 
     def urls(self, rest: str) -> None:
         """/urls: the last addresses of pages"""
@@ -4585,11 +4571,7 @@ class Commands:
     def send(self, rest: str) -> None:
         """/send PATH: hand out a file to all (Tab completes the path)"""
         quoted = len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'"
-        path = os.path.expanduser(rest[1:-1] if quoted else rest)
-        if path:
-            self._ui.errands.send(path)
-        else:
-            self._ui.show("! /send PATH")
+        self._ui.errands.send(os.path.expanduser(rest[1:-1] if quoted else rest))
 
     def files(self, rest: str) -> None:
         """/files: what was handed out, with its numbers"""
@@ -4600,8 +4582,7 @@ class Commands:
         """/get N [FOLDER]: save a file, here or in a folder"""
         number, _, folder = rest.partition(" ")
         folder = os.path.expanduser(folder.strip()) or "."
-        file = (self._ui.formatter.files.file(int(number))
-                if re.fullmatch("[0-9]{1,6}", number) else None)
+        file = self._ui.formatter.files.file(int(number))
         if file is None:
             self._ui.show("! /get N [FOLDER]: /files lists the numbers")
         elif not os.path.isdir(folder):
@@ -4637,11 +4618,8 @@ class Commands:
 
     def bell(self, rest: str) -> None:
         """/bell off, mentions or all: ring for nothing, for your name, for everything"""
-        if rest in Settings.BELLS:
-            self._ui.settings.bell = rest
-            self._ui.chosen(f"* the bell rings for: {rest}")
-        else:
-            self._ui.show("! /bell off, /bell mentions or /bell all")
+        self._ui.settings.bell = rest
+        self._ui.chosen(f"* the bell rings for: {rest}")
 
     def motd(self, rest: str) -> None:
         """/motd: the message of the day"""

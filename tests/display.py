@@ -161,7 +161,8 @@ class Display:
     def change(self, said, **values):
         for name, value in values.items():
             setattr(said, name, value)
-        self.talk.changed(said)
+        if said.state in (chat_client.FAILED, chat_client.UNKNOWN):
+            self.talk.settle(said)
         self.paint()
 
     def press(self, *names):

@@ -310,7 +310,7 @@ def test_screen_own_kept():
     display = Display(8, 60)
     first, second = display.say("one"), display.say("two")
     display.change(first, state=THERE)
-    display.talk.keep([first])
+    display.talk.settle(first)
     display.add("bob: hi")
     assert display.messages() == ["ann: one (there)", "bob: hi", "ann: two (sending)"]
     display.talk.came_back("three", None)

@@ -290,10 +290,10 @@ def test_search_on_a_server_that_cannot(desk, answer):
 
 def test_search_for_nothing_and_too_much(desk):
     """No words, too many, and characters that mean something elsewhere."""
-    ann = desk(12, 70)
+    ann = desk(12, 80)
     ann.connect(WELCOME, chat("a[b (c", id=1))
     ann.type("/search\r", "/search  \r")
-    assert ann.rows()[-1] == "! /search WORDS"
+    assert ann.rows()[-1].startswith("! /search WORDS: ")
     ann.window.commands.run("/search " + "x" * 8_180)
     ann.settle()
     assert "at most 256 characters" in ann.rows()[-1]

@@ -554,7 +554,7 @@ def test_commands(window, join):
     run("/names", "* 3 here: bob, cat, ann")
     run("/wrong way", "! /wrong is not a command, /help lists them (to say it, begin with //)")
     run("/reply hi", "! nobody has written to you privately")
-    run("/msg bob", "! /msg NAME TEXT")
+    run("/msg bob", "! /msg NAME TEXT (/w): say something to one")
     run("/nick server", "! the name server is the server's own")
     say("//text", "ann: /text", "/text")
     say("/me waves", "* ann waves", "/me waves")
