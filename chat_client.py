@@ -65,6 +65,7 @@ import errno
 import functools
 import getpass
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -2261,7 +2262,11 @@ class Editor:
     def press(self, key: Key) -> bool:
         """Do what a key does to the line; False when it means nothing here, or when the line
         would be too long."""
-        if key.name == "ctrl-r" or self._sought is not None and self._seek(key):
+        if self._sought is not None and key.name not in ("ctrl-r", "text", "backspace"):
+            self._sought = None
+            if key.name in ("escape", "ctrl-g"):
+                self._show(0)
+        if key.name == "ctrl-r" or self._sought is not None:
             return self._find_before(key)
         if key.name in ("text", "newline", "ctrl-y"):
             return self.insert({"newline": "\n", "ctrl-y": self._killed}.get(key.name, key.text))
@@ -2351,15 +2356,6 @@ class Editor:
 
     def _newer(self) -> None:
         self._older(-1)
-
-    def _seek(self, key: Key) -> bool:
-        """A key while Ctrl-R looks for a line: True when it goes on with that."""
-        if key.name in ("text", "backspace"):
-            return True
-        self._sought = None
-        if key.name in ("escape", "ctrl-g"):
-            self._show(0)
-        return False
 
     def _find_before(self, key: Key) -> bool:
         """Show the newest line from before that has what is looked for; with Ctrl-R again the
@@ -2752,8 +2748,6 @@ class Screen:
             # What was cleared away is there again, in its place.
             self.talk.cleared = None
             return
-        if not entries:
-            return
         place, row = self._place()
         row += rows
         while row < 0 and place > 0:
@@ -2769,11 +2763,8 @@ class Screen:
     @property
     def is_at_top(self) -> bool:
         """There is nothing above what is shown."""
-        entries = self.talk.entries
-        if not entries or self._is_cleared():
-            return not entries
-        place, row = self._place()
-        return (place, row) == self._below_the_top(0, 0)
+        return not self.talk.entries or (not self._is_cleared()
+                                         and self._place() == self._below_the_top(0, 0))
 
     def _go_to(self, place: int, row: int) -> None:
         """Have this row at the bottom."""
@@ -2968,7 +2959,6 @@ class Screen:
         # that runs around elsewhere.
         return f"\x1b[?2026h\x1b[?25l{text}\x1b[?25h\x1b[?2026l"
 
-
     def _go_on(self, row: Row, other: Row) -> bool:
         """True when an address goes on from the edge of a row to the next row."""
         return (bool(row and other) and LINK in row[-1][0] and row[-1][0] == other[0][0]
@@ -3085,10 +3075,8 @@ class Terminal:
     def leave(self) -> None:
         """Give it back as it was. May be called twice, and when it is gone."""
         if self._settings is not None:
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 self.write(self.LEAVE)
-            except (OSError, ValueError):
-                pass
             self.reset()
 
     def reset(self) -> None:
@@ -3138,11 +3126,9 @@ class Terminal:
     def _restore(self, settings: Any) -> None:
         if sys.platform != "win32":
             import termios
-            try:
+            # Unless the terminal is gone.
+            with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSANOW, settings)
-            except termios.error:
-                # The terminal is gone.
-                pass
 
 
 class WindowsTerminal(Terminal):
@@ -3299,7 +3285,11 @@ class Interface(abc.ABC):
             self._over, self._ended, patience = 1, f"a bug: {chatproto.bug(error)}", 0.0
         # A signal in between only ends the wait.
         was_left = self._was_left
-        self._close(patience)
+        try:
+            self._close(patience)
+        except KeyboardInterrupt:
+            self._over = 130
+            self.client.close()
         self._kept.keep(None if was_left else self.client.ticket)
         for said in self._not_delivered:
             what = said.state if said.state == UNKNOWN else "not delivered"
@@ -3352,11 +3342,7 @@ class Interface(abc.ABC):
 
     def _close(self, patience: float) -> None:
         """Leave; before that wait for what was said, until nothing went on for so many seconds."""
-        try:
-            self.client.close(patience)
-        except KeyboardInterrupt:
-            self._over = 130
-            self.client.close()
+        self.client.close(patience)
 
     def _rest(self) -> str:
         """More to say of why it ended."""
@@ -3396,21 +3382,23 @@ class Interface(abc.ABC):
         """Ask for so many older messages, and show them."""
         self.ask(self._show_older, count)
 
-    @abc.abstractmethod
-    def search(self, words: str) -> None:
-        """Show what was said with these words."""
+    # Commands that each does in its own way
 
     @abc.abstractmethod
-    def clear(self) -> None:
-        """Show nothing of what was said, where that can be."""
+    def search(self, rest: str) -> None:
+        """/search WORDS: what was said with all these words (at most 256 characters)"""
 
-    def people(self) -> None:
-        """Show who is here beside the talk, or no more, where that can be."""
+    @abc.abstractmethod
+    def clear(self, rest: str) -> None:
+        """/clear: empty the screen (where there is one)"""
+
+    def people(self, rest: str) -> None:
+        """/people: who is here beside the talk, in a wide window; again: no more"""
         self.commands.names("")
 
     @abc.abstractmethod
-    def quit(self) -> None:
-        """Take no more lines."""
+    def quit(self, rest: str) -> None:
+        """/quit (/exit): leave"""
 
     # How events are shown
 
@@ -3649,12 +3637,12 @@ class Plain(Interface):
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while self._over is None:
             try:
-                # Without a time-out Ctrl-C would not be heard on Windows.
-                line = self._lines.get(timeout=1)
+                # The end is noticed within that time, and on Windows Ctrl-C.
+                line = self._lines.get(timeout=0.2)
             except queue.Empty:
                 continue
             if line is self.END:
-                self.quit()
+                self.quit("")
             elif self._is_pipe:
                 self.say(_as_text(line))
             else:
@@ -3669,14 +3657,15 @@ class Plain(Interface):
                 self._ended = f"not sent: {escape(path)} ({error})"
                 return
 
-    def quit(self) -> None:
+    def quit(self, rest: str) -> None:
         self._end(0)
 
-    def clear(self) -> None:
-        """What was printed stays."""
+    def clear(self, rest: str) -> None:
+        # What was printed stays.
+        pass
 
-    def search(self, words: str) -> None:
-        self.ask(functools.partial(self._show_block, "found"), 20, MAX_ID, words)
+    def search(self, rest: str) -> None:
+        self.ask(functools.partial(self._show_block, "found"), 20, MAX_ID, rest)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
         self._show_block("older", answer)
@@ -3809,12 +3798,6 @@ class Plain(Interface):
             self.show(f"! disconnected ({escape(why)}), trying again in {seconds:.0f} s; "
                       "what you say is sent then")
 
-    def _finish(self) -> None:
-        super()._finish()
-        # Wakes the main thread, which is awake where there are lines.
-        with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(self.END)
-
 
 def _as_text(line: str) -> str:
     """A line of a pipe as what is said: without what a progress bar overwrote; and a build log
@@ -3914,7 +3897,7 @@ class Search:
         self._window = window
         self._words = words
         # Where one was before, to come back to.
-        self._came_from = window.talk.place
+        self.came_from = window.talk.place
         # What was found, and which of it is shown. As on the page the newest is the first, so that
         # what is fetched renumbers nothing.
         self._found: "list[Entry]" = []
@@ -3953,12 +3936,7 @@ class Search:
         elif by > 0 and self._before is not None and not self._is_asked:
             self._ask()
         else:
-            self._window.ring()
-
-    def end(self) -> None:
-        """Back where one was."""
-        screen, talk = self._window.screen, self._window.talk
-        screen.talk, screen.found, talk.place = talk, None, self._came_from
+            self._window.notice.ring()
 
     def _ask(self) -> None:
         self._is_asked = True
@@ -3983,7 +3961,7 @@ class Search:
         elif older:
             self._show()
         else:
-            window.ring()
+            window.notice.ring()
 
     def _show(self) -> None:
         """Go to what is chosen."""
@@ -4084,7 +4062,7 @@ class Typing:
             self._special[name](key)
         elif not editor.press(key) and name in ("text", "newline", "ctrl-y", "ctrl-r"):
             # It does not fit any more, or is not found.
-            window.ring()
+            window.notice.ring()
         if window.screen.question == question and not editor.text.startswith("/"):
             # Whoever does anything else, but to type a command, does not leave.
             window.screen.question = ""
@@ -4143,10 +4121,10 @@ class Typing:
         if key.name == "enter" or found and found[0] in "yY":
             self._editor.insert(paste)
         elif key.name not in ("ctrl-c", "ctrl-d", "escape") and not found:
-            self._window.ring()
+            self._window.notice.ring()
             return
         if found and found.start():
-            self._window.ring()
+            self._window.notice.ring()
         self._pasted, self._window.screen.question = None, ""
         self._editor.insert(text[found.end():] if found else "")
 
@@ -4178,7 +4156,7 @@ class Window(Interface):
         # What /search has found.
         self.found: Optional[Search] = None
         self._typing = Typing(self, self._editor)
-        self._notice = Notice(arguments.host)
+        self.notice = Notice(arguments.host)
         # A SimpleQueue, as signal handlers put into it as well, wherever they interrupt the
         # main thread.
         self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
@@ -4190,9 +4168,9 @@ class Window(Interface):
         super().__init__(arguments, theme, receipts=True, config=arguments.config)
 
     def _chat(self) -> None:
-        actions = {**dict.fromkeys(KILLS, self._kill), "SIGWINCH": self._resize,
-                   "SIGTSTP": self.suspend, "SIGCONT": self._resume}
-        for name, action in actions.items():
+        _catch(KILLS, self._on_kill)
+        for name, action in (("SIGWINCH", self.screen.forget), ("SIGTSTP", self.suspend),
+                             ("SIGCONT", self._resume)):
             _catch([name], functools.partial(self._on_signal, action))
         try:
             self._enter()
@@ -4231,15 +4209,11 @@ class Window(Interface):
                 # Not longer: a signal that the system gives to another thread does not end the
                 # wait, nor does any signal on Windows; and the seconds to the next try count down.
                 painted, wait = time.monotonic(), 0.5
-            try:
-                event, arguments = self._events.get(timeout=wait)
-                # Only so many before the next painting, that what is typed may be seen.
-                for _ in range(self.EVENTS):
+            with contextlib.suppress(queue.Empty):
+                # Only those that are there, that what is typed may be seen.
+                for _ in range(max(1, self._events.qsize())):
+                    event, arguments = self._events.get(timeout=wait)
                     event(*arguments)
-                    event, arguments = self._events.get_nowait()
-                event(*arguments)
-            except queue.Empty:
-                pass
 
     def _paint(self) -> None:
         self.screen.status = self._status()
@@ -4249,7 +4223,7 @@ class Window(Interface):
         self.screen.pinned = _show(first) + (" (more: /motd)" if more else "")
         # Looked at each time, as Windows has no signal for another size.
         self.screen.resize(*self._terminal.size())
-        text = self.screen.paint() + self._notice.take()
+        text = self.screen.paint() + self.notice.take()
         if text:
             self._terminal.write(text)
 
@@ -4266,24 +4240,20 @@ class Window(Interface):
 
     # The main thread: signals
 
-    def _on_signal(self, action: "Callable[[int], None]", number: int, frame: Any) -> None:
-        """Wherever the main thread is: only post. But the second signal that is to end us
-        finds the main thread stuck in a write."""
-        if action == self._kill:
-            if self.killed_by:
-                self._terminal.reset()
-                end_by(number)
-            self.killed_by = number
-        self._events.put((action, (number,)))
+    def _on_signal(self, action: Callable[[], None], number: int, frame: Any) -> None:
+        """Wherever the main thread is: only post."""
+        self.post(action)
 
-    def _kill(self, number: int) -> None:
-        self._end(128 + number)
+    def _on_kill(self, number: int, frame: Any) -> None:
+        """The same; but the second signal that is to end us finds the main thread stuck in a
+        write."""
+        if self.killed_by:
+            self._terminal.reset()
+            end_by(number)
+        self.killed_by = number
+        self.post(self._end, 128 + number)
 
-    def _resize(self, number: int) -> None:
-        # The terminal may have been small for a moment, and have lost what was cut off.
-        self.screen.forget()
-
-    def suspend(self, number: int = 0) -> None:
+    def suspend(self) -> None:
         """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
         Windows has no jobs."""
         if sys.platform != "win32":
@@ -4294,9 +4264,9 @@ class Window(Interface):
             signal.signal(signal.SIGTSTP, ours)
             self._resume()
 
-    def _resume(self, number: int = 0) -> None:
+    def _resume(self) -> None:
         self._enter()
-        self._resize(number)
+        self.screen.forget()
 
     def _enter(self) -> None:
         self._terminal.enter()
@@ -4331,14 +4301,10 @@ class Window(Interface):
 
     def focus(self, is_here: bool) -> None:
         """The terminal has the focus, or has lost it."""
-        if not is_here and not self._notice.is_away:
+        if not is_here and not self.notice.is_away:
             # What is here by now is read.
             self.talk.unmark()
-        self._notice.focus(is_here)
-
-    def ring(self) -> None:
-        """Ring with the next painting."""
-        self._notice.ring()
+        self.notice.focus(is_here)
 
     def leave(self, code: int, why: str = "") -> None:
         """Leave. Where there is a reason against it, ask once before."""
@@ -4358,26 +4324,27 @@ class Window(Interface):
         self.news = "fetching older messages"
         self.ask(self._show_older, count, self.talk.oldest)
 
-    def search(self, words: str) -> None:
+    def search(self, rest: str) -> None:
         self.end_search()
-        self.found = Search(self, words)
+        self.found = Search(self, rest)
         self.found.begin()
 
     def end_search(self) -> None:
         """Back where one was before /search."""
         if self.found is not None:
-            self.found.end()
+            self.screen.talk, self.screen.found = self.talk, None
+            self.talk.place = self.found.came_from
             self.found = None
 
-    def clear(self) -> None:
+    def clear(self, rest: str) -> None:
         self.talk.clear()
 
-    def people(self) -> None:
+    def people(self, rest: str) -> None:
         self.screen.people = [] if self.screen.people is None else None
         if self.screen.people is not None and self._terminal.size()[1] < Screen.PEOPLE_COLUMNS:
             self.show(f"* people are shown in a window of {Screen.PEOPLE_COLUMNS} columns or more")
 
-    def quit(self) -> None:
+    def quit(self, rest: str) -> None:
         self.leave(0)
 
     # The main thread: what is shown
@@ -4411,8 +4378,8 @@ class Window(Interface):
             if own:
                 self.talk.came_back(message.text, message.to)
             elif entries:
-                self.talk.mark(self.formatter.note("-- read up to here --"), self._notice.is_away)
-                self._notice.heard(message, rings, self.formatter.is_mention)
+                self.talk.mark(self.formatter.note("-- read up to here --"), self.notice.is_away)
+                self.notice.heard(message, rings, self.formatter.is_mention)
         elif isinstance(message, Removed):
             entry = self.talk.entry_of(message.about)
             if entry is not None:
@@ -4468,7 +4435,8 @@ class Window(Interface):
 
 
 class Commands:
-    """What a line that begins with a slash does. /help is written from the docstrings."""
+    """What a line that begins with a slash does. /help is written from the docstrings, which those
+    of Window and Plain have from Interface."""
 
     KEYS = (
         "Enter says the line, Alt-Enter begins another one in it; a paste is one message",
@@ -4482,7 +4450,8 @@ class Commands:
         "Ctrl-C: clear the line, on an empty one leave; Ctrl-D: leave; Ctrl-L: paint anew")
     _HIDDEN = {True: "hidden", False: "shown"}
     # What has to follow a command; where something else does, its line of /help is shown.
-    _TAKES = {"/me": ".+", "/msg": r"\S+\s+\S.*", "/history": "([1-9][0-9]?|100)?",
+    _TAKES = {"/me": ".+", "/msg": r"\S+\s+\S.*", "/w": r"\S+\s+\S.*",
+              "/history": "([1-9][0-9]?|100)?",
               "/search": f".{{1,{MAX_FIND}}}", "/send": ".+", "/get": "[0-9]{1,6}( .*)?",
               "/bell": "|".join(Settings.BELLS)}
 
@@ -4491,28 +4460,27 @@ class Commands:
         self._table = {
             "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
             "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
-            "/people": self.people, "/history": self.history, "/search": self.search,
+            "/people": ui.people, "/history": self.history, "/search": ui.search,
             "/urls": self.urls, "/send": self.send, "/files": self.files, "/get": self.get,
             "/ignore": self.ignore, "/unignore": self.unignore,
             "/quiet": self.quiet, "/timestamp": self.timestamp, "/bell": self.bell,
-            "/motd": self.motd, "/clear": self.clear, "/help": self.help,
-            "/quit": self.quit, "/exit": self.quit}
+            "/motd": self.motd, "/clear": ui.clear, "/help": self.help,
+            "/quit": ui.quit, "/exit": ui.quit}
         self.words = tuple(self._table)
 
     def run(self, line: str) -> None:
         """Do what a typed line says: a command, or something to say. The first word after
         blanks is a command in any case and width, that none is said to all by mistake."""
         word = (line.split(None, 1) or [""])[0]
-        command = self._table.get(name_key(word))
+        key = name_key(word)
+        command = self._table.get(key)
         if command is not None:
             rest = line.strip()[len(word):].strip()
-            usage = (command.__doc__ or "").strip()
-            takes = self._TAKES.get(usage.partition(" ")[0], ".*")
             try:
-                if re.fullmatch(takes, rest, re.DOTALL):
+                if re.fullmatch(self._TAKES.get(key, ".*"), rest, re.DOTALL):
                     command(rest)
                 else:
-                    self._ui.show("! " + usage)
+                    self._ui.show("! " + _help(command))
             except ProtocolError as error:
                 self._ui.show(f"! {error}")
             except queue.Full:
@@ -4549,17 +4517,9 @@ class Commands:
         names = ", ".join(map(escape, list(self._ui.client.users.values())))
         self._ui.show(f"* {self._ui.client.here} here: {names}")
 
-    def people(self, rest: str) -> None:
-        """/people: who is here beside the talk, in a wide window; again: no more"""
-        self._ui.people()
-
     def history(self, rest: str) -> None:
         """/history [N]: N older messages (20, at most 100)"""
         self._ui.history(int(rest or 20))
-
-    def search(self, rest: str) -> None:
-        """/search WORDS: what was said with all these words (at most 256 characters)"""
-        self._ui.search(rest)
 
     def urls(self, rest: str) -> None:
         """/urls: the last addresses of pages"""
@@ -4626,21 +4586,18 @@ class Commands:
         for line in (self._ui.motd or "there is no message of the day").split("\n"):
             self._ui.show("* " + _show(line))
 
-    def clear(self, rest: str) -> None:
-        """/clear: empty the screen (where there is one)"""
-        self._ui.clear()
-
     def help(self, rest: str) -> None:
         """/help [keys]: this list, or the keys"""
         for command in dict.fromkeys(self._table.values()):
             if rest != "keys":
-                self._ui.show((command.__doc__ or "").strip())
+                self._ui.show(_help(command))
         for line in self.KEYS if rest == "keys" else ["//TEXT: say /TEXT"]:
             self._ui.show(line)
 
-    def quit(self, rest: str) -> None:
-        """/quit (/exit): leave"""
-        self._ui.quit()
+
+
+def _help(command: Callable[[str], None]) -> str:
+    return inspect.getdoc(command) or ""
 
 
 # --- Mistakes that explain themselves ---

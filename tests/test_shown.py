@@ -2,7 +2,7 @@
 
 import re
 import time
-import types
+import unittest.mock
 
 import pytest
 
@@ -121,7 +121,7 @@ def test_formatter_message_of_the_day(text):
     """The message of the day is shown line by line, each marked as such; nothing in it moves
     anything."""
     display = Display(60, 40, typed="half")
-    window = types.SimpleNamespace(motd=text, show=lambda line: display.talk.add(entry(line)))
+    window = unittest.mock.Mock(motd=text, show=lambda line: display.talk.add(entry(line)))
     chat_client.Commands(window).motd("")
     display.paint()
     assert all(line[:1] in ("*", " ") for line in display.messages())
