@@ -3350,9 +3350,10 @@ class Interface(abc.ABC):
 
     # What commands use
 
-    def show(self, line: str) -> None:
-        """Show a line of our own, which is safe to show; one that begins with ! is an error."""
-        self.add(self.formatter.note(line))
+    def show(self, *lines: str) -> None:
+        """Show lines of our own, which are safe to show; one that begins with ! is an error."""
+        for line in lines:
+            self.add(self.formatter.note(line))
 
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line
@@ -3461,13 +3462,13 @@ class Interface(abc.ABC):
         # First: whoever sees a message may answer it at once.
         if isinstance(message, Chat):
             # What is history may be of somebody who had that name then.
-            if (message.to is not None and not own and entries
-                    and message.id > self.client.history_until):
+            is_new = message.id > self.client.history_until
+            if message.to is not None and not own and entries and is_new:
                 self.last_private = message.sender
-        elif isinstance(message, (Renamed, Left)) and self.last_private:
-            if name_key(message.name) == name_key(self.last_private):
-                self.last_private = message.to if isinstance(message, Renamed) else ""
-                self.no_reply = f"{message.name} has left: not sent"
+        elif (isinstance(message, (Renamed, Left))
+              and name_key(message.name) == name_key(self.last_private)):
+            self.last_private = message.to if isinstance(message, Renamed) else ""
+            self.no_reply = f"{message.name} has left: not sent"
         for entry in entries:
             self.add(entry)
         if isinstance(message, Motd):
@@ -3728,8 +3729,7 @@ class Plain(Interface):
     # On any thread
 
     def add(self, entry: Entry) -> None:
-        for line in entry.plain():
-            self._print(line)
+        self._print("\n".join(entry.plain()))
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         super()._hear(message, entries, own, rings)
@@ -3904,9 +3904,8 @@ class Search:
         self._at = 0
         # Before this id the server was not asked; None when it has nothing more.
         self._before: Optional[int] = window.talk.oldest or chatproto.MAX_ID
-        self._is_asked = False
-        # Why the server is asked no more, for a reader.
-        self._limit = ""
+        # For a reader: what is waited for, or why the server is asked no more.
+        self._note = ""
 
     @property
     def status(self) -> str:
@@ -3915,8 +3914,7 @@ class Search:
             return f"searching {escape(self._words)}"
         more = "" if self._before is None else "+"
         number = f"{self._at + 1} of {len(self._found)}{more}"
-        waits = ", asking for older ones" if self._is_asked else self._limit
-        return f"found {number}{waits}: Up, Down, Esc back"
+        return f"found {number}{self._note}: Up, Down, Esc back"
 
     def begin(self) -> None:
         """Look in what is here, and go to the newest; else ask the server."""
@@ -3933,31 +3931,29 @@ class Search:
         if 0 <= self._at + by < len(self._found):
             self._at += by
             self._show()
-        elif by > 0 and self._before is not None and not self._is_asked:
+        elif by > 0 and self._before is not None and not self._note:
             self._ask()
         else:
             self._window.notice.ring()
 
     def _ask(self) -> None:
-        self._is_asked = True
+        self._note = ", asking for older ones"
         self._window.ask(self._answered, self.FOUND, self._before, self._words)
 
     def _answered(self, answer: Optional[Recalled]) -> None:
         """The server has looked."""
         if self._window.found is not self:
             return
-        self._is_asked = False
         window = self._window
         older = window.formatter.older(answer) if answer is not None else []
         self._before = answer.older if answer is not None else None
-        if answer is None:
-            self._limit = " (this server cannot search)"
+        self._note = "" if answer is not None else " (this server cannot search)"
         if older:
             self._at = len(self._found)
         self._found += reversed(older)
         if not self._found:
             window.end_search()
-            window.show(f"* nothing was found{self._limit}: {escape(self._words)}")
+            window.show(f"* nothing was found{self._note}: {escape(self._words)}")
         elif older:
             self._show()
         else:
@@ -4535,8 +4531,7 @@ class Commands:
 
     def files(self, rest: str) -> None:
         """/files: what was handed out, with its numbers"""
-        for line in self._ui.formatter.files.lines() or ["* no files"]:
-            self._ui.show(line)
+        self._ui.show(*self._ui.formatter.files.lines() or ["* no files"])
 
     def get(self, rest: str) -> None:
         """/get N [FOLDER]: save a file, here or in a folder"""
@@ -4583,16 +4578,13 @@ class Commands:
 
     def motd(self, rest: str) -> None:
         """/motd: the message of the day"""
-        for line in (self._ui.motd or "there is no message of the day").split("\n"):
-            self._ui.show("* " + _show(line))
+        lines = (self._ui.motd or "there is no message of the day").split("\n")
+        self._ui.show(*("* " + _show(line) for line in lines))
 
     def help(self, rest: str) -> None:
         """/help [keys]: this list, or the keys"""
-        for command in dict.fromkeys(self._table.values()):
-            if rest != "keys":
-                self._ui.show(_help(command))
-        for line in self.KEYS if rest == "keys" else ["//TEXT: say /TEXT"]:
-            self._ui.show(line)
+        commands = map(_help, dict.fromkeys(self._table.values()))
+        self._ui.show(*(self.KEYS if rest == "keys" else [*commands, "//TEXT: say /TEXT"]))
 
 
 

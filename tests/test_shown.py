@@ -9,7 +9,7 @@ import pytest
 import chat_client
 from chat_client import INDENT, Said, Theme
 from chatproto import MAX_TEXT, Booted, Error, Joined, Left, Renamed
-from display import (COOK, FILLER, ISOLATE, NOON, NO_SPACE, RIGHT_TO_LEFT, Display, chat, entry,
+from display import (COOK, FILLER, ISOLATE, NOON, NO_SPACE, RIGHT_TO_LEFT, Display, chat,
                      formatter_of, lines_of, spans_of)
 from terminal import Terminal
 
@@ -121,7 +121,7 @@ def test_formatter_message_of_the_day(text):
     """The message of the day is shown line by line, each marked as such; nothing in it moves
     anything."""
     display = Display(60, 40, typed="half")
-    window = unittest.mock.Mock(motd=text, show=lambda line: display.talk.add(entry(line)))
+    window = unittest.mock.Mock(motd=text, show=display.add)
     chat_client.Commands(window).motd("")
     display.paint()
     assert all(line[:1] in ("*", " ") for line in display.messages())
