@@ -2867,19 +2867,14 @@ class Screen:
                 entry = self.talk.entries[place]
                 shown.append(entry)
                 more = self._rows(entry)[:row + 1 if place == last else None]
-                rows = self._marked(entry, more) + rows
+                if entry is self.found:
+                    more = list(map(_reversed, more))
+                rows = more + rows
                 if len(rows) >= height:
                     break
         # The others forget their rows: thousands of entries would keep theirs.
         self._wrapped = {entry: self._wrapped[entry] for entry in shown}
         return [[] for _ in range(height - len(rows))] + rows[max(0, len(rows) - height):]
-
-    def _marked(self, entry: Entry, rows: "list[Row]") -> "list[Row]":
-        """Rows of an entry, reversed where it is the one that was found."""
-        if entry is not self.found:
-            return rows
-        return [[(f"{style.partition(LINK)[0] or 0};7", what, columns)
-                 for style, what, columns in row] for row in rows]
 
     def _beside(self, rows: "list[Row]") -> "list[Row]":
         """The rows of messages, with the names of people beside them."""
@@ -2938,8 +2933,7 @@ class Screen:
         if height + 1 + len(typed) < self._height:
             rows.insert(0, self._padded(self._fitting(
                 self.pinned, self._theme.pinned, self._width), self._width, self._theme.pinned))
-        rows += [self._status()] if self._height > 1 else []
-        rows = (rows + typed)[-self._height:]
+        rows = [*rows, self._status(), *typed][-self._height:]
         if len(self._painted) != len(rows):
             self._painted = [None] * len(rows)
         changed = [old != new for old, new in zip(self._painted, rows)]
@@ -2963,6 +2957,11 @@ class Screen:
         """True when an address goes on from the edge of a row to the next row."""
         return (bool(row and other) and LINK in row[-1][0] and row[-1][0] == other[0][0]
                 and _width(row) == self._width)
+
+
+def _reversed(row: Row) -> Row:
+    """A row of what was found."""
+    return [(f"{style.partition(LINK)[0] or 0};7", what, columns) for style, what, columns in row]
 
 
 @functools.lru_cache(maxsize=1)
@@ -3251,7 +3250,8 @@ class Interface(abc.ABC):
         self.no_reply = "nobody has written to you privately"
         self.client = ChatClient(
             arguments.host, arguments.port, arguments.name, receipts=receipts,
-            on_welcome=self._on_welcome, on_message=self._on_message, on_state=self._on_state,
+            on_welcome=self._callback(self._on_welcome),
+            on_message=self._callback(self._on_message), on_state=self._on_state,
             on_lost=functools.partial(self.post, self._lose), on_end=self._on_end,
             tls=arguments.tls, trust=arguments.trust, password=arguments.secret)
         self.settings = Settings(config)
@@ -3377,7 +3377,8 @@ class Interface(abc.ABC):
             find: Optional[str] = None) -> None:
         """Ask for older messages; answered(answer) is called as an event, with None where the
         server cannot tell."""
-        self.client.recall(count, before, find, functools.partial(self._on_answer, answered, find))
+        self.client.recall(count, before, find, self._callback(
+            functools.partial(self._on_answer, answered, find)))
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
@@ -3488,6 +3489,10 @@ class Interface(abc.ABC):
             self.client.rename(self.client.wanted)
 
     # On the client's thread
+
+    def _callback(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """What is called in place of it for each frame."""
+        return callback
 
     def post(self, event: Callable[..., None], *arguments: Any) -> None:
         """Have an event run; on the thread "file" as well."""
@@ -3637,17 +3642,15 @@ class Plain(Interface):
             # A daemon, as nothing can end its wait for a line.
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         while self._over is None:
-            try:
+            with contextlib.suppress(queue.Empty):
                 # The end is noticed within that time, and on Windows Ctrl-C.
                 line = self._lines.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if line is self.END:
-                self.quit("")
-            elif self._is_pipe:
-                self.say(_as_text(line))
-            else:
-                self.commands.run(line)
+                if line is self.END:
+                    self.quit("")
+                elif self._is_pipe:
+                    self.say(_as_text(line))
+                else:
+                    self.commands.run(line)
 
     def _send_files(self) -> None:
         """What --send asks for, one after the other."""
@@ -3751,29 +3754,17 @@ class Plain(Interface):
 
     # On the client's thread
 
-    def _prints_frame(self) -> bool:
-        """With --json: print the frame that is called for. True when that was done."""
-        if self._arguments.json:
-            line = self.client.last_frame.decode("utf-8", "replace")
-            if sys.stdout is not None and sys.stdout.isatty():
-                # In ASCII: else the terminal would obey a peer's C1 controls and bidi marks.
-                line = json.dumps(json.loads(line), separators=(",", ":"))
-                line = line.replace("\x7f", "\\u007f")
-            self._print(line)
-        return bool(self._arguments.json)
+    def _callback(self, callback: Callable[..., None]) -> Callable[..., None]:
+        return self._print_frame if self._arguments.json else callback
 
-    def _on_welcome(self, welcome: Welcome) -> None:
-        if not self._prints_frame():
-            super()._on_welcome(welcome)
-
-    def _on_message(self, message: Message) -> None:
-        if not self._prints_frame():
-            super()._on_message(message)
-
-    def _on_answer(self, answered: Answered, find: Optional[str],
-                   answer: Optional[Recalled]) -> None:
-        if answer is None or not self._prints_frame():
-            super()._on_answer(answered, find, answer)
+    def _print_frame(self, message: Optional[Message]) -> None:
+        """With --json: print the frame that is called for."""
+        line = self.client.last_frame.decode("utf-8", "replace")
+        if sys.stdout is not None and sys.stdout.isatty():
+            # In ASCII: else the terminal would obey a peer's C1 controls and bidi marks.
+            line = json.dumps(json.loads(line), separators=(",", ":"))
+            line = line.replace("\x7f", "\\u007f")
+        self._print(line)
 
     def _connect(self, welcome: Welcome, forgotten: "list[Said]") -> None:
         if welcome.missed:
@@ -4169,7 +4160,7 @@ class Window(Interface):
                              ("SIGCONT", self._resume)):
             _catch([name], functools.partial(self._on_signal, action))
         try:
-            self._enter()
+            self._resume()
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
             threading.Thread(target=self._typing.read, name="keys", daemon=True,
@@ -4261,13 +4252,10 @@ class Window(Interface):
             self._resume()
 
     def _resume(self) -> None:
-        self._enter()
-        self.screen.forget()
-
-    def _enter(self) -> None:
         self._terminal.enter()
         if self._arguments.mouse:
             self._terminal.write(Terminal.MOUSE)
+        self.screen.forget()
 
     # The main thread: keys
 
@@ -4427,7 +4415,6 @@ class Window(Interface):
             self.talk.settle(said)
         if said.code == "muted" and not self._editor.text:
             self._editor.set(said.text if said.to is None else f"/msg {said.to} {said.text}")
-
 
 
 class Commands:

@@ -218,12 +218,12 @@ def test_modes_are_reset_on_entry(desk):
     """Whatever was on before, mouse and keypad are off in the window, and all is off after it."""
     ann = desk()
     ann.shown.feed(b"\x1b[?1000;1002;1003;1006;1h")
-    ann.window._enter()
+    ann.window._resume()
     assert not ann.shown.modes & {1, 1000, 1002, 1003, 1006}
     ann.paper.leave()
     assert not ann.shown.modes & {1000, 1004, 1006, 2004}
     wheel = desk(mouse=True)
-    wheel.window._enter()
+    wheel.window._resume()
     assert {1000, 1006} <= wheel.shown.modes
 
 
