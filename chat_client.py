@@ -2008,7 +2008,7 @@ def _joins(before: str, char: str) -> bool:
             or len(before) == 1 and _is_flag(char) and _is_flag(before))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Columns:
     """How many columns a cluster takes.
 
@@ -2031,18 +2031,25 @@ class Columns:
         """The columns of one cluster."""
         if len(cluster) == 1:
             return _char_columns(cluster)
-        if ZWJ in cluster and self.joined != 2:
-            return sum(map(self.of, filter(None, cluster.split(ZWJ))))
-        first, more = cluster[0], cluster[1:]
-        if _is_flag(first):
-            return self.flag
-        columns = _char_columns(first)
-        widens = self.varied == 2 and (_is_pictograph(first) or first in "0123456789#*")
-        if ZWJ in more and _is_pictograph(first) or "\ufe0f" in more and widens:
-            columns = 2
-        if self.toned != 2:
-            columns += 2 * sum(map(_is_tone, more))
-        return columns + sum(unicodedata.category(char) == "Mc" for char in more)
+        # A long cluster is some peer's joke, and is not kept.
+        measure = _measure if len(cluster) <= 16 else _measure.__wrapped__
+        return measure(self, cluster)
+
+
+@functools.lru_cache(maxsize=4096)
+def _measure(terminal: Columns, cluster: str) -> int:
+    if ZWJ in cluster and terminal.joined != 2:
+        return sum(map(terminal.of, filter(None, cluster.split(ZWJ))))
+    first, more = cluster[0], cluster[1:]
+    if _is_flag(first):
+        return terminal.flag
+    columns = _char_columns(first)
+    widens = terminal.varied == 2 and (_is_pictograph(first) or first in "0123456789#*")
+    if ZWJ in more and _is_pictograph(first) or "\ufe0f" in more and widens:
+        columns = 2
+    if terminal.toned != 2:
+        columns += 2 * sum(map(_is_tone, more))
+    return columns + sum(unicodedata.category(char) == "Mc" for char in more)
 
 
 # --- Keys and the line that is typed ---
@@ -2555,18 +2562,18 @@ class Scrollback:
     def add(self, entry: Entry) -> None:
         """Append an entry. One of our own leaves the unplaced; who came and went goes on with
         the entry before."""
-        last = self._last_placed
+        end, last = self._placed, self._last_placed
         if isinstance(entry, Presence) and isinstance(last, Presence) and last is not self.cleared:
             last.take(entry)
             return
-        end = self._placed
         if entry.said is not None and entry.said.id in self._unplaced:
             at = self.entries.index(self._unplaced.pop(entry.said.id), end)
             self._replace(at, at + 1, [entry])
             self.entries.insert(end, self.entries.pop(at))
         else:
-            self._replace(end, end, [entry])
-        if self._placed > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
+            self.entries.insert(end, entry)
+            self._size += entry.size
+        if end > self.REMEMBERED * 11 // 10 or self._size > self.REMEMBERED_SIZE:
             # Many are dropped at once, as moving the rest costs.
             self._replace(0, max(1, self._placed // 11), [])
 
@@ -2634,12 +2641,12 @@ class Scrollback:
         """Back to the bottom, if one had scrolled away from it."""
         self.place = None
 
-    def mark(self, entry: Entry, is_away: bool) -> None:
+    def mark(self, note: Callable[[str], Entry], is_away: bool) -> None:
         """Append the line that says up to where one has read, where the next entry is the first one
         that the user, who may look elsewhere, does not read at once."""
         if self._unread is None and (is_away or self.place is not None):
-            self._unread = entry
-            self.add(entry)
+            self._unread = note("-- read up to here --")
+            self.add(self._unread)
 
     def unmark(self) -> None:
         """All that is here has been read."""
@@ -4362,7 +4369,7 @@ class Window(Interface):
             if own:
                 self.talk.came_back(message.text, message.to)
             elif entries:
-                self.talk.mark(self.formatter.note("-- read up to here --"), self.notice.is_away)
+                self.talk.mark(self.formatter.note, self.notice.is_away)
                 self.notice.heard(message, rings, self.formatter.is_mention)
         elif isinstance(message, Removed):
             entry = self.talk.entry_of(message.about)
