@@ -2624,8 +2624,10 @@ class Scrollback:
                      if entry.id == id and entry.chat is not None), None)
 
     def index(self, entry: Optional[Entry]) -> int:
-        """Where an entry is; -1 for None, above all of them."""
-        return -1 if entry is None else self.entries.index(entry)
+        """Where an entry is; -1, above all of them, for None and for one that is gone."""
+        if entry is None or entry not in self.entries:
+            return -1
+        return self.entries.index(entry)
 
     @property
     def oldest(self) -> Optional[int]:
@@ -2640,6 +2642,11 @@ class Scrollback:
     def follow(self) -> None:
         """Back to the bottom, if one had scrolled away from it."""
         self.place = None
+
+    def come_back(self, place: Optional[Place]) -> None:
+        """Back to where one was, or to the bottom where that is gone."""
+        is_there = place is not None and self.index(place.entry) >= 0
+        self.place = place if is_there else None
 
     def mark(self, note: Callable[[str], Entry], is_away: bool) -> None:
         """Append the line that says up to where one has read, where the next entry is the first one
@@ -4324,7 +4331,7 @@ class Window(Interface):
         """Back where one was before /search."""
         if self.found is not None:
             self.screen.talk, self.screen.found = self.talk, None
-            self.talk.place = self.found.came_from
+            self.talk.come_back(self.found.came_from)
             self.found = None
 
     def clear(self, rest: str) -> None:

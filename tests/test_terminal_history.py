@@ -319,6 +319,20 @@ def test_search_while_disconnected(desk):
     assert "found 2 of 2:" in ann.status
 
 
+def test_search_comes_back_to_what_is_gone(desk, monkeypatch):
+    """Esc leads to where one was before the search, and to the newest where that was dropped."""
+    monkeypatch.setattr(Scrollback, "REMEMBERED", 40)
+    ann = desk(10, 70)
+    ann.connect(WELCOME, *chats(1, 30))
+    ann.type(PAGE_UP, "/search 29\r")
+    ann.escape()
+    assert numbers(ann)[-1] == "22"
+    ann.type("/search 29\r")
+    ann.hear(*chats(30, 130))
+    ann.escape()
+    assert numbers(ann)[-1] == "129"
+
+
 def test_search_with_ten_thousand_results(desk):
     """All are counted, and each step is one."""
     ann = desk(12, 70)
