@@ -4045,6 +4045,7 @@ class Typing:
         if self._pasted is None and not self._keys.is_busy and Keys.is_paste(data):
             keys = iter([Keys.pasted(data)])
         for key in keys:
+            self._window.painted_at = -math.inf
             self._press(key)
 
     def _press(self, key: Key) -> None:
@@ -4139,7 +4140,7 @@ class Window(Interface):
     few frames, and what is typed waits for a frame at most.
     """
 
-    # Seconds between two paintings.
+    # Seconds between two paintings, where nothing was typed.
     FRAME = 1 / 30
     # Events that may wait; then the client's thread waits, and with it the ACK. It is more
     # than one read can bring: connect() returns only after a whole read.
@@ -4162,6 +4163,8 @@ class Window(Interface):
         # main thread.
         self._events: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]" = (
             queue.SimpleQueue())
+        # When it was painted last (monotonic); a key sets it back, as that is shown at once.
+        self.painted_at = -math.inf
         # While disconnected: when the next try is (monotonic).
         self._lost_until: Optional[float] = None
         # What the status line says until the next key: of older messages that came.
@@ -4202,14 +4205,13 @@ class Window(Interface):
     # The main thread: the loop
 
     def _loop(self) -> None:
-        painted = 0.0
         while self._over is None:
-            wait = painted + self.FRAME - time.monotonic()
+            wait = self.painted_at + self.FRAME - time.monotonic()
             if wait <= 0:
                 self._paint()
                 # Not longer: a signal that the system gives to another thread does not end the
                 # wait, nor does any signal on Windows; and the seconds to the next try count down.
-                painted, wait = time.monotonic(), 0.5
+                self.painted_at, wait = time.monotonic(), 0.5
             with contextlib.suppress(queue.Empty):
                 # Only those that are there, that what is typed may be seen.
                 for _ in range(max(1, self._events.qsize())):
