@@ -270,10 +270,6 @@ DEFAULT = Settings()
 
 # Of the history file's format. Version 1 had no checksums, and no `speaker`.
 SCHEMA_VERSION = 2
-# Entries, or bytes of them, read from the file at once for a member that catches up: what its
-# window takes.
-FEED_FRAMES = chatproto.WINDOW
-FEED_BYTES = chatproto.WINDOW_BYTES
 # Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
 # worst of texts, in which the room waits. It goes on where the step ended.
 LOOK_ROWS = 500
@@ -374,6 +370,19 @@ _WORDS = (
 )
 
 
+class Entry(NamedTuple):
+    """An entry of the log. The frame of one that is damaged is empty."""
+
+    id: int
+    # As it is sent, with its line end.
+    frame: bytes
+    # The sessions that it is for, by their numbers; None is everybody.
+    audience: Optional[FrozenSet[int]] = None
+    # The number of the session that said it; None: the host, or nobody knows.
+    speaker: Optional[int] = None
+    is_chat: bool = False
+
+
 class _Row(NamedTuple):
     """What the server reads of an entry: _COLUMNS. Texts are bytes, see HistoryFile."""
 
@@ -385,16 +394,6 @@ class _Row(NamedTuple):
     about: Optional[int]
     speaker: Optional[int]
     checksum: int
-
-    @property
-    def frame(self) -> bytes:
-        """The frame as it is sent, with its line end."""
-        return self.body + b"\n"
-
-    @property
-    def is_public_chat(self) -> bool:
-        """Whether it is something that was said, and to all."""
-        return self.kind == b"chat" and self.one is None
 
     @property
     def is_sound(self) -> bool:
@@ -565,9 +564,22 @@ class _Database:
                 execute(f"DROP TABLE old_{table}")
         self._connection.executescript("PRAGMA incremental_vacuum")
 
-    def _sound(self, rows: "Iterable[tuple[Any, ...]]") -> "Iterator[_Row]":
-        """Those of the entries that are as they were written; the ids of others are noted."""
-        return (row for row in map(_Row._make, rows) if self._keep_sound(row.id, row.is_sound))
+    @contextlib.contextmanager
+    def _entries(self, query: str, after: int = 0, before: int = 0,
+                 number: Optional[int] = None) -> "Iterator[Iterator[Entry]]":
+        """What a query finds. The cursor is closed after use: one that is left half-read stops a
+        checkpoint."""
+        with self._in_words(), contextlib.closing(self._connection.execute(query, {
+                "after": after, "before": before, "number": number})) as rows:
+            yield map(self._entry, rows)
+
+    def _entry(self, values: "tuple[Any, ...]") -> Entry:
+        """The entry of a row of _COLUMNS."""
+        row = _Row._make(values)
+        if not self._keep_sound(row.id, row.is_sound):
+            return Entry(row.id, b"")
+        numbers = frozenset(number for number in (row.one, row.other) if number is not None)
+        return Entry(row.id, row.body + b"\n", numbers or None, row.speaker, row.kind == b"chat")
 
     def _keep_sound(self, id: int, is_sound: bool) -> bool:
         """Note the id of an entry that is not sound; return whether it is."""
@@ -673,10 +685,6 @@ class HistoryFile(_Database):
     def __init__(self, path: str, sync: str = "full", keep_seconds: float = math.inf,
                  keep_messages: float = math.inf) -> None:
         super().__init__(path)
-        # How many commits there were, the seconds of all together, and of the slowest one.
-        self.commits = 0
-        self.seconds = 0.0
-        self.slowest = 0.0
         self._keep_messages = keep_messages
         try:
             with self._in_words():
@@ -724,19 +732,22 @@ class HistoryFile(_Database):
                 self._checkpoint()
         self.last = last
         self._messages += sum(row[2] == Chat.type for row in rows)
-        took = time.perf_counter() - started
-        self.commits += 1
-        self.seconds += took
-        self.slowest = max(self.slowest, took)
-        return took
+        return time.perf_counter() - started
 
-    def house(self) -> Optional[str]:
-        """What save() kept of the room; None where there is nothing, or it is damaged."""
-        return self._kept("house").get("house")
-
-    def files(self) -> "dict[str, str]":
-        """What save() kept of each file."""
-        return {key[5:]: text for key, text in self._kept("file:*").items()}
+    def kept(self, keys: str) -> "dict[str, str]":
+        """What save() kept besides entries and sessions, of the keys like that (GLOB); what is
+        damaged is left out."""
+        found = {}
+        with self._in_words():
+            for row in self._connection.execute("SELECT * FROM kept WHERE key GLOB ?", (keys,)):
+                key = str(row[0], "utf-8", "replace")
+                if row[-1] == _checksum(row[:-1]):
+                    found[key] = str(row[1], "utf-8")
+                else:
+                    logger.warning("%s: damaged: %s is forgotten", self.path,
+                                   "what held in the room (bans, mutes, the pinned line)"
+                                   if key == "house" else "a file")
+        return found
 
     def sessions(self) -> "list[tuple[Any, ...]]":
         """Every row of sessions without its checksum, in the order of leaving; those who had not
@@ -748,84 +759,51 @@ class HistoryFile(_Database):
                      None if booted is None else booted.decode(errors="replace"))
                     for number, secret_hash, name, *numbers, booted, _ in rows]
 
-    def refusals(self) -> "list[tuple[int, int, int, bytes]]":
-        """The errors that refuse a frame and that their member may not have confirmed yet.
-
-        For each the number of the session, the frame that is refused, the error's id and frame.
-        """
-        with self._in_words():
-            rows = self._sound(self._connection.execute(
+    def refusals(self) -> "list[Entry]":
+        """The errors that refuse a frame and that their member may not have confirmed yet."""
+        with self._entries(
                 f"SELECT {_COLUMNS} FROM sessions CROSS JOIN entries INDEXED BY news"
                 " ON one = number AND kind <> 'chat' AND about IS NOT NULL AND id > acked"
-                " ORDER BY id"))
-            return [(row.one or 0, row.about or 0, row.id, row.frame) for row in rows]
+                " ORDER BY id") as entries:
+            return [entry for entry in entries if entry.frame]
 
-    def recent(self, count: int) -> "list[tuple[int, bytes]]":
-        """The last public messages (id, frame), oldest first."""
-        with self._in_words(), self._select(_CHATS + " ORDER BY id DESC LIMIT :count", 0,
-                                            self.last + 1, count=count) as rows:
-            return [(row.id, row.frame) for row in self._sound(rows)][::-1]
+    def newest(self, count: int, size: int) -> "tuple[list[Entry], int]":
+        """The newest entries, at most so many or of so many bytes, oldest first, and the id before
+        them."""
+        newest: "list[Entry]" = []
+        with self._entries(f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC") as entries:
+            for entry in entries:
+                size -= len(entry.frame)
+                if len(newest) == count or size < 0:
+                    return newest[::-1], entry.id
+                if entry.frame:
+                    newest.append(entry)
+        return newest[::-1], self.forgotten
 
-    def newest(self, count: int, size: int) -> (
-            "tuple[list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]], int]"):
-        """The newest entries, at most so many or of so many bytes, and the id before them.
+    def after(self, id: int, upto: int, number: int) -> "tuple[list[Entry], int]":
+        """A window of what session `number` may hear of the entries after `id` up to `upto`; and
+        up to which id it is whole."""
+        with self._entries(_HEARD + " ORDER BY id", id, upto + 1, number) as entries:
+            return window_of(entries, upto)
 
-        For each its id, its frame, whether it is a chat, and the numbers of the sessions that it is
-        for (None is everybody), oldest first.
-        """
-        entries: "list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]]" = []
-        query = f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC"
-        with self._in_words(), self._select(query, 0, 0) as rows:
-            for row in self._sound(rows):
-                frame = row.frame
-                size -= len(frame)
-                if len(entries) == count or size < 0:
-                    return entries[::-1], row.id
-                numbers = tuple(number for number in (row.one, row.other) if number is not None)
-                entries.append((row.id, frame, row.kind == b"chat", numbers or None))
-        return entries[::-1], self.forgotten
-
-    def after(self, id: int, upto: int, number: int) -> "tuple[list[tuple[int, bytes, bool]], int]":
-        """A piece of what session `number` may hear of the entries after `id` up to `upto`.
-
-        For each its id, its frame and whether it is a public chat; and up to which id the piece is
-        whole. It has at most FEED_FRAMES entries, and FEED_BYTES with the last one beyond them.
-        """
-        piece: "list[tuple[int, bytes, bool]]" = []
-        size, whole = 0, id
-        with self._in_words(), self._select(_HEARD + " ORDER BY id", id, upto + 1, number) as rows:
-            for looked, values in enumerate(rows):
-                if looked == FEED_FRAMES or size >= FEED_BYTES:
-                    return piece, whole
-                row = _Row._make(values)
-                whole = row.id
-                if self._keep_sound(row.id, row.is_sound):
-                    piece.append((row.id, row.frame, row.is_public_chat))
-                    size += len(row.body)
-        return piece, upto
-
-    def before(self, id: int, count: int, number: int, find: "Collection[str]" = ()) -> (
-            "tuple[list[tuple[int, bytes]], Optional[int]]"):
-        """The newest messages before `id` that session `number` may hear, newest first.
+    def before(self, id: int, count: int, number: Optional[int],
+               find: "Collection[str]" = ()) -> "tuple[list[Entry], Optional[int]]":
+        """The newest messages before `id` that session `number` may hear (None: everybody), newest
+        first.
 
         With `find` only those whose text holds all these words. Second the id before which to go
         on; None: there is nothing older. One call looks at LOOK_ROWS messages or LOOK_BYTES of
         them at most: so it may find fewer than `count`, or none, and still say where to go on.
         """
-        with self._in_words(), self._select(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
-                                            number) as rows:
-            chats = ((row.id, row.frame if self._keep_sound(row.id, row.is_sound) else b"")
-                     for row in map(_Row._make, rows))
-            return look_through(chats, count, find)
+        with self._entries(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
+                           number) as entries:
+            return look_through(entries, count, find)
 
-    def chat(self, id: int) -> "Optional[tuple[bytes, tuple[int, ...]]]":
-        """The frame of a chat, and the numbers of the sessions that it is for (none: everybody);
-        None when there is no chat of that id."""
+    def chat(self, id: int) -> Optional[Entry]:
+        """The chat of that id; None when there is none."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE id = :after AND kind = 'chat'"
-        with self._in_words(), self._select(query, id, 0) as rows:
-            for row in self._sound(rows):
-                return row.frame, tuple(one for one in row[3:5] if one is not None)
-        return None
+        with self._entries(query, id) as entries:
+            return next((entry for entry in entries if entry.frame), None)
 
     def said_by(self, number: int, count: int) -> "list[int]":
         """The ids of the last chats of a session, newest first; removed ones are left out."""
@@ -838,10 +816,9 @@ class HistoryFile(_Database):
     def public(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind an id, and the id up to which it is whole."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE id > :after ORDER BY id LIMIT {TRIM_ROWS}"
-        with self._in_words(), self._select(query, after, 0) as rows:
-            found = [_Row._make(row) for row in rows]
-        frames = [row.frame for row in found
-                  if row.one is None and self._keep_sound(row.id, row.is_sound)]
+        with self._entries(query, after) as entries:
+            found = list(entries)
+        frames = [entry.frame for entry in found if entry.audience is None and entry.frame]
         return frames, found[-1].id if found else after
 
     def trim(self, now: float, steady: Optional[float] = None) -> bool:
@@ -915,20 +892,6 @@ class HistoryFile(_Database):
         if self.path != ":memory:":
             self._identity = self._place()
 
-    def _kept(self, keys: str) -> "dict[str, str]":
-        """What save() kept besides entries and sessions, of the keys like that (GLOB)."""
-        found = {}
-        with self._in_words():
-            for row in self._connection.execute("SELECT * FROM kept WHERE key GLOB ?", (keys,)):
-                key = str(row[0], "utf-8", "replace")
-                if row[-1] == _checksum(row[:-1]):
-                    found[key] = str(row[1], "utf-8")
-                else:
-                    logger.warning("%s: damaged: %s is forgotten", self.path,
-                                   "what held in the room (bans, mutes, the pinned line)"
-                                   if key == "house" else "a file")
-        return found
-
     def _keep(self, values: "Mapping[str, Optional[str]]") -> None:
         """Inside a transaction."""
         for key, text in values.items():
@@ -941,12 +904,6 @@ class HistoryFile(_Database):
     def _first(self, query: str) -> Any:
         """The first column of the first row that a query finds; None: there is none."""
         return (self._connection.execute(query).fetchone() or (None,))[0]
-
-    def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
-                count: int = 0) -> "contextlib.closing[Any]":
-        """A cursor that is closed after use: one that is left half-read stops a checkpoint."""
-        return contextlib.closing(self._connection.execute(query, {
-            "after": after, "before": before, "number": number, "count": count}))
 
     def _set_state(self, last: int, forgotten: int) -> None:
         """Write the state. Inside a transaction, with which alone it becomes true."""
@@ -968,7 +925,7 @@ class HistoryFile(_Database):
         query = f"SELECT {_COLUMNS} FROM entries WHERE id = ? AND kind = 'chat'"
         for row in map(_Row._make, execute(query, (id,)).fetchall()):
             if self._keep_sound(id, row.is_sound):
-                row = row._replace(body=removed_frame(row.frame)[:-1])
+                row = row._replace(body=removed_frame(row.body)[:-1])
                 execute("UPDATE entries SET body = CAST(? AS TEXT), checksum = ? WHERE id = ?",
                         (row.body, row.checksum_now(), id))
             else:
@@ -1018,22 +975,33 @@ def search_key(text: str) -> str:
 _SEARCH_PIECE = re.compile(r"[\s\S]{64,128}?(?=[\x00-\x7f])|[\s\S]{1,128}")
 
 
-def look_through(chats: "Iterable[tuple[int, bytes]]", count: int, find: "Collection[str]") -> (
-        "tuple[list[tuple[int, bytes]], Optional[int]]"):
-    """The first `count` of these chats (id, frame) whose text holds all words, and the id before
-    which to go on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES. The
-    frame of one that is damaged is empty."""
-    found: "list[tuple[int, bytes]]" = []
+def look_through(entries: "Iterable[Entry]", count: int, find: "Collection[str]") -> (
+        "tuple[list[Entry], Optional[int]]"):
+    """The first `count` of these chats whose text holds all words, and the id before which to go
+    on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES."""
+    found: "list[Entry]" = []
     size, words = 0, [search_key(word) for word in find]
-    for looked, (id, frame) in enumerate(chats):
+    for looked, entry in enumerate(entries):
         if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
-            return found, id + 1
-        text = search_key(json.loads(frame)["text"]) if words and frame else ""
+            return found, entry.id + 1
+        text = search_key(json.loads(entry.frame)["text"]) if words and entry.frame else ""
         # NFKC makes 18 characters of one.
-        size += len(frame) + len(text)
-        if frame and all(word in text for word in words):
-            found.append((id, frame))
+        size += len(entry.frame) + len(text)
+        if entry.frame and all(word in text for word in words):
+            found.append(entry)
     return found, None
+
+
+def window_of(entries: "Iterable[Entry]", upto: int) -> "tuple[list[Entry], int]":
+    """As many entries as a window takes, and the place behind them: `upto` with the last one."""
+    window: "list[Entry]" = []
+    room = WINDOW_BYTES
+    for entry in entries:
+        room -= len(entry.frame)
+        if len(window) == WINDOW or room < 0:
+            return window, window[-1].id
+        window.append(entry)
+    return window, upto
 
 
 def export_history(path: str, output: str) -> int:
@@ -1175,25 +1143,19 @@ class Journal:
         # Which run of ids this is, the newest id, and the newest when this process started.
         self.epoch = secrets.token_hex(8) if history is None else history.epoch
         self.last = self.begun = 0 if history is None else history.last
-        # Ids of the chats in memory: under None what was said in public, under the number of a
-        # session what was said to it or by it in private.
-        self._chats: "collections.defaultdict[Optional[int], list[int]]" = (
-            collections.defaultdict(list))
-        # The last public chats, which newcomers get, whatever the bound of the log.
-        self._recent: "deque[tuple[int, bytes]]" = deque(maxlen=HISTORY)
+        # The chats in memory: those of the log, and the last public ones, which newcomers get,
+        # whatever the bound of the log.
+        self._chats: "list[Entry]" = []
         # What the next commit puts into the file: rows of entries, sessions that changed, and the
         # numbers of those that are forgotten.
         self._rows: "list[tuple[Any, ...]]" = []
         self.changed: "dict[Session, None]" = {}
         self.removed: "list[int]" = []
-        # And what takes the place of chats that the host took back, by their ids; and what else it
-        # is to keep, but what is kept of files (see NoFiles).
-        self._erased: "dict[int, bytes]" = {}
+        # The ids of chats that the host took back; and what else it is to keep, but what is kept of
+        # files (see NoFiles).
+        self._erased: "list[int]" = []
         self.kept: "dict[str, Optional[str]]" = {}
         self.files: Any = NoFiles()
-        # Of the chats in memory that were said since this process started: who said each (None: the
-        # host), and for whom.
-        self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
         # Bytes that were added since the last commit.
         self.added = 0
         # The file could not be read up to this id.
@@ -1204,12 +1166,10 @@ class Journal:
 
     def _load(self, history: HistoryFile) -> None:
         entries, self.log.start = history.newest(LOG_FRAMES, LOG_BYTES)
-        for id, frame, is_chat, numbers in entries:
-            audience = None if numbers is None else frozenset(numbers)
-            self.log.append(id, frame, audience)
-            if is_chat:
-                self._index(id, audience)
-        self._recent.extend(history.recent(HISTORY))
+        for entry in entries:
+            self.log.append(entry.id, entry.frame, entry.audience)
+        older, _ = history.before(self.log.start + 1, HISTORY, None)
+        self._chats = older[::-1] + [entry for entry in entries if entry.is_chat]
         # Nobody reads yet: when that is makes no difference.
         self.log.publish(self.last, 0.0)
 
@@ -1232,17 +1192,10 @@ class Journal:
         self.log.append(message.id, frame, audience)
         self.added += len(frame)
         if isinstance(message, Chat):
-            self._index(message.id, audience)
-            self._said[message.id] = speaker, audience
-            if audience is None:
-                self._recent.append((message.id, frame))
+            self._chats.append(Entry(message.id, frame, audience, speaker, is_chat=True))
         if self._history is not None:
             numbers = tuple(sorted(audience or ()))
             self._rows.append(entry_row(message, frame, numbers, self.now(), speaker))
-
-    def _index(self, id: int, audience: "Optional[FrozenSet[int]]") -> None:
-        for number in (None,) if audience is None else audience:
-            self._chats[number].append(id)
 
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
@@ -1255,26 +1208,17 @@ class Journal:
             try:
                 rows = [session.row() for session in self.changed]
                 kept = {**self.kept, **{f"file:{key}": text for key, text in files.items()}}
-                took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
+                took = history.save(self.last, self._rows, rows, self.removed, self._erased,
                                     kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
             self.disk.worked(history.path, took)
-        for done in (self._rows, self.changed, self.removed, self.kept):
+        for done in (self._rows, self.changed, self.removed, self._erased, self.kept):
             done.clear()
-        if self._erased:
-            self._erase()
         if files:
             self.files.committed()
         return True
-
-    def _erase(self) -> None:
-        """What the host took back is committed: nobody hears its text any more."""
-        self.log.replace(self._erased)
-        self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
-                             HISTORY)
-        self._erased.clear()
 
     # Bounds
 
@@ -1292,14 +1236,12 @@ class Journal:
     def forget(self, upto: int) -> None:
         """Keep in memory only what comes behind an id."""
         self.log.forget(upto)
-        recent = {id for id, _ in self._recent}
-        for id in list(itertools.takewhile(lambda id: id <= upto, self._said)):
-            if id not in recent:
-                del self._said[id]
-        for number, ids in list(self._chats.items()):
-            del ids[:bisect.bisect_right(ids, upto)]
-            if not ids:
-                del self._chats[number]
+        last = [chat for chat in self.public_chats(HISTORY) if chat.id <= upto]
+        self._chats[:self._number(upto)] = last
+
+    def _number(self, place: int) -> int:
+        """Which of the chats in memory is the first behind a place."""
+        return bisect.bisect_left(self._chats, Entry(place + 1, b""))
 
     def delete_old(self, steady: float) -> bool:
         """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
@@ -1312,9 +1254,8 @@ class Journal:
             return False
         upto = self._history.forgotten
         if upto > self.log.start:
-            self.forget(upto)
-        while self._recent and self._recent[0][0] <= upto:
-            self._recent.popleft()
+            self.log.forget(upto)
+        del self._chats[:self._number(upto)]
         self.files.drop(lambda file: 0 < file.message <= upto)
         return more
 
@@ -1332,9 +1273,10 @@ class Journal:
 
     # What is not read from the log
 
-    def recent(self, after: int) -> "list[tuple[int, bytes]]":
-        """The last public chats with an id above `after`."""
-        return [chat for chat in self._recent if chat[0] > after]
+    def public_chats(self, count: int) -> "list[Entry]":
+        """The last public chats in memory, oldest first."""
+        public = (chat for chat in reversed(self._chats) if chat.audience is None)
+        return list(itertools.islice(public, count))[::-1]
 
     def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int, int]]":
         """What `session` hears next behind a place before its `begin` or below the start of the
@@ -1342,43 +1284,36 @@ class Journal:
         when it is there no more: the reader is too slow, or comes back and is told what it
         missed."""
         upto = session.begin if after < session.begin else self.log.start
-        found: "list[tuple[int, bytes]]" = []
         if self._history is not None and after < self.log.start:
             if after < self.forgotten:
                 return None
             try:
-                rows, upto = self._history.after(after, min(upto, self.log.start), session.number)
+                entries, place = self._history.after(after, min(upto, self.log.start),
+                                                     session.number)
             except HistoryError as error:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
-            found = [(id, frame) for id, frame, is_public_chat in rows
-                     if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
-            found = self._said_between(max(after, session.history_from), upto)
+            entries, place = window_of(self._chats[self._number(after):self._number(upto)], upto)
         else:
             return None
-        return _window_of(found, upto)
-
-    def _said_between(self, after: int, upto: int) -> "list[tuple[int, bytes]]":
-        """Public chats in memory between two places, a window of them at most."""
-        ids = self._chats.get(None, [])
-        first = bisect.bisect_right(ids, after)
-        here = [(id, self.log.frame(id))
-                for id in ids[first:min(bisect.bisect_right(ids, upto), first + WINDOW)]]
-        kept = [chat for chat in self._recent if after < chat[0] <= min(upto, self.log.start)]
-        return kept + here
+        heard = [entry for entry in entries if session.hears(entry)]
+        return [entry.frame for entry in heard], place, heard[-1].id if heard else 0
 
     def older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
         """The frames that `recall` asks for, oldest first, and before which id there may be more.
 
-        Found by an index, in memory as in the file: what it costs is what it returns, or with
-        `find` a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
+        It is a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
         """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
         words = (recall.find or "")[:MAX_FIND].split()
-        found, older = look_through(self._chats_before(before, session), count, words)
+        end = self._number(before - 1)
+        first = max(self._number(self.log.start), end - LOOK_ROWS - 1)
+        found, older = look_through(
+            (chat if chat.audience is None or session.number in chat.audience
+             else Entry(chat.id, b"") for chat in reversed(self._chats[first:end])), count, words)
         if older is None and self._history is not None:
             try:
                 more, older = self._history.before(min(before, self.log.start + 1),
@@ -1388,52 +1323,39 @@ class Journal:
                 logger.error("older messages cannot be read: %s", error)
         frames: "list[bytes]" = []
         room = RECALL_BYTES
-        for id, frame in found:
-            room -= len(frame)
+        for chat in found:
+            room -= len(chat.frame)
             if room < 0:
-                return frames[::-1], id + 1
-            frames.append(frame)
+                return frames[::-1], chat.id + 1
+            frames.append(chat.frame)
         return frames[::-1], older
-
-    def _chats_before(self, before: int, session: Session) -> "Iterator[tuple[int, bytes]]":
-        """The newest chats before an id that `session` may hear, of those in memory, newest first:
-        as many as are looked at, and one that tells where to go on."""
-        ids: "list[int]" = []
-        for number in (None, session.number):
-            said = self._chats.get(number, [])
-            end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - LOOK_ROWS - 1):end]
-        return ((id, self.log.frame(id)) for id in sorted(ids, reverse=True))
 
     # What the host takes back
 
-    def chat(self, id: int) -> "Optional[tuple[bytes, FrozenSet[int]]]":
-        """The frame of a chat and the sessions that it is for (none: everybody); None when there is
-        no chat of that id. Raises HistoryError."""
-        frame = self._erased.get(id) or self.log.frame(id) or dict(self._recent).get(id, b"")
-        if id in self._said and frame:
-            return frame, self._said[id][1] or frozenset()
-        found = self._history.chat(id) if self._history is not None else None
-        return None if found is None else (frame or found[0], frozenset(found[1]))
+    def chat(self, id: int) -> Optional[Entry]:
+        """The chat of that id; None when there is none. Raises HistoryError."""
+        number = self._number(id - 1)
+        if number < len(self._chats) and self._chats[number].id == id:
+            return self._chats[number]
+        return self._history.chat(id) if self._history is not None else None
 
-    def said_by(self, number: Optional[int], count: int) -> "list[int]":
-        """The ids of the last chats of a session that were not removed, newest first. Raises
-        HistoryError."""
-        here = [id for id, (speaker, _) in self._said.items() if speaker == number]
-        kept = (self._history.said_by(number, count)
-                if self._history is not None and number is not None else [])
-        return [id for id in sorted({*here, *kept}, reverse=True)
-                if id not in self._erased and _REMOVED_FIELD not in self.log.frame(id)][:count]
+    def said_by(self, speaker: Optional[int], count: int) -> "list[int]":
+        """The ids of the last chats of a session that were not removed, newest first. Of the host
+        (None) only what it said since this process started. Raises HistoryError."""
+        here = [chat.id for chat in self._chats
+                if chat.speaker == speaker and _REMOVED_FIELD not in chat.frame
+                and (speaker is not None or chat.id > self.begun)]
+        kept = (self._history.said_by(speaker, count)
+                if self._history is not None and speaker is not None else [])
+        return sorted({*here, *kept}, reverse=True)[:count]
 
-    def erase(self, id: int, frame: bytes) -> None:
-        """Take the text out of a chat, with the next commit."""
-        self._erased[id] = removed_frame(frame)
-
-    def public_chats(self, count: int) -> "list[bytes]":
-        """The last public chats in memory, oldest first."""
-        here = [self._erased.get(id) or self.log.frame(id)
-                for id in self._chats.get(None, [])[-count:]]
-        return here if len(here) >= len(self._recent) else [frame for _, frame in self._recent]
+    def erase(self, chats: "Iterable[Entry]") -> None:
+        """Take the text out of chats: here now, and in the file with the next commit."""
+        frames = {chat.id: removed_frame(chat.frame) for chat in chats}
+        self.log.replace(frames)
+        self._chats = [chat._replace(frame=frames.get(chat.id, chat.frame))
+                       if chat.id in frames else chat for chat in self._chats]
+        self._erased += frames
 
     def public(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, from the file where there is one, and
@@ -1452,24 +1374,7 @@ class Journal:
     def close(self) -> None:
         """Give the history file back. Not on the sequencer's thread, but after it."""
         if self._history is not None:
-            logger.debug("%d commits, %.2f ms each, the slowest %.0f ms", self._history.commits,
-                         1000 * self._history.seconds / max(1, self._history.commits),
-                         1000 * self._history.slowest)
             self._history.close()
-
-
-def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int, int]":
-    """As many frames as a window takes, the place behind them (`upto` with the last one), and the
-    id of the last one (0: there is none)."""
-    frames: "list[bytes]" = []
-    room = chatproto.WINDOW_BYTES
-    for _, frame in found:
-        room -= len(frame)
-        if len(frames) == chatproto.WINDOW or room < 0:
-            place = found[len(frames) - 1][0]
-            return frames, place, place
-        frames.append(frame)
-    return frames, upto, found[-1][0] if found else 0
 
 
 # --- Who is here ---
@@ -1532,6 +1437,11 @@ class Session:
     def acked(self) -> int:
         """The newest id of ours that the member has acknowledged."""
         return max(self._acked, self.link.manager.acked) if self.link else self._acked
+
+    def hears(self, entry: Entry) -> bool:
+        """Whether an entry that may be for it is: of what was before it came only public chats."""
+        floor = self.history_from if entry.is_chat and entry.audience is None else self.begin
+        return bool(entry.frame) and entry.id > floor
 
     def unlink(self) -> None:
         """Forget the connection, and remember how far it came."""
@@ -2103,12 +2013,12 @@ class Delivery(Part):
             self._concerned.update(dict.fromkeys(audience))
         self.journal.add(message, numbers, speaker.number if speaker else None)
 
-    def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
-        """The same by the numbers of sessions, of which some may have left; none is everybody."""
+    def add_for(self, message: Message, numbers: "Optional[FrozenSet[int]]") -> None:
+        """The same by the numbers of sessions, of which some may have left; None is everybody."""
         self._news_at = -math.inf
-        self.journal.add(message, numbers or None)
+        self.journal.add(message, numbers)
         self._concerned.update((session, None) for session in self.members
-                               if session.number in numbers)
+                               if numbers and session.number in numbers)
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
@@ -2241,15 +2151,15 @@ class Entrance(Part):
         for row in history.sessions():
             session = numbers[row[0]] = Session.from_row(row)
             self.members.remember(session)
-        house = history.house()
-        if house is not None:
+        for text in history.kept("house").values():
             try:
-                self.house.from_json(house)
+                self.house.from_json(text)
             except ValueError as why:
                 logger.warning("%s", why)
-        for number, _, _, frame in history.refusals():
-            error = chatproto.decode(frame[:-1], chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
-            if number in numbers and isinstance(error, Error):
+        for entry in history.refusals():
+            error: Any = chatproto.decode(entry.frame[:-1],
+                                          chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
+            for number in entry.audience or ():
                 numbers[number].refusals.append(error)
 
     # Coming in
@@ -2397,8 +2307,8 @@ class Entrance(Part):
         if join.session is not None and join.epoch != journal.epoch:
             begun = max(journal.begun, journal.forgotten)
             return Session(number, secret_hash, begun, begun), begun - journal.begun
-        recent = journal.recent(seen)
-        history_from = recent[0][0] - 1 if recent else journal.last
+        recent = [chat for chat in journal.public_chats(HISTORY) if chat.id > seen]
+        history_from = recent[0].id - 1 if recent else journal.last
         missed = max(0, journal.last - seen - len(recent)) if seen else 0
         return Session(number, secret_hash, number, history_from), missed
 
@@ -2510,7 +2420,8 @@ class Handouts(Part):
         if history is None:
             store.load(None)
         else:
-            store.load(history.files(), history.forgotten)
+            store.load({key[5:]: text for key, text in history.kept("file:*").items()},
+                       history.forgotten)
         self.journal.files = store
         self.house.rules = dataclasses.replace(
             self.house.rules, files=store.most if self.house.takes_files else None)
@@ -2598,7 +2509,7 @@ class Host(Part):
     def talk(self, count: int) -> "list[bytes]":
         """The frames of the last public messages, oldest first. What was private is never shown
         here."""
-        return self.journal.public_chats(count)
+        return [chat.frame for chat in self.journal.public_chats(count)]
 
     def record(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, and the place behind it: the same one
@@ -2776,7 +2687,7 @@ class Host(Part):
             return f"the file of message {id}, which is kept no more, is removed"
         if chat is None:
             raise LookupError(f"there is no message {id}")
-        if _REMOVED_FIELD in chat[0]:
+        if _REMOVED_FIELD in chat.frame:
             raise LookupError(f"message {id} is removed already")
         self._remove([id])
         return f"message {id} is removed"
@@ -2806,16 +2717,13 @@ class Host(Part):
     def _remove(self, ids: "list[int]") -> None:
         gone = set(ids)
         self.journal.files.drop(lambda file: file.message in gone)
-        for id in sorted(ids):
-            chat = self.journal.chat(id)
-            if chat is None:
-                # It is damaged, and nobody gets it.
-                continue
-            frame, numbers = chat
-            self.journal.erase(id, frame)
-            self._delivery.add_for(Removed(self.journal.next_id(), id), numbers)
-            if not numbers:
-                sender = json.loads(frame)["from"]
+        # One that is damaged nobody gets.
+        chats = [chat for chat in map(self.journal.chat, sorted(ids)) if chat is not None]
+        self.journal.erase(chats)
+        for chat in chats:
+            self._delivery.add_for(Removed(self.journal.next_id(), chat.id), chat.audience)
+            if chat.audience is None:
+                sender = json.loads(chat.frame)["from"]
                 self._delivery.records.append(f"* the host removed a message of {sender}")
 
 

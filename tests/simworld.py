@@ -305,7 +305,7 @@ class Deeds:
         if found is None:
             return
         chat = self.world.modules.chatproto.decode(
-            found[0][:-1], self.world.modules.chatproto.INSTRUCTIONS["server"])
+            found.frame[:-1], self.world.modules.chatproto.INSTRUCTIONS["server"])
         try:
             self.room.host.remove(id)
         except (LookupError, self.world.modules.chat_server.HistoryError):

@@ -35,8 +35,8 @@ FAULTS = {
     "2: an error that has left the log is not said again": [
         ("chat_server", "        for error in lost:\n", "        for error in ():\n")],
     "2: refusals are forgotten by a restart": [
-        ("chat_server", "        for number, _, _, frame in history.refusals():\n",
-         "        for number, _, _, frame in ():\n")],
+        ("chat_server", "        for entry in history.refusals():\n",
+         "        for entry in ():\n")],
     "3: private messages go to everybody": [
         ("chat_server", "            self._delivery.add(chat, both, speaker=session)\n",
          "            self._delivery.add(chat, speaker=session)\n")],
@@ -60,8 +60,8 @@ FAULTS = {
         ("chatproto", "        if is_behind:\n"
          "            self._owner.behind(False)\n        return True\n", "        return True\n")],
     "5: a piece of the file is off by one": [
-        ("chat_server", "                    return piece, whole\n",
-         "                    return piece, whole + 1\n")],
+        ("chat_server", "            return window, window[-1].id\n",
+         "            return window, window[-1].id + 1\n")],
     "5: the ACK of what was fed is counted in the log": [
         ("chatproto", "None if id < place\n", "None if False\n"),
         ("chatproto", "            if last <= id < place:\n", "            if False:\n")],
@@ -157,17 +157,17 @@ FAULTS = {
         ("chat_server", "chats WHERE kind = 'chat' AND one = :number",
          "chats WHERE kind = 'chat' AND one IS NOT NULL")],
     "what was taken back stays in the log": [
-        ("chat_server", "        self.log.replace(self._erased)\n", "")],
+        ("chat_server", "        self.log.replace(frames)\n", "")],
     "what was taken back stays in what newcomers get": [
-        ("chat_server", "[(id, self._erased.get(id, frame)) for id, frame in self._recent]",
-         "self._recent")],
+        ("chat_server", "                       if chat.id in frames else chat for",
+         "                       if False else chat for")],
     "what was taken back stays in the file": [
         ("chat_server", "                for id in erased:\n", "                for id in ():\n")],
     "nobody is told what was taken back": [
-        ("chat_server", "            self._delivery.add_for(Removed(self.journal.next_id(), id),"
-         " numbers)\n", "")],
+        ("chat_server", "            self._delivery.add_for(Removed(self.journal.next_id(), "
+         "chat.id), chat.audience)\n", "")],
     "bans and mutes are forgotten by a restart": [
-        ("chat_server", "                self.house.from_json(house)\n",
+        ("chat_server", "                self.house.from_json(text)\n",
          "                pass\n")],
     "a mute is not looked up": [
         ("chat_server", "        if mute is not None:\n            raise ProtocolError(\"muted\"",
@@ -175,8 +175,8 @@ FAULTS = {
     "who is banned comes back by its session": [
         ("chat_server", "        self.house.check_entry(join.name, owned, link.origin)\n", "")],
     "older private messages are everybody's": [
-        ("chat_server", "        for number in (None, session.number):\n            said",
-         "        for number in list(self._chats):\n            said")],
+        ("chat_server", "if chat.audience is None or session.number in chat.audience\n",
+         "if True\n")],
     "TLS: a record that is not whole is the end": [
         ("chatproto", "            if plain or self.overhead:\n"
          "                return plain or None\n", "            return plain\n")],
