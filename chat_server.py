@@ -1227,14 +1227,11 @@ class Journal:
         """Whether the log in memory has reached a bound: then shorten() it."""
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
-    def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+    def shorten(self) -> None:
+        """The oldest tenth of the log in memory goes, or more where one batch was long, of what is
         published."""
         count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
-        return min(self.log.oldest(count), self.log.end)
-
-    def forget(self, upto: int) -> None:
-        """Keep in memory only what comes behind an id."""
+        upto = min(self.log.oldest(count), self.log.end)
         self.log.forget(upto)
         last = [chat for chat in self.public_chats(HISTORY) if chat.id <= upto]
         self._chats[:self._number(upto)] = last
@@ -2109,26 +2106,11 @@ class Delivery(Part):
             link.manager.ping(id, frame)
 
     def catch_up(self) -> None:
-        """Have all readers step over what was private to others before some of that is deleted:
-        else who heard nothing since would count as one who missed it."""
+        """Have all readers step over what was private to others before some of that is deleted or
+        leaves the log: else who heard nothing since would count as one who missed it."""
         for session in self.members:
             if session.link is not None and session.link.manager.sent < self.journal.log.end:
                 session.link.manager.catch_up()
-
-    def shorten(self) -> "list[Connection]":
-        """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
-        whose place is there, when there is no file to feed them from."""
-        upto, slow = self.journal.shorter(), []
-        for session in self.members:
-            link = session.link
-            # What comes before its begin is not read from the log.
-            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
-                # Perhaps all of it was private to others.
-                link.manager.catch_up()
-                if link.manager.acked < upto and not self.journal.feeds:
-                    slow.append(link)
-        self.journal.forget(upto)
-        return slow
 
 
 class Entrance(Part):
@@ -2864,8 +2846,9 @@ class Room(Part):
         """
         self._has_searched = False
         if self.journal.is_too_long:
-            for link in self._delivery.shorten():
-                self._entrance.too_slow(link)
+            # Then who reads below the start of the log asks to be fed.
+            self._delivery.catch_up()
+            self.journal.shorten()
         self._delivery.flush()
 
     @property

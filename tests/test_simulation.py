@@ -75,8 +75,8 @@ FAULTS = {
          "            upto =", "            upto =")],
     "7: what waits to be published is forgotten": [
         ("chat_server",
-         "        return min(self.log.oldest(count), self.log.end)\n",
-         "        return self.log.oldest(len(self.log))\n")],
+         "        upto = min(self.log.oldest(count), self.log.end)\n",
+         "        upto = self.log.oldest(len(self.log))\n")],
     "8: a newcomer hears what happened before it came": [
         ("chatproto", "        if self.sent >= self._begin:\n", "        if True:\n")],
     "8: the place is taken when the welcome is written": [
