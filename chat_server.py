@@ -23,7 +23,7 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
-    Receipts, Notes
+    Receipts    who is told who heard
     Handouts    which files there are
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
@@ -294,7 +294,7 @@ class HistoryError(Exception):
     """The history file cannot be used: the text says which and why."""
 
 
-# Each row of a table carries its checksum: see _checksum() and _Row.
+# Each row of a table carries its checksum: see _checksum() and _entry_checksum().
 _SCHEMA = (
     """CREATE TABLE state (
         epoch TEXT NOT NULL,            -- which run of ids this is
@@ -383,33 +383,22 @@ class Entry(NamedTuple):
     is_chat: bool = False
 
 
-class _Row(NamedTuple):
-    """What the server reads of an entry: _COLUMNS. Texts are bytes, see HistoryFile."""
+def _is_sound(row: "tuple[Any, ...]") -> bool:
+    """Whether a row of _COLUMNS is as it was written. Its texts are bytes, see HistoryFile."""
+    return isinstance(row[2], bytes) and bool(row[-1] == _entry_checksum(*row[:-1]))
 
-    id: int
-    kind: bytes
-    body: bytes
-    one: Optional[int]
-    other: Optional[int]
-    about: Optional[int]
-    speaker: Optional[int]
-    checksum: int
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is as it was written."""
-        return isinstance(self.body, bytes) and self.checksum == self.checksum_now()
+def _entry_checksum(id: int, kind: bytes, body: bytes, one: Optional[int], other: Optional[int],
+                    about: Optional[int], speaker: Optional[int]) -> int:
+    """The checksum of an entry.
 
-    def checksum_now(self) -> int:
-        """The checksum that it should have.
-
-        A CRC-32 finds every change of up to 32 bits that stand together, so every changed byte; and
-        of changes that move other bytes, as that of a length, all but one in four billion. It is
-        against disks and not against persons: who can write the file can write a checksum. What no
-        one is ever sent is left out (`at`, which only tells --keep the age, and the names).
-        """
-        return zlib.crc32(self.body, zlib.crc32(b"%d %a %a %a %a %a" % (
-            self.id, self.kind, self.one, self.other, self.about, self.speaker)))
+    A CRC-32 finds every change of up to 32 bits that stand together, so every changed byte; and of
+    changes that move other bytes, as that of a length, all but one in four billion. It is against
+    disks and not against persons: who can write the file can write a checksum. What no one is ever
+    sent is left out (`at`, which only tells --keep the age, and the names).
+    """
+    return zlib.crc32(body, zlib.crc32(
+        b"%d %a %a %a %a %a" % (id, kind, one, other, about, speaker)))
 
 
 def _in_our_words(path: str, error: Exception) -> str:
@@ -419,7 +408,7 @@ def _in_our_words(path: str, error: Exception) -> str:
 
 
 def _checksum(row: "tuple[Any, ...]") -> int:
-    """The checksum of a row of state or sessions without the one that it has: see _Row."""
+    """The checksum of a row of state or sessions without the one that it has."""
     return zlib.crc32(b"\0".join(
         value if isinstance(value, bytes) else str(value).encode() for value in row))
 
@@ -546,7 +535,7 @@ class _Database:
         """
         execute, define = self._connection.execute, self._connection.create_function
         define("checksum", -1, lambda *row: _checksum(row))
-        define("row_checksum", 7, lambda *row: _Row._make((*row, 0)).checksum_now())
+        define("row_checksum", 7, _entry_checksum)
         define("is_frame", 3, lambda id, *row: self._keep_sound(id, _is_frame(id, *row)))
         with self._transaction():
             for table in "state", "entries", "sessions":
@@ -575,11 +564,11 @@ class _Database:
 
     def _entry(self, values: "tuple[Any, ...]") -> Entry:
         """The entry of a row of _COLUMNS."""
-        row = _Row._make(values)
-        if not self._keep_sound(row.id, row.is_sound):
-            return Entry(row.id, b"")
-        numbers = frozenset(number for number in (row.one, row.other) if number is not None)
-        return Entry(row.id, row.body + b"\n", numbers or None, row.speaker, row.kind == b"chat")
+        id, kind, body, one, other, _, speaker, _ = values
+        if not self._keep_sound(id, _is_sound(values)):
+            return Entry(id, b"")
+        numbers = frozenset(number for number in (one, other) if number is not None)
+        return Entry(id, body + b"\n", numbers or None, speaker, kind == b"chat")
 
     def _keep_sound(self, id: int, is_sound: bool) -> bool:
         """Note the id of an entry that is not sound; return whether it is."""
@@ -923,11 +912,11 @@ class HistoryFile(_Database):
         """Take the text out of a chat; one that is damaged goes as a whole."""
         execute = self._connection.execute
         query = f"SELECT {_COLUMNS} FROM entries WHERE id = ? AND kind = 'chat'"
-        for row in map(_Row._make, execute(query, (id,)).fetchall()):
-            if self._keep_sound(id, row.is_sound):
-                row = row._replace(body=removed_frame(row.body)[:-1])
+        for row in execute(query, (id,)).fetchall():
+            if self._keep_sound(id, _is_sound(row)):
+                row = *row[:2], removed_frame(row[2])[:-1], *row[3:-1]
                 execute("UPDATE entries SET body = CAST(? AS TEXT), checksum = ? WHERE id = ?",
-                        (row.body, row.checksum_now(), id))
+                        (row[2], _entry_checksum(*row), id))
             else:
                 execute("DELETE FROM entries WHERE id = ?", (id,))
 
@@ -942,10 +931,10 @@ def entry_row(message: Message, frame: bytes, numbers: "tuple[int, ...]", now: f
     """
     sender = getattr(message, "sender", None) or getattr(message, "name", None)
     one, other = (*numbers, None, None)[:2]
-    row = _Row(message.id, message.type.encode(), frame[:-1], one, other,
-               message.about if isinstance(message, Error) else None, speaker, 0)
+    row = (message.id, message.type.encode(), frame[:-1], one, other,
+           message.about if isinstance(message, Error) else None, speaker)
     return (message.id, getattr(message, "at", now), message.type, sender,
-            getattr(message, "to", None), frame[:-1].decode(), *row[3:-1], row.checksum_now())
+            getattr(message, "to", None), frame[:-1].decode(), *row[3:], _entry_checksum(*row))
 
 
 # As it stands in the frame of a chat that was removed; in a text the quotes would be escaped.
@@ -1039,7 +1028,7 @@ def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
     is_unchecked = _pragma(file, "user_version") == 1
     columns = "id, kind, body" if is_unchecked else _COLUMNS
     for row in file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id"):
-        if not (_is_frame(*row) if is_unchecked else _Row._make(row).is_sound):
+        if not (_is_frame(*row) if is_unchecked else _is_sound(row)):
             damaged += 1
             continue
         body = row[2].decode()
@@ -1095,18 +1084,15 @@ class Disk:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Why the last commit failed ("disk full"), and when the first one did; when one worked
-        # again. Any thread may read the first.
+        # Why the last commit failed ("disk full"), and when one worked again. Any thread may read
+        # the first.
         self.failure: Optional[str] = None
-        self._failed_at = -math.inf
         self.recovered_at = -math.inf
         # When a slow commit was logged.
         self._slow_at = -math.inf
 
     def failed(self, why: str) -> None:
         """A commit could not be made."""
-        if self.failure is None:
-            self._failed_at = self._clock()
         if self.failure != why:
             logger.error("nothing is acknowledged until this is mended: %s", why)
         self.failure = why
@@ -1115,8 +1101,7 @@ class Disk:
         """A commit was made, in so many seconds."""
         now = self._clock()
         if self.failure is not None:
-            logger.info("%s can be written again, after %.1f s; nothing was lost", path,
-                        now - self._failed_at)
+            logger.info("%s can be written again; nothing was lost", path)
             self.failure, self.recovered_at = None, now
         if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
             self._slow_at = now
@@ -1477,11 +1462,10 @@ class Members:
         self._by_secret: "dict[bytes, Session]" = {}
         # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
-        # Those in the list.
-        self.listed: "set[Session]" = set()
-        # The listed names as they are in a frame, as many as fit, and how many these are; None: to
-        # be made anew.
-        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
+        # Those in the list, each with its name as it is in a frame.
+        self.listed: "dict[Session, bytes]" = {}
+        # These names, as many as fit, and how many these are; None: to be made anew.
+        self._encoded: "Optional[tuple[bytes, int]]" = None
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -1534,8 +1518,7 @@ class Members:
         self.remember(session)
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         successor = None
-        if session in self.listed:
-            self.listed.remove(session)
+        if self.listed.pop(session, None) is not None:
             self._encoded = None
             # Mostly all are listed, and nobody has to be looked for.
             if len(self) > len(self.listed):
@@ -1572,7 +1555,8 @@ class Members:
         del self._by_name[name_key(session.name)]
         session.name = name
         self._by_name[name_key(name)] = session
-        self._encoded = None
+        if session in self.listed:
+            self._list(session)
 
     def free_name_like(self, name: str) -> str:
         """A name like this one that nobody here has."""
@@ -1584,23 +1568,17 @@ class Members:
         """The listed names as they are in a frame, joined by commas, and how many there are: as
         many as USERS_BYTES hold."""
         if self._encoded is None:
-            names = [session.name for session in self if session in self.listed]
-            encoded = chatproto.encode_strings(names)
-            while len(encoded) > USERS_BYTES:
-                del names[-1 - len(names) // 20:]
-                encoded = chatproto.encode_strings(names)
-            self._encoded = encoded, len(names)
+            names = list(self.listed.values())
+            # A comma behind each.
+            ends = itertools.accumulate(len(name) + 1 for name in names)
+            count = bisect.bisect_right(list(ends), USERS_BYTES + 1)
+            self._encoded = b",".join(names[:count]), count
         return self._encoded
 
     def _list(self, session: Session) -> None:
         """A member comes into the list."""
-        self.listed.add(session)
-        if self._encoded is not None:
-            # A hundredth of what encoding all names would take.
-            before, count = self._encoded
-            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
-            if len(encoded) <= USERS_BYTES:
-                self._encoded = encoded, count + 1
+        self.listed[session] = chatproto.encode_strings([session.name])
+        self._encoded = None
 
 
 # --- What holds in the room ---
@@ -1697,11 +1675,6 @@ class House:
         self.is_motd_set = False
         # Whether the host lets members upload files, where that can be.
         self.takes_files = True
-
-    @property
-    def is_special(self) -> bool:
-        """Whether newcomers have to be told what holds."""
-        return self.rules != Rules(0)
 
     def to_json(self) -> str:
         """What from_json() takes."""
@@ -1910,31 +1883,6 @@ def _log_bug(where: str, error: BaseException) -> None:
     logger.debug("its traceback", exc_info=error)
 
 
-class Notes:
-    """Lines for the log of the program. Several in a row to whom the same happens are one line: a
-    line is 60 us, a tenth of what a join takes."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._who: "list[str]" = []
-
-    def __bool__(self) -> bool:
-        return bool(self._who)
-
-    def add(self, what: str, who: str) -> None:
-        """Note what happens to whom."""
-        if what != self._what:
-            self.write()
-            self._what = what
-        self._who.append(who)
-
-    def write(self) -> None:
-        """Write what was noted."""
-        if self._who:
-            logger.info("%s: %s", self._what, ", ".join(self._who))
-            self._who.clear()
-
-
 class Shared(NamedTuple):
     """What the parts of the room have in common."""
 
@@ -1966,17 +1914,6 @@ class Part:
             self.alarm.at(when, rung)
 
 
-class Opening(NamedTuple):
-    """How a connection is let in."""
-
-    session: Session
-    # The frame that it hears first, and its place in the log.
-    welcome: bytes
-    place: int
-    # Which frames of its are refused, each with the id of the error.
-    refused: "list[tuple[int, int]]"
-
-
 class Delivery(Part):
     """What goes out after a batch of events: what is added to the journal is committed and
     published, readers are woken, and then frames are confirmed."""
@@ -1986,11 +1923,12 @@ class Delivery(Part):
         # Takes a line for the chat log, which is not escaped yet.
         self._record = record
         self.records: "list[str]" = []
-        self.notes = Notes()
-        # Connections that end, or come in with their Opening; bare frames for some, which come
-        # before their ACKs; those whose frames are to be confirmed when what they did is committed;
-        # and those to be pinged.
-        self.touched: "dict[Connection, Optional[Opening]]" = {}
+        # Lines for the log of the program: what happens, and to whom.
+        self.notes: "list[tuple[str, str]]" = []
+        # Connections that end, or come in, with the welcome and the place in the log for open();
+        # bare frames for some, which come before their ACKs; those whose frames are to be confirmed
+        # when what they did is committed; and those to be pinged.
+        self.touched: "dict[Connection, Optional[tuple[bytes, int]]]" = {}
         self.bare: "list[tuple[Connection, bytes]]" = []
         self.to_confirm: "dict[Connection, None]" = {}
         self.idle: "list[Connection]" = []
@@ -2039,6 +1977,17 @@ class Delivery(Part):
         if session.link is not None:
             session.link.manager.refuse(error.about, error.id)
 
+    def note(self, what: str, who: str) -> None:
+        """Note what happens to whom, for the log of the program."""
+        self.notes.append((what, who))
+
+    def write_notes(self) -> None:
+        """Several in a row to whom the same happens are one line: a line is 60 us, a tenth of what
+        a join takes."""
+        for what, notes in itertools.groupby(self.notes, lambda note: note[0]):
+            logger.info("%s: %s", what, ", ".join(who for _, who in notes))
+        self.notes.clear()
+
     def news_due(self) -> None:
         """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
 
@@ -2055,7 +2004,7 @@ class Delivery(Part):
         touched, self.touched = self.touched, {}
         for link, opening in touched.items():
             if opening is not None:
-                _guarded(link.open, opening, self.journal)
+                _guarded(link.open, *opening, self.journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2074,7 +2023,7 @@ class Delivery(Part):
                 self._later(self._news_at, self.news_due)
             return None
         self._news_at = now + NEWS_EVERY
-        self.notes.write()
+        self.write_notes()
         return journal.log.publish(ping - 1 if ping else journal.last, now)
 
     def _wake(self, news: News) -> None:
@@ -2163,7 +2112,7 @@ class Entrance(Part):
             if session is None or not session.present:
                 self._check_entry(link, join, session)
         except ProtocolError as error:
-            self._delivery.notes.add(
+            self._delivery.note(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
             if error.code in ("banned", "full"):
                 self.end(link, error.code)
@@ -2252,12 +2201,11 @@ class Entrance(Part):
             missed += journal.missing(place)
         if session.present:
             self.close(session, booted="this session has joined again from elsewhere")
-            self._delivery.notes.add("back", f"{session.name} from {link.address}")
+            self._delivery.note("back", f"{session.name} from {link.address}")
         else:
             self._enter(session, join.name)
-            self._delivery.notes.add("joined", f"{session.name} from {link.address}")
+            self._delivery.note("joined", f"{session.name} from {link.address}")
         self._refuse_again(session, seen)
-        refused = [(error.about or 0, error.id) for error in session.refusals]
         got = session.confirmed_for(seen) if resumed else 0
         welcome = self._welcome(session, secret, resumed, got, missed)
         session.receipts = join.receipts
@@ -2271,11 +2219,11 @@ class Entrance(Part):
         session.lost_at = math.inf
         self._tell_rules(session)
         self.receipts.come_back(session)
-        self._delivery.touched[link] = Opening(session, welcome, place, refused)
+        self._delivery.touched[link] = welcome, place
 
     def _tell_rules(self, session: Session) -> None:
         """What holds in the room, where that is not what a client takes for granted."""
-        if self.house.is_special:
+        if self.house.rules != Rules(0):
             rules = dataclasses.replace(self.house.rules, id=self.journal.next_id())
             self._delivery.add(rules, (session,))
 
@@ -2366,18 +2314,23 @@ class Entrance(Part):
             self._delivery.touched[link] = None
             return
         self.close(session)
-        self._delivery.notes.add("lost", f"{session.name} ({why})")
+        self._delivery.note("lost", f"{session.name} ({why})")
         session.lost_at = self.alarm.clock()
         self._later(session.lost_at + self.settings.grace, self.grace_over, session)
 
+    def turn_away(self, link: Connection, what: str, error: ProtocolError) -> None:
+        """Say why, and end the connection. A member is told when it comes back, in its place in the
+        order."""
+        if not link.ended:
+            who = link.session.name if link.session else link.address
+            self._delivery.note(what, f"{who} ({error}), connection closed")
+            self._delivery.refuse(link, error)
+            self.end(link, what)
+
     def too_slow(self, link: Connection) -> None:
-        """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
-        place in the order."""
-        if link.session is not None and not link.ended:
-            self._delivery.notes.add("too slow", f"{link.session.name}, connection closed")
-            self._delivery.refuse(link, ProtocolError(
-                "too-slow", "you did not keep up and were disconnected"))
-            self.end(link, "too slow")
+        """A slow reader does not keep up."""
+        self.turn_away(link, "too slow", ProtocolError(
+            "too-slow", "you did not keep up and were disconnected"))
 
     def grace_over(self, session: Session) -> None:
         """A member may have had its time to come back, since it was lost for the last time."""
@@ -2624,7 +2577,7 @@ class Host(Part):
 
     def _send_off(self, session: Session, reason: str) -> None:
         why = f" ({escape(reason)})" if reason else ""
-        self._delivery.notes.add("booted", session.name + why)
+        self._delivery.note("booted", session.name + why)
         self._entrance.close(session, booted=reason)
         self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
 
@@ -2676,25 +2629,25 @@ class Host(Part):
 
     def remove_last(self, name: str) -> str:
         """Take back what somebody said last."""
-        ids = self._said_by(name, 1)
-        self._remove(ids)
+        self._remove_said(name, 1)
         return f"the last message of {escape(name)} is removed"
 
     def remove_all(self, name: str) -> str:
         """Take back all that somebody said, at most REMOVE_MOST messages at once."""
-        ids = self._said_by(name, REMOVE_MOST)
-        self._remove(ids)
-        more = "; once more for those before them" if len(ids) == REMOVE_MOST else ""
-        what = f"{len(ids)} messages" if len(ids) > 1 else "1 message"
-        return f"{what} of {escape(name)} {'are' if len(ids) > 1 else 'is'} removed{more}"
+        count = self._remove_said(name, REMOVE_MOST)
+        more = "; once more for those before them" if count == REMOVE_MOST else ""
+        what = f"{count} messages" if count > 1 else "1 message"
+        return f"{what} of {escape(name)} {'are' if count > 1 else 'is'} removed{more}"
 
-    def _said_by(self, name: str, count: int) -> "list[int]":
+    def _remove_said(self, name: str, most: int) -> int:
+        """Take back what somebody said last; return how many messages these are."""
         number = (None if name_key(name) == name_key(self.house.rules.host)
                   else self._known(name).number)
-        ids = self.journal.said_by(number, count)
+        ids = self.journal.said_by(number, most)
         if not ids:
             raise LookupError(f"there is no message of {escape(name)}")
-        return ids
+        self._remove(ids)
+        return len(ids)
 
     def _remove(self, ids: "list[int]") -> None:
         gone = set(ids)
@@ -2760,26 +2713,19 @@ class Room(Part):
                     "bad-frame", "the server cannot take this"), message.id or None)
 
     def failed(self, link: Connection, error: ProtocolError) -> None:
-        """What came is no frame: say so, end the connection."""
-        if not link.ended:
-            self._delivery.notes.add("no frame",
-                            f"{link.address} ({error.code}: {error}), connection closed")
-            self._delivery.refuse(link, error)
-            self._entrance.end(link, "sent what is no frame")
+        """What came is no frame."""
+        self._entrance.turn_away(link, "no frame", error)
 
     def overdue(self, link: Connection) -> None:
         """A connection has had its time to join."""
-        if link.session is None and not link.ended:
-            self._delivery.notes.add("not joined",
-                            f"{link.address}, connection closed after {JOIN_TIMEOUT:g} s")
-            self._delivery.refuse(link, ProtocolError(
+        if link.session is None:
+            self._entrance.turn_away(link, "not joined", ProtocolError(
                 "not-joined", f"join within {JOIN_TIMEOUT:g} s"))
-            self._entrance.end(link, "did not join")
 
     def slowed(self, link: Connection) -> None:
         """A member is over the flood limit: its frames wait, none is lost."""
         limit = f"{self.settings.rate:g} messages a second"
-        self._delivery.notes.add("slowed down", f"{link.address}, over {limit}")
+        self._delivery.note("slowed down", f"{link.address}, over {limit}")
         self._delivery.refuse(link, ProtocolError(
             "flooding", f"more than {limit}: yours are slowed down, none is lost"))
 
@@ -2874,7 +2820,7 @@ class Room(Part):
     def close(self) -> None:
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
         but after it."""
-        self._delivery.notes.write()
+        self._delivery.write_notes()
         self.journal.close()
 
     # Frames of members
@@ -2905,7 +2851,7 @@ class Room(Part):
         raise invalid.error
 
     def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
-        self._delivery.notes.add("left", session.name)
+        self._delivery.note("left", session.name)
         self._entrance.close(session)
         self._entrance.leave(session, "quit")
 
@@ -2964,7 +2910,7 @@ class Room(Part):
         renamed = Renamed(session.named_at, old, new, self.journal.now())
         self._delivery.add(renamed, () if session in self.members.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
-        self._delivery.notes.add("renamed", f"{old} to {new}")
+        self._delivery.note("renamed", f"{old} to {new}")
 
     # What is done with the numbered frames of a member.
     _ACTIONS: "dict[type[Message], Callable[..., None]]" = {
@@ -3264,10 +3210,13 @@ class Connection:
         """Whether nothing more is taken from here."""
         return self._last_words is not None
 
-    def open(self, opening: Opening, journal: Journal) -> None:
-        """Let a member in that has just joined: from here on it reads the log. The first piece of
-        what it is fed comes at once, so that an error behind its join finds its place."""
-        session, welcome, place, refused = opening
+    def open(self, welcome: bytes, place: int, journal: Journal) -> None:
+        """Let a member in that has just joined: behind its welcome it reads the log from a place.
+        The first piece of what it is fed comes at once, so that an error behind its join finds its
+        place."""
+        session = self.session
+        assert session is not None
+        refused = [(error.about or 0, error.id) for error in session.refusals]
         self.manager.write_bare(welcome)
         self.manager.open(place, reader=session.number, begin=session.begin, seen=session.got,
                           refused=refused)
