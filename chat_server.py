@@ -682,11 +682,11 @@ class HistoryFile(_Database):
                 # --keep or --keep-messages deleted.
                 self.epoch, self.last, self.forgotten = self._read_state()
                 self._begin(sync)
-                # How many chats there are; --keep-messages alone asks.
-                self._messages: int = 0 if keep_messages == math.inf else self._first(
-                    "SELECT count(*) FROM entries WHERE kind = 'chat'")
-                self._clock = KeepClock(keep_seconds, self._first(
-                    "SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1"))
+                # How many chats there are.
+                newest, self._messages = self._connection.execute(
+                    "SELECT (SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1),"
+                    " (SELECT count(*) FROM entries WHERE kind = 'chat')").fetchone()
+                self._clock = KeepClock(keep_seconds, newest)
         except HistoryError:
             self._connection.close()
             raise
@@ -890,10 +890,6 @@ class HistoryFile(_Database):
                 self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
                                          (key, text, _checksum((key, text))))
 
-    def _first(self, query: str) -> Any:
-        """The first column of the first row that a query finds; None: there is none."""
-        return (self._connection.execute(query).fetchone() or (None,))[0]
-
     def _set_state(self, last: int, forgotten: int) -> None:
         """Write the state. Inside a transaction, with which alone it becomes true."""
         state = last, forgotten, int(_pragma(self._connection, "synchronous") == 1)
@@ -1069,10 +1065,6 @@ class NoFiles:
     def drop(self, is_over: Callable[[Any], bool]) -> int:
         """There is nothing to forget."""
         return 0
-
-    def say(self, owner: bytes, url: str, message: int, sender: str) -> "dict[str, Any]":
-        """Nothing can be handed out."""
-        raise ProtocolError("bad-file", "there are no files here")
 
     def listed(self) -> "list[Any]":
         """What was handed out."""
@@ -1529,18 +1521,14 @@ class Members:
     def _forget_some(self) -> "list[Session]":
         """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
         another address before as many of its own are left."""
-        origins: "dict[str, list[Session]]" = {}
         gone = [session for session in self._by_secret.values() if not session.present]
-        for session in gone:
-            origins.setdefault(session.origin, []).append(session)
-        # How much of its address stays when a session goes, and all that are worth more.
+        # Of each address who has said something comes first, and then who left last. A rank is how
+        # much of its address stays when a session goes, and all that are worth more.
+        kept: "collections.Counter[str]" = collections.Counter()
         ranks: "list[tuple[int, Session]]" = []
-        for sessions in origins.values():
-            # Who has said something comes first, and then who left last.
-            sessions.reverse()
-            sessions.sort(key=lambda session: session.got == 0)
-            weights = itertools.accumulate(session.weight for session in sessions)
-            ranks += zip(weights, sessions)
+        for session in sorted(reversed(gone), key=lambda session: session.got == 0):
+            kept[session.origin] += session.weight
+            ranks.append((kept[session.origin], session))
         ranks.sort(key=lambda rank: rank[0])
         forgotten = []
         self._gone_weight = sum(session.weight for session in gone)
@@ -1595,16 +1583,6 @@ class Hold(NamedTuple):
     # Unix seconds; None: for good.
     until: Optional[float]
     reason: str
-
-    @classmethod
-    def from_json(cls, value: Any) -> Hold:
-        """Raises TypeError or ValueError for what is none."""
-        kind, name, keys, until, reason = value
-        texts = [kind, name, reason, *keys]
-        if not all(type(text) is str for text in texts) or type(until) not in (
-                int, float, type(None)):
-            raise TypeError("no hold")
-        return cls(kind, name, tuple(keys), until, reason)
 
 
 class Holds:
@@ -1693,7 +1671,8 @@ class House:
             kept = json.loads(text)
             rules = Rules.from_fields({**kept, "id": 1})
             assert isinstance(rules, Rules)
-            holds = [Hold.from_json(hold) for hold in kept["holds"]]
+            holds = [Hold(kind, name, tuple(keys), until, reason)
+                     for kind, name, keys, until, reason in kept["holds"]]
             motd = None if kept.get("motd") is None else chatproto.check_text(kept["motd"])
         except (KeyError, TypeError, ProtocolError, RecursionError) as error:
             raise ValueError(f"what held in the room cannot be read: {error}") from error
@@ -1803,8 +1782,8 @@ class Watch:
     # How many should hear it, and when nobody asks any more.
     of: int
     until: float
-    # The last count that was told; -1: none yet.
-    told: int = -1
+    # The last count that was told, and over which connection.
+    told: "tuple[Optional[Connection], int]" = (None, -1)
     # Members who heard it and left.
     left: int = 0
 
@@ -1826,12 +1805,6 @@ class Receipts:
         if of:
             self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
 
-    def come_back(self, speaker: Session) -> None:
-        """What was told last may have been lost with a connection."""
-        for watch in self._watched:
-            if watch.speaker is speaker:
-                watch.told = -1
-
     def leave(self, session: Session) -> None:
         """A member leaves the room: it counts with those who heard what it has acknowledged."""
         for watch in self._watched:
@@ -1848,10 +1821,11 @@ class Receipts:
             count = min(watch.of, self._heard_by(watch, acked, begun))
             link = watch.speaker.link
             # Not before the speaker has its own message: by its place it knows which one is meant.
-            if count != watch.told and link is not None and watch.speaker.acked >= watch.id:
-                watch.told = count
+            if (link is not None and watch.told != (link, count)
+                    and watch.speaker.acked >= watch.id):
+                watch.told = link, count
                 link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
-            if watch.told != watch.of and now < watch.until:
+            if watch.told[1] != watch.of and now < watch.until:
                 keep.append(watch)
         self._watched = deque(keep, RECEIPTS)
 
@@ -2101,7 +2075,11 @@ class Entrance(Part):
             return
         if link.session is not None:
             raise ProtocolError("already-joined", f"you are in, as {link.session.name}")
-        session = self._known(join)
+        owned = self.members.owned(join.session) if join.session is not None else None
+        journal = self.journal
+        # Else it claims to have seen what is not there.
+        is_known = join.epoch == journal.epoch and join.seen <= journal.last
+        session = owned if is_known else None
         if (session is not None and session.link is not None
                 and session.link.since > link.since and link.hung_up()):
             # Threads may bring two joins in the wrong order.
@@ -2110,7 +2088,7 @@ class Entrance(Part):
         try:
             self.password.check(join, session, link.origin)
             if session is None or not session.present:
-                self._check_entry(link, join, session)
+                self._check_entry(link, join, session, owned)
         except ProtocolError as error:
             self._delivery.note(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
@@ -2145,17 +2123,10 @@ class Entrance(Part):
             self._later(now + wait, self.join_later, link, join)
         return bool(wait)
 
-    def _known(self, join: Join) -> Optional[Session]:
-        """The session that `join` proves to own; None without one, and for one that claims to have
-        seen what is not there."""
-        if (join.session is None or join.epoch != self.journal.epoch
-                or join.seen > self.journal.last):
-            return None
-        return self.members.owned(join.session)
-
-    def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
-        """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        owned = self.members.owned(join.session) if join.session else None
+    def _check_entry(self, link: Connection, join: Join, session: Optional[Session],
+                     owned: Optional[Session]) -> None:
+        """Raise ProtocolError if whoever is at `link` and owns a session may not come in under that
+        name, as that session or as a new one."""
         self.house.check_entry(join.name, owned, link.origin)
         if session is None or join.name != session.name:
             chatproto.check_name(join.name)
@@ -2217,15 +2188,11 @@ class Entrance(Part):
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
-        self._tell_rules(session)
-        self.receipts.come_back(session)
-        self._delivery.touched[link] = welcome, place
-
-    def _tell_rules(self, session: Session) -> None:
-        """What holds in the room, where that is not what a client takes for granted."""
+        # What is not as a client takes it for granted.
         if self.house.rules != Rules(0):
-            rules = dataclasses.replace(self.house.rules, id=self.journal.next_id())
+            rules = dataclasses.replace(self.house.rules, id=journal.next_id())
             self._delivery.add(rules, (session,))
+        self._delivery.touched[link] = welcome, place
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
@@ -2385,10 +2352,6 @@ class Handouts(Part):
             raise ProtocolError("flooding", "too many at once: a little later")
         return self.journal.files.start(session.secret_hash, name)
 
-    def keep(self, file: Any) -> None:
-        """So much of it is there."""
-        self.journal.files.keep(file)
-
     def give_up(self, file: Any) -> None:
         """Nothing comes of it."""
         self.journal.files.drop(lambda other: other is file and not file.message)
@@ -2425,10 +2388,6 @@ class Host(Part):
 
     # What is known
 
-    def users(self) -> "list[tuple[str, str]]":
-        """Name and address of each member; the address is "away" in the grace time."""
-        return [(name, address or "away") for name, address, _, _ in self.people()]
-
     def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
         """Name and address of each member, the seconds it is connected (None in the grace time),
         and whether it is muted."""
@@ -2445,11 +2404,6 @@ class Host(Part):
         """The frames of the last public messages, oldest first. What was private is never shown
         here."""
         return [chat.frame for chat in self.journal.public_chats(count)]
-
-    def record(self, after: int) -> "tuple[list[bytes], int]":
-        """A piece of what is for everybody behind a place, and the place behind it: the same one
-        when there is no more."""
-        return self.journal.public(after)
 
     # What is said, and what holds
 
@@ -2506,11 +2460,6 @@ class Host(Part):
         self.house.takes_files = is_on
         self._change(files=self.journal.files.most if is_on else None)
         return f"files are {'on' if is_on else 'off'}"
-
-    def handed_out(self) -> "list[Any]":
-        """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
-        and `url`."""
-        return list(self.journal.files.listed())
 
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
@@ -2806,11 +2755,6 @@ class Room(Part):
     def is_held(self) -> bool:
         """Whether everything waits for the history file. Any thread may ask."""
         return self.journal.disk.failure is not None
-
-    @property
-    def announces(self) -> bool:
-        """Whether everybody is told of who comes next. Any thread may ask."""
-        return not self.members.is_list_full
 
     @property
     def connected(self) -> int:
@@ -3557,7 +3501,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _pace(self) -> None:
         """Have a newcomer wait a little, so that those who talk do not wait for a class that comes
         in."""
-        if self.room.announces:
+        if not self.room.members.is_list_full:
             self._closing.wait(PACE)
         until = self.room.alarm.clock() + ADMIT_WAIT
         while (self.sequencer.inbox.backlog > BUSY and self.room.alarm.clock() < until
@@ -4289,7 +4233,7 @@ class Console:
         place, after = 0, -1
         while place > after:
             after = place
-            frames, place = self.ask(self.host.record, after)
+            frames, place = self.ask(self.host.journal.public, after)
             for frame in frames:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
@@ -4304,15 +4248,16 @@ class Console:
     # The commands that are not the host's alone
 
     def _users(self) -> str:
-        users = self.ask(self.host.users)
-        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
+        return "\n".join(f"{name}  {address or 'away'}" for name, address, *_ in
+                         self.ask(self.host.people)) or "nobody is here"
 
     def _files(self, is_on: Optional[bool] = None) -> str:
         if is_on is not None:
             return str(self.ask(self.host.files, is_on))
         return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
                          f"{escape(file.name)}"
-                         for file in self.ask(self.host.handed_out)) or "there are no files"
+                         for file in self.ask(self.host.journal.files.listed)
+                         ) or "there are no files"
 
     def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
         if id:
@@ -4924,7 +4869,7 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     room.handouts.open(store, history)
 
     def keep(file: Any) -> None:
-        ask(room.handouts.keep, file)
+        ask(store.keep, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.clerk = chat_web.Clerk(
@@ -4936,7 +4881,7 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     """What the host's page shows, as JSON. It is asked for every few seconds by each open page, so
     the sequencer only hands over what there is."""
     people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
-                                             host.handed_out()))
+                                             host.journal.files.listed()))
     rules, said = host.house.rules, map(json.loads, talk)
     return {
         "people": people, "motd": host.house.motd or "", "name": invitation.name,

@@ -52,7 +52,7 @@ class Bench:
 
     def names(self):
         """Who is here."""
-        return [name for name, _ in self.room.host.users()]
+        return [name for name, *_ in self.room.host.people()]
 
     def post(self, method, *arguments):
         self.inbox.append((method, arguments))

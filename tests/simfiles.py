@@ -99,7 +99,7 @@ class Shelf:
             leave(session, reason)
 
         def keep(file):
-            ask(room.handouts.keep, file)
+            ask(self.store.keep, file)
             ask(int)
 
         def give_up(file):

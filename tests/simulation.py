@@ -250,7 +250,7 @@ class History:
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")
             return
-        here = sorted(name for name, address in self.server.room.host.users())
+        here = sorted(name for name, *_ in self.server.room.host.people())
         if sorted(client.session.users.values()) != here:
             self.wrong(
                 f"{client.name} sees {sorted(client.session.users.values())}, there are {here}")
