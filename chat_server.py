@@ -23,13 +23,13 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
-    Receipts    who is told who heard
+    Receipts    who is told who has heard what
     Handouts    which files there are
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
     Host        what the host does: at the console, on the host's page, from code
     Room        the events themselves
-The last five are Parts: each has what they share (Shared) as its own.
+The last six are Parts: each has what they share (Shared) as its own.
 They touch no socket, start no thread and read no clock but the ones they are given. Everything that
 changes them is an event, a method with its arguments, posted to the inbox.
 
@@ -759,15 +759,10 @@ class HistoryFile(_Database):
     def newest(self, count: int, size: int) -> "tuple[list[Entry], int]":
         """The newest entries, at most so many or of so many bytes, oldest first, and the id before
         them."""
-        newest: "list[Entry]" = []
         with self._entries(f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC") as entries:
-            for entry in entries:
-                size -= len(entry.frame)
-                if len(newest) == count or size < 0:
-                    return newest[::-1], entry.id
-                if entry.frame:
-                    newest.append(entry)
-        return newest[::-1], self.forgotten
+            newest, rest = _first_of(entries, count, size)
+        return ([entry for entry in reversed(newest) if entry.frame],
+                self.forgotten if rest is None else rest.id)
 
     def after(self, id: int, upto: int, number: int) -> "tuple[list[Entry], int]":
         """A window of what session `number` may hear of the entries after `id` up to `upto`; and
@@ -979,14 +974,20 @@ def look_through(entries: "Iterable[Entry]", count: int, find: "Collection[str]"
 
 def window_of(entries: "Iterable[Entry]", upto: int) -> "tuple[list[Entry], int]":
     """As many entries as a window takes, and the place behind them: `upto` with the last one."""
-    window: "list[Entry]" = []
-    room = WINDOW_BYTES
+    window, rest = _first_of(entries, WINDOW, WINDOW_BYTES)
+    return window, upto if rest is None else window[-1].id
+
+
+def _first_of(entries: "Iterable[Entry]", count: int,
+              size: float) -> "tuple[list[Entry], Optional[Entry]]":
+    """So many entries, or so many bytes of them, at most; and the first that is left out."""
+    found: "list[Entry]" = []
     for entry in entries:
-        room -= len(entry.frame)
-        if len(window) == WINDOW or room < 0:
-            return window, window[-1].id
-        window.append(entry)
-    return window, upto
+        size -= len(entry.frame)
+        if len(found) == count or size < 0:
+            return found, entry
+        found.append(entry)
+    return found, None
 
 
 def export_history(path: str, output: str) -> int:
@@ -1116,7 +1117,8 @@ class Journal:
                  history: Optional[HistoryFile]) -> None:
         self.log = MessageQueue()
         self._wall_clock = wall_clock
-        self._history = history
+        # From where whoever reads below the start of the log is fed.
+        self.history = history
         # Which run of ids this is, the newest id, and the newest when this process started.
         self.epoch = secrets.token_hex(8) if history is None else history.epoch
         self.last = self.begun = 0 if history is None else history.last
@@ -1169,24 +1171,24 @@ class Journal:
         self.log.append(message.id, frame, audience)
         self.added += len(frame)
         if isinstance(message, Chat):
-            self._chats.append(Entry(message.id, frame, audience, speaker, is_chat=True))
-        if self._history is not None:
+            self._chats.append(Entry(message.id, frame, audience, speaker, True))
+        if self.history is not None:
             numbers = tuple(sorted(audience or ()))
             self._rows.append(entry_row(message, frame, numbers, self.now(), speaker))
 
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
         everything is held."""
-        history, files = self._history, self.files.changes
+        history, files = self.history, self.files.changes
         self.added = 0
         if history is not None and (
                 self._rows or self.changed or self.removed or self._erased or self.kept or files
                 or self.last != history.last):
             try:
-                rows = [session.row() for session in self.changed]
                 kept = {**self.kept, **{f"file:{key}": text for key, text in files.items()}}
-                took = history.save(self.last, self._rows, rows, self.removed, self._erased,
-                                    kept)
+                took = history.save(self.last, self._rows,
+                                    [session.row() for session in self.changed], self.removed,
+                                    self._erased, kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
@@ -1220,13 +1222,13 @@ class Journal:
     def delete_old(self, steady: float) -> bool:
         """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
         return whether there were any. `steady` is a clock that never jumps."""
-        assert self._history is not None
+        assert self.history is not None
         try:
-            more = self._history.trim(self.now(), steady)
+            more = self.history.trim(self.now(), steady)
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
-        upto = self._history.forgotten
+        upto = self.history.forgotten
         if upto > self.log.start:
             self.log.forget(upto)
         del self._chats[:self._number(upto)]
@@ -1234,16 +1236,11 @@ class Journal:
         return more
 
     @property
-    def feeds(self) -> bool:
-        """Whether there is a file to feed from who reads below the start of the log."""
-        return self._history is not None
-
-    @property
     def forgotten(self) -> int:
         """The newest id that can no longer be replayed."""
-        if self._history is None:
+        if self.history is None:
             return self.log.start
-        return max(self._history.forgotten, self._unreadable)
+        return max(self.history.forgotten, self._unreadable)
 
     # What is not read from the log
 
@@ -1258,11 +1255,11 @@ class Journal:
         when it is there no more: the reader is too slow, or comes back and is told what it
         missed."""
         upto = session.begin if after < session.begin else self.log.start
-        if self._history is not None and after < self.log.start:
+        if self.history is not None and after < self.log.start:
             if after < self.forgotten:
                 return None
             try:
-                entries, place = self._history.after(after, min(upto, self.log.start),
+                entries, place = self.history.after(after, min(upto, self.log.start),
                                                      session.number)
             except HistoryError as error:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
@@ -1288,21 +1285,16 @@ class Journal:
         found, older = look_through(
             (chat if chat.audience is None or session.number in chat.audience
              else Entry(chat.id, b"") for chat in reversed(self._chats[first:end])), count, words)
-        if older is None and self._history is not None:
+        if older is None and self.history is not None:
             try:
-                more, older = self._history.before(min(before, self.log.start + 1),
+                more, older = self.history.before(min(before, self.log.start + 1),
                                                    count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
-        frames: "list[bytes]" = []
-        room = RECALL_BYTES
-        for chat in found:
-            room -= len(chat.frame)
-            if room < 0:
-                return frames[::-1], chat.id + 1
-            frames.append(chat.frame)
-        return frames[::-1], older
+        found, rest = _first_of(found, count, RECALL_BYTES)
+        return ([chat.frame for chat in reversed(found)],
+                older if rest is None else rest.id + 1)
 
     # What the host takes back
 
@@ -1311,7 +1303,7 @@ class Journal:
         number = self._number(id - 1)
         if number < len(self._chats) and self._chats[number].id == id:
             return self._chats[number]
-        return self._history.chat(id) if self._history is not None else None
+        return self.history.chat(id) if self.history is not None else None
 
     def said_by(self, speaker: Optional[int], count: int) -> "list[int]":
         """The ids of the last chats of a session that were not removed, newest first. Of the host
@@ -1319,8 +1311,8 @@ class Journal:
         here = [chat.id for chat in self._chats
                 if chat.speaker == speaker and _REMOVED_FIELD not in chat.frame
                 and (speaker is not None or chat.id > self.begun)]
-        kept = (self._history.said_by(speaker, count)
-                if self._history is not None and speaker is not None else [])
+        kept = (self.history.said_by(speaker, count)
+                if self.history is not None and speaker is not None else [])
         return sorted({*here, *kept}, reverse=True)[:count]
 
     def erase(self, chats: "Iterable[Entry]") -> None:
@@ -1334,21 +1326,21 @@ class Journal:
     def public(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, from the file where there is one, and
         the place behind it. Raises HistoryError."""
-        if self._history is not None:
-            return self._history.public(after)
+        if self.history is not None:
+            return self.history.public(after)
         piece = self.log.piece(max(after, self.log.start), self.log.end, NOWHERE, WINDOW,
                                WINDOW_BYTES)
         return (piece.data.splitlines(keepends=True), piece.place) if piece else ([], after)
 
     def missing(self, after: int) -> int:
         """How many of the entries behind a place are known to be lost to damage."""
-        damaged = self._history.damaged if self._history is not None else ()
+        damaged = self.history.damaged if self.history is not None else ()
         return sum(id > after for id in damaged)
 
     def close(self) -> None:
         """Give the history file back. Not on the sequencer's thread, but after it."""
-        if self._history is not None:
-            self._history.close()
+        if self.history is not None:
+            self.history.close()
 
 
 # --- Who is here ---
@@ -1714,11 +1706,6 @@ class House:
         return (self.holds.find(("mute",), _keys_of(session.name, session, session.origin))
                 if self.holds else None)
 
-    def is_hosts(self, name: str) -> bool:
-        """Whether a name is the host's own, or looks like it."""
-        # What looks like "Server" is nobody's name anyway.
-        return self.rules.host != Rules(0).host and chatproto.looks_like(name, self.rules.host)
-
 
 def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]":
     """What somebody is known by, for a Hold."""
@@ -1769,78 +1756,6 @@ class Password:
             raise ProtocolError("password", "that is not the password")
 
 
-# --- Receipts ---
-
-@dataclasses.dataclass
-class Watch:
-    """A message whose speaker wants to know who heard it."""
-
-    id: int
-    speaker: Session
-    # Of a private message.
-    recipient: Optional[Session]
-    # How many should hear it, and when nobody asks any more.
-    of: int
-    until: float
-    # The last count that was told, and over which connection.
-    told: "tuple[Optional[Connection], int]" = (None, -1)
-    # Members who heard it and left.
-    left: int = 0
-
-
-class Receipts:
-    """Tells speakers who heard them: a `heard` each RECEIPT_EVERY while there is something new."""
-
-    def __init__(self, members: Members) -> None:
-        self._members = members
-        self._watched: "deque[Watch]" = deque(maxlen=RECEIPTS)
-
-    def __bool__(self) -> bool:
-        return bool(self._watched)
-
-    def watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
-        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
-        then the oldest is dropped."""
-        of = int(recipient is not speaker) if recipient else len(self._members) - 1
-        if of:
-            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
-
-    def leave(self, session: Session) -> None:
-        """A member leaves the room: it counts with those who heard what it has acknowledged."""
-        for watch in self._watched:
-            if (session is not watch.speaker and watch.recipient is None
-                    and session.here_since < watch.id <= session.acked):
-                watch.left += 1
-
-    def tell(self, now: float) -> None:
-        """Write what has changed."""
-        acked = sorted(max(member.acked, member.here_since) for member in self._members)
-        begun = sorted(member.here_since for member in self._members)
-        keep = []
-        for watch in self._watched:
-            count = min(watch.of, self._heard_by(watch, acked, begun))
-            link = watch.speaker.link
-            # Not before the speaker has its own message: by its place it knows which one is meant.
-            if (link is not None and watch.told != (link, count)
-                    and watch.speaker.acked >= watch.id):
-                watch.told = link, count
-                link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
-            if watch.told[1] != watch.of and now < watch.until:
-                keep.append(watch)
-        self._watched = deque(keep, RECEIPTS)
-
-    @staticmethod
-    def _heard_by(watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
-        """How many have acknowledged a message: of all who have come that far, less those who came
-        only after it."""
-        if watch.recipient is not None:
-            return int(watch.recipient.acked >= watch.id)
-        speaker = watch.speaker
-        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
-        return (watch.left - itself
-                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
-
-
 # --- The room ---
 
 def _guarded(method: Callable[..., Any], *arguments: Any) -> None:
@@ -1886,6 +1801,78 @@ class Part:
         if (event, arguments) not in self._asked:
             self._asked.add((event, arguments))
             self.alarm.at(when, rung)
+
+
+@dataclasses.dataclass
+class Watch:
+    """A message whose speaker wants to know who heard it."""
+
+    id: int
+    speaker: Session
+    # Of a private message.
+    recipient: Optional[Session]
+    # How many should hear it, and when nobody asks any more.
+    of: int
+    until: float
+    # The last count that was told, and over which connection.
+    told: "tuple[Optional[Connection], int]" = (None, -1)
+    # Members who heard it and left.
+    left: int = 0
+
+
+class Receipts(Part):
+    """Tells speakers who heard them: a `heard` each RECEIPT_EVERY while there is something new."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self._watched: "deque[Watch]" = deque(maxlen=RECEIPTS)
+
+    def watch(self, id: int, speaker: Session, recipient: Optional[Session]) -> None:
+        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
+        then the oldest is dropped."""
+        of = int(recipient is not speaker) if recipient else len(self.members) - 1
+        if of:
+            now = self.alarm.clock()
+            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
+            self._later(now + RECEIPT_EVERY, self.tell)
+
+    def leave(self, session: Session) -> None:
+        """A member leaves the room: it counts with those who heard what it has acknowledged."""
+        for watch in self._watched:
+            if (session is not watch.speaker and watch.recipient is None
+                    and session.here_since < watch.id <= session.acked):
+                watch.left += 1
+
+    def tell(self) -> None:
+        """An event: write what has changed."""
+        now = self.alarm.clock()
+        acked = sorted(max(member.acked, member.here_since) for member in self.members)
+        begun = sorted(member.here_since for member in self.members)
+        keep = []
+        for watch in self._watched:
+            count = min(watch.of, self._heard_by(watch, acked, begun))
+            link = watch.speaker.link
+            # Not before the speaker has its own message: by its place it knows which one is meant.
+            if (link is not None and watch.told != (link, count)
+                    and watch.speaker.acked >= watch.id):
+                watch.told = link, count
+                link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
+            if watch.told[1] != watch.of and now < watch.until:
+                keep.append(watch)
+        self._watched = deque(keep, RECEIPTS)
+        if keep:
+            self._later(now + RECEIPT_EVERY, self.tell)
+
+    @staticmethod
+    def _heard_by(watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
+        """How many have acknowledged a message: of all who have come that far, less those who came
+        only after it."""
+        if watch.recipient is not None:
+            return int(watch.recipient.acked >= watch.id)
+        speaker = watch.speaker
+        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
+        return (watch.left - itself
+                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
 
 
 class Delivery(Part):
@@ -1997,7 +1984,8 @@ class Delivery(Part):
                 self._later(self._news_at, self.news_due)
             return None
         self._news_at = now + NEWS_EVERY
-        self.write_notes()
+        if self.notes:
+            self.write_notes()
         return journal.log.publish(ping - 1 if ping else journal.last, now)
 
     def _wake(self, news: News) -> None:
@@ -2042,7 +2030,7 @@ class Entrance(Part):
     def __init__(self, shared: Shared, delivery: Delivery) -> None:
         super().__init__(shared)
         self._delivery = delivery
-        self.receipts = Receipts(shared.members)
+        self.receipts = Receipts(shared)
         # How many members are connected.
         self.connected = 0
         # Of each address the new sessions that it may have now.
@@ -2076,9 +2064,8 @@ class Entrance(Part):
         if link.session is not None:
             raise ProtocolError("already-joined", f"you are in, as {link.session.name}")
         owned = self.members.owned(join.session) if join.session is not None else None
-        journal = self.journal
         # Else it claims to have seen what is not there.
-        is_known = join.epoch == journal.epoch and join.seen <= journal.last
+        is_known = join.epoch == self.journal.epoch and join.seen <= self.journal.last
         session = owned if is_known else None
         if (session is not None and session.link is not None
                 and session.link.since > link.since and link.hung_up()):
@@ -2089,14 +2076,14 @@ class Entrance(Part):
             self.password.check(join, session, link.origin)
             if session is None or not session.present:
                 self._check_entry(link, join, session, owned)
+            if session is None and not may_be_new and self._has_to_wait(link, join):
+                return
         except ProtocolError as error:
             self._delivery.note(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
             if error.code in ("banned", "full"):
                 self.end(link, error.code)
             raise
-        if session is None and not may_be_new and self._has_to_wait(link, join):
-            return
         self._admit(link, join, session)
 
     def join_later(self, link: Connection, join: Join) -> None:
@@ -2115,7 +2102,6 @@ class Entrance(Part):
         allowance = self._newcomers(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
-            self.end(link, "full")
             raise ProtocolError(
                 "full", "too many new ones come from your address: try again later")
         allowance.change(1)
@@ -2146,7 +2132,9 @@ class Entrance(Part):
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
         name."""
-        is_hosts = self.house.is_hosts(name)
+        host = self.house.rules.host
+        # What looks like "Server" is nobody's name anyway.
+        is_hosts = host != Rules(0).host and chatproto.looks_like(name, host)
         if is_hosts or self.members.called(name) is not None:
             whose = "the host's" if is_hosts else "taken"
             raise ProtocolError("name-taken", f"the name {name} is {whose}",
@@ -2166,7 +2154,7 @@ class Entrance(Part):
             place = max(seen, session.history_from)
             # In memory the last chats, which are before its begin, outlive the start of the log;
             # but where that is past its begin nobody could feed it what comes between.
-            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
+            if journal.history is not None or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
@@ -2319,11 +2307,9 @@ class Handouts(Part):
     def open(self, store: Any, history: Optional[HistoryFile]) -> None:
         """Before the sequencer runs: from now on members may upload files, and those that messages
         of the history handed out are there again."""
-        if history is None:
-            store.load(None)
-        else:
-            store.load({key[5:]: text for key, text in history.kept("file:*").items()},
-                       history.forgotten)
+        kept = None if history is None else {
+            key[5:]: text for key, text in history.kept("file:*").items()}
+        store.load(kept, self.journal.forgotten)
         self.journal.files = store
         self.house.rules = dataclasses.replace(
             self.house.rules, files=store.most if self.house.takes_files else None)
@@ -2632,15 +2618,15 @@ class Room(Part):
         shared = Shared(alarm, post, settings, journal, Members(), House(wall_clock))
         super().__init__(shared)
         self._delivery = Delivery(shared, record)
-        self._entrance = Entrance(shared, self._delivery)
+        self.entrance = Entrance(shared, self._delivery)
         self.handouts = Handouts(shared)
-        self.host = Host(shared, self._delivery, self._entrance)
+        self.host = Host(shared, self._delivery, self.entrance)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
-            self._entrance.restore(history)
+            self.entrance.restore(history)
             self._later(alarm.clock() + TRIM_EVERY, self.trim)
 
     # Events from connections
@@ -2661,14 +2647,10 @@ class Room(Part):
                 self._delivery.refuse(link, ProtocolError(
                     "bad-frame", "the server cannot take this"), message.id or None)
 
-    def failed(self, link: Connection, error: ProtocolError) -> None:
-        """What came is no frame."""
-        self._entrance.turn_away(link, "no frame", error)
-
     def overdue(self, link: Connection) -> None:
         """A connection has had its time to join."""
         if link.session is None:
-            self._entrance.turn_away(link, "not joined", ProtocolError(
+            self.entrance.turn_away(link, "not joined", ProtocolError(
                 "not-joined", f"join within {JOIN_TIMEOUT:g} s"))
 
     def slowed(self, link: Connection) -> None:
@@ -2680,17 +2662,13 @@ class Room(Part):
 
     def dead(self, link: Connection) -> None:
         """A member has acknowledged nothing for all its retries."""
-        self._entrance.end(link, "no answer")
+        self.entrance.end(link, "no answer")
         link.cut()
 
     def idle(self, link: Connection) -> None:
         """Nothing was sent to a member for PING_AFTER."""
         if link.session is not None and not link.ended:
             self._delivery.idle.append(link)
-
-    def lost(self, link: Connection, why: str) -> None:
-        """The connection is gone."""
-        self._entrance.end(link, why)
 
     def feed(self, link: Connection, retry: bool) -> None:
         """A member reads below the start of the log, or before its begin, and has room for more;
@@ -2700,12 +2678,12 @@ class Room(Part):
             return
         manager = link.manager
         piece = self.journal.piece(session, manager.acked if retry else manager.sent)
-        if piece is None and self.journal.feeds:
+        if piece is None and self.journal.history is not None:
             # --keep overtook it, or the file cannot be read: it comes back, and is told what is
             # missing.
-            self._entrance.end(link, "what it missed is there no more")
+            self.entrance.end(link, "what it missed is there no more")
         elif piece is None:
-            self._entrance.too_slow(link)
+            self.entrance.too_slow(link)
         elif retry:
             if piece[0]:
                 manager.resend(piece[0][0])
@@ -2723,13 +2701,6 @@ class Room(Part):
         now = self.alarm.clock()
         later = TRIM_EVERY if self.journal.delete_old(now) else TRIM_LATER
         self._later(now + later, self.trim)
-
-    def receipts(self) -> None:
-        """Tell speakers how many have heard them, while there is something to tell."""
-        now = self.alarm.clock()
-        self._entrance.receipts.tell(now)
-        if self._entrance.receipts:
-            self._later(now + RECEIPT_EVERY, self.receipts)
 
     # After a batch of events
 
@@ -2759,7 +2730,7 @@ class Room(Part):
     @property
     def connected(self) -> int:
         """How many members are connected. Any thread may ask."""
-        return self._entrance.connected
+        return self.entrance.connected
 
     def close(self) -> None:
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
@@ -2773,13 +2744,13 @@ class Room(Part):
         """Raises ProtocolError for what is refused."""
         session = link.session
         if isinstance(message, Join):
-            self._entrance.join(link, message)
+            self.entrance.join(link, message)
         elif isinstance(message, Invalid) and message.kind == Join.type:
             raise message.error
         elif session is None:
             raise ProtocolError("not-joined", "join first")
         elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
-            self._entrance.too_slow(link)
+            self.entrance.too_slow(link)
         elif message.id:
             self._delivery.to_confirm[link] = None
             # Else it is a duplicate: it was sent again, as its ACK was lost or is still held.
@@ -2796,8 +2767,8 @@ class Room(Part):
 
     def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
         self._delivery.note("left", session.name)
-        self._entrance.close(session)
-        self._entrance.leave(session, "quit")
+        self.entrance.close(session)
+        self.entrance.leave(session, "quit")
 
     def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
         """Answer with older messages. Of searches only one step is made in a batch, so that many
@@ -2826,8 +2797,7 @@ class Room(Part):
             both = (session,) if recipient is session else (session, recipient)
             self._delivery.add(chat, both, speaker=session)
         if session.receipts:
-            self._entrance.receipts.watch(chat.id, session, recipient, now)
-            self._later(now + RECEIPT_EVERY, self.receipts)
+            self.entrance.receipts.watch(chat.id, session, recipient)
 
     def _recipient(self, to: str, seen: Optional[int]) -> Session:
         """Whom a private message is for. Raises ProtocolError when there is none of that name, or
@@ -2848,7 +2818,7 @@ class Room(Part):
         self.house.check_entry(new, None, "")
         # "Ann" may become "ann".
         if name_key(new) != name_key(old):
-            self._entrance.check_free(new)
+            self.entrance.check_free(new)
         self.members.rename(session, new)
         session.named_at = self.journal.next_id()
         renamed = Renamed(session.named_at, old, new, self.journal.now())
@@ -3014,7 +2984,7 @@ class Connection:
             why = str(end)
         finally:
             # After a bug, too: else its member would stay for ever.
-            self._room.post(self._room.lost, self, why)
+            self._room.post(self._room.entrance.end, self, why)
             self.manager.close()
             # Some who are over are kept for a while.
             self._decoder = None
@@ -3125,7 +3095,7 @@ class Connection:
             self._slowed_at = now
             self._room.post(self._room.slowed, self)
         if self._failure is not None and not self._held:
-            self._room.post(self._room.failed, self, self._failure)
+            self._room.post(self._room.entrance.turn_away, self, "no frame", self._failure)
             self._failure = None
         return wait
 

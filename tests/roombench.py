@@ -268,7 +268,7 @@ class BenchMember:
 
     def lose(self):
         """The connection breaks."""
-        self.bench.post(self.bench.room.lost, self.connection, "broken")
+        self.bench.post(self.bench.room.entrance.end, self.connection, "broken")
         self.bench.settle()
         self.gone()
 

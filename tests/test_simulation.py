@@ -60,8 +60,8 @@ FAULTS = {
         ("chatproto", "        if is_behind:\n"
          "            self._owner.behind(False)\n        return True\n", "        return True\n")],
     "5: a piece of the file is off by one": [
-        ("chat_server", "            return window, window[-1].id\n",
-         "            return window, window[-1].id + 1\n")],
+        ("chat_server", "    return window, upto if rest is None else window[-1].id\n",
+         "    return window, upto if rest is None else window[-1].id + 1\n")],
     "5: the ACK of what was fed is counted in the log": [
         ("chatproto", "None if id < place\n", "None if False\n"),
         ("chatproto", "            if last <= id < place:\n", "            if False:\n")],
@@ -145,9 +145,9 @@ FAULTS = {
          "        state = 0, forgotten, int(_pragma(")],
     "an entry and its session in two commits": [
         ("chat_server",
-         "                took = history.save(self.last, self._rows, rows, self.removed,",
+         "                took = history.save(self.last, self._rows,\n",
          "                history.save(self.last, self._rows, [], [])\n"
-         "                took = history.save(self.last, [], rows, self.removed,")],
+         "                took = history.save(self.last, [],\n")],
     "a new epoch after a restart with history": [
         ("chat_server", "if history is None else history.epoch\n", "\n")],
     "live before the file is read to its end": [
@@ -269,6 +269,7 @@ SHOWN_IN = {
     "files: one is handed out twice": [54],
     "files: one is handed out before it is whole": [962],
     "files: --keep leaves them": [238, 318],
+    "files: a full disk keeps a half": [502, 574],
     "files: one is deleted before that is committed": [378, 578],
 }
 
