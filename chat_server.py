@@ -479,13 +479,13 @@ class _Database:
         execute = self._connection.execute
         # A text may be damaged: sqlite3 would raise an error that quotes it.
         self._connection.text_factory = bytes
-        # Before the first look: so no second process shares the WAL.
-        execute("PRAGMA locking_mode = EXCLUSIVE")
-        # macOS: fsync() alone leaves it in the disk's cache.
-        execute("PRAGMA fullfsync = ON")
-        execute("PRAGMA checkpoint_fullfsync = ON")
-        execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA secure_delete = ON")
+        for setting in (
+                # Before the first look: so no second process shares the WAL.
+                "locking_mode = EXCLUSIVE",
+                # macOS: fsync() alone leaves it in the disk's cache.
+                "fullfsync = ON", "checkpoint_fullfsync = ON",
+                "synchronous = FULL", "secure_delete = ON"):
+            execute("PRAGMA " + setting)
         is_new = execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
         if is_new and _pragma(self._connection, "application_id") == 0:
             self._create()
@@ -1708,9 +1708,9 @@ class House:
 
 
 def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]":
-    """What somebody is known by, for a Hold."""
-    return [name_key(name[:chatproto.MAX_NAME]), address,
-            *([f"#{session.number}"] if session else [])]
+    """What somebody is known by, for a Hold; the address may be ""."""
+    keys = [name_key(name[:chatproto.MAX_NAME]), f"#{session.number}" if session else "", address]
+    return list(filter(None, keys))
 
 
 # --- Who knows the password ---
@@ -1943,14 +1943,12 @@ class Delivery(Part):
         self.notes.append((what, who))
 
     def write_notes(self) -> None:
-        """Several in a row to whom the same happens are one line: a line is 60 us, a tenth of what
-        a join takes."""
+        """Also an event: what waits to be published, too, has waited long enough, and the flush()
+        behind it sees to it. (Several in a row to whom the same happens are one line: a line is
+        60 us, a tenth of what a join takes.)"""
         for what, notes in itertools.groupby(self.notes, lambda note: note[0]):
             logger.info("%s: %s", what, ", ".join(who for _, who in notes))
         self.notes.clear()
-
-    def news_due(self) -> None:
-        """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
 
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
@@ -1981,7 +1979,7 @@ class Delivery(Part):
         now, journal = self.alarm.clock(), self.journal
         if now < self._news_at and not ping:
             if journal.last > journal.log.end or self.notes:
-                self._later(self._news_at, self.news_due)
+                self._later(self._news_at, self.write_notes)
             return None
         self._news_at = now + NEWS_EVERY
         if self.notes:
@@ -2031,7 +2029,7 @@ class Entrance(Part):
         super().__init__(shared)
         self._delivery = delivery
         self.receipts = Receipts(shared)
-        # How many members are connected.
+        # How many members are connected. Any thread may ask.
         self.connected = 0
         # Of each address the new sessions that it may have now.
         self._newcomers = allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
@@ -2118,16 +2116,16 @@ class Entrance(Part):
             chatproto.check_name(join.name)
         if len(self.members) >= self.settings.max_members:
             self._make_room()
-        if len(self.members) >= self.settings.max_members:
-            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
-                                "for more")
         self.check_free(join.name)
 
     def _make_room(self) -> None:
-        """The room is full: whoever has been away for the longest has had its grace time."""
+        """The room is full: whoever has been away for the longest has had its grace time. Raises
+        ProtocolError where nobody is away."""
         away = [session for session in self.members if session.link is None]
-        if away:
-            self.leave(min(away, key=lambda session: session.lost_at), "gone away")
+        if not away:
+            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
+                                "for more")
+        self.leave(min(away, key=lambda session: session.lost_at), "gone away")
 
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
@@ -2474,8 +2472,7 @@ class Host(Part):
 
     def mute(self, name: str, seconds: float = math.inf) -> str:
         """Let somebody hear everything and say nothing."""
-        hold, words = self._hold("mute", self._known(name), name, seconds)
-        return f"{hold.name} is muted{self.house.holds.until(hold)}{words}"
+        return self._hold("mute", name, seconds, "", "is muted")
 
     def unmute(self, name: str) -> str:
         """Let somebody speak again."""
@@ -2483,11 +2480,11 @@ class Host(Part):
 
     def boot(self, name: str, reason: str = "", seconds: float = BOOT_SECONDS) -> str:
         """Put somebody out, and keep it out for a while."""
-        return self._put_out("boot", name, seconds, reason, "is out")
+        return self._hold("boot", name, seconds, reason, "is out")
 
     def ban(self, name: str, seconds: float = math.inf, reason: str = "") -> str:
         """The same for good, or for a time; for an address, too."""
-        return self._put_out("ban", name, seconds, reason, "is banned")
+        return self._hold("ban", name, seconds, reason, "is banned")
 
     def unban(self, name: str) -> str:
         """Let somebody in again who was booted or banned, by name or address."""
@@ -2499,16 +2496,26 @@ class Host(Part):
             raise LookupError(f"nobody is or was called {escape(name)}")
         return session
 
-    def _put_out(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
+    def _hold(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
+        """Keep somebody out or silent, or with a ban an address; return what to tell the host."""
         reason = chatproto.clean_text(reason)[:REASON]
-        is_address = kind == "ban" and chatproto.is_address(name)
-        known = None if is_address else self._known(name)
-        hold, words = self._hold(kind, known, name, seconds, reason)
-        out = ([member for member in self.members if member.origin == name] if is_address
-               else [known] if known is not None and known.present else [])
-        for session in out:
-            self._send_off(session, reason or ("banned" if kind == "ban" else ""))
-        return f"{escape(hold.name)} {how}{self.house.holds.until(hold)}{words}"
+        words = ""
+        if kind == "ban" and chatproto.is_address(name):
+            held, keys = self._at(name), [name]
+        else:
+            known = self._known(name)
+            held, name, address = [known], known.name, self._own_address(known)
+            keys = _keys_of(name, known, address)
+            if not address:
+                words = "; others may share its address, so only this name and session are held"
+        until = None if seconds == math.inf else self.journal.now() + seconds
+        hold = Hold(kind, name, tuple(keys), until, reason)
+        self.house.holds.add(hold)
+        self._keep()
+        for session in held:
+            if session.present and kind != "mute":
+                self._send_off(session, reason or ("banned" if kind == "ban" else ""))
+        return f"{escape(name)} {how}{self.house.holds.until(hold)}{words}"
 
     def _send_off(self, session: Session, reason: str) -> None:
         why = f" ({escape(reason)})" if reason else ""
@@ -2516,33 +2523,22 @@ class Host(Part):
         self._entrance.close(session, booted=reason)
         self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
 
-    def _hold(self, kind: str, session: Optional[Session], name: str, seconds: float,
-              reason: str = "") -> "tuple[Hold, str]":
-        """Keep somebody out or silent; also return what the host should know about that. Without a
-        session it is an address."""
-        keys, words = [name], ""
-        if session is not None:
-            name = session.name
-            keys = [name_key(name), f"#{session.number}", *self._address_of(session)]
-            words = "" if len(keys) > 2 else (
-                "; others may share its address, so only this name and session are held")
-        until = None if seconds == math.inf else self.journal.now() + seconds
-        hold = Hold(kind, name, tuple(keys), until, reason)
-        self.house.holds.add(hold)
-        self._keep()
-        return hold, words
+    def _at(self, address: str) -> "list[Session]":
+        """Who is here from an address."""
+        return [member for member in self.members if member.origin == address]
 
-    def _address_of(self, session: Session) -> "list[str]":
-        """The address that is this person's alone: not this machine's, nor anybody else's here."""
+    def _own_address(self, session: Session) -> str:
+        """The address that is this person's alone; "" for this machine's, and for one that somebody
+        else here has."""
         address = session.origin
-        is_shared = not address or is_loopback(address) or any(
-            other.origin == address and other is not session for other in self.members)
-        return [] if is_shared else [address]
+        is_shared = is_loopback(address) or any(
+            other is not session for other in self._at(address))
+        return "" if is_shared else address
 
     def _lift(self, kinds: "tuple[str, ...]", name: str, what: str, now: str) -> str:
         session = self.members.known(name)
         keys = _keys_of(name, session, session.origin if session else "")
-        if not self.house.holds.lift(kinds, filter(None, keys)):
+        if not self.house.holds.lift(kinds, keys):
             raise LookupError(f"{escape(name)} is not {what}")
         self._keep()
         return f"{escape(name)} {now}"
@@ -2726,11 +2722,6 @@ class Room(Part):
     def is_held(self) -> bool:
         """Whether everything waits for the history file. Any thread may ask."""
         return self.journal.disk.failure is not None
-
-    @property
-    def connected(self) -> int:
-        """How many members are connected. Any thread may ask."""
-        return self.entrance.connected
 
     def close(self) -> None:
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
@@ -3482,7 +3473,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _unjoined(self) -> int:
         """How many connections have not joined, about."""
         with self._lock:
-            return len(self._connections) - self.room.connected
+            return len(self._connections) - self.room.entrance.connected
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A bug in a connection's thread: one line, instead of socketserver's traceback."""
@@ -3952,7 +3943,7 @@ class Responder:
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
             if token is not None and not self._allowances(str(asker[0])).take():
-                answer = self._answer._replace(here=self._server.room.connected)
+                answer = self._answer._replace(here=self._server.room.entrance.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
@@ -4292,7 +4283,7 @@ class Console:
         return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
 
     def _quit(self, now: str = "") -> str:
-        here = self._server.room.connected
+        here = self._server.room.entrance.connected
         if here and not now:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
@@ -4933,7 +4924,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
             elif order == RELOAD:
                 logger.info("/reload: %s", console.command("/reload"))
             elif order == INTERRUPT:
-                order = STOP if line.may_stop(server.room.connected) else ""
+                order = STOP if line.may_stop(server.room.entrance.connected) else ""
             if time.monotonic() >= renew_at:
                 renew_at += RENEW
                 console.renew()

@@ -87,8 +87,8 @@ FAULTS = {
          "key = (wrap, ids[first], 0) if")],
     "10: joins that wait are behind the end of the log": [
         ("chat_server",
-         "                self._later(self._news_at, self.news_due)\n            return None\n",
-         "                self._later(self._news_at, self.news_due)\n"
+         "                self._later(self._news_at, self.write_notes)\n            return None\n",
+         "                self._later(self._news_at, self.write_notes)\n"
          "            journal.log.end = journal.last\n            return None\n")],
     "11: who is booted is not told": [
         ("chatproto", "            if last_words:\n", "            if False:\n"),
