@@ -463,10 +463,9 @@ class _Database:
         # SQLite would say "disk I/O error".
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise HistoryError(f"{path}: it is read-only")
-        if path != ":memory:":
-            # Private messages are in it: it is for its owner only. SQLite says what is wrong.
-            with contextlib.suppress(OSError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        # Private messages are in it: it is for its owner only. SQLite says what is wrong.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         try:
             # Another thread opens it than the one that uses it.
             return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None,
@@ -873,8 +872,7 @@ class HistoryFile(_Database):
             self._delete(0, self.forgotten)
         # What was erased may be in the WAL still.
         self._checkpoint()
-        if self.path != ":memory:":
-            self._identity = self._place()
+        self._identity = self._place()
 
     def _keep(self, values: "Mapping[str, Optional[str]]") -> None:
         """Inside a transaction."""
@@ -1213,9 +1211,9 @@ class Journal:
         upto = min(self.log.oldest(count), self.log.end)
         self.log.forget(upto)
         last = [chat for chat in self.public_chats(HISTORY) if chat.id <= upto]
-        self._chats[:self._number(upto)] = last
+        self._chats[:self._index_behind(upto)] = last
 
-    def _number(self, place: int) -> int:
+    def _index_behind(self, place: int) -> int:
         """Which of the chats in memory is the first behind a place."""
         return bisect.bisect_left(self._chats, Entry(place + 1, b""))
 
@@ -1231,7 +1229,7 @@ class Journal:
         upto = self.history.forgotten
         if upto > self.log.start:
             self.log.forget(upto)
-        del self._chats[:self._number(upto)]
+        del self._chats[:self._index_behind(upto)]
         self.files.drop(lambda file: 0 < file.message <= upto)
         return more
 
@@ -1266,7 +1264,8 @@ class Journal:
                 self._unreadable = self.log.start
                 return None
         elif after < session.begin:
-            entries, place = window_of(self._chats[self._number(after):self._number(upto)], upto)
+            chats = self._chats[self._index_behind(after):self._index_behind(upto)]
+            entries, place = window_of(chats, upto)
         else:
             return None
         heard = [entry for entry in entries if session.hears(entry)]
@@ -1280,8 +1279,8 @@ class Journal:
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
         words = (recall.find or "")[:MAX_FIND].split()
-        end = self._number(before - 1)
-        first = max(self._number(self.log.start), end - LOOK_ROWS - 1)
+        end = self._index_behind(before - 1)
+        first = max(self._index_behind(self.log.start), end - LOOK_ROWS - 1)
         found, older = look_through(
             (chat if chat.audience is None or session.number in chat.audience
              else Entry(chat.id, b"") for chat in reversed(self._chats[first:end])), count, words)
@@ -1300,9 +1299,9 @@ class Journal:
 
     def chat(self, id: int) -> Optional[Entry]:
         """The chat of that id; None when there is none. Raises HistoryError."""
-        number = self._number(id - 1)
-        if number < len(self._chats) and self._chats[number].id == id:
-            return self._chats[number]
+        at = self._index_behind(id - 1)
+        if at < len(self._chats) and self._chats[at].id == id:
+            return self._chats[at]
         return self.history.chat(id) if self.history is not None else None
 
     def said_by(self, speaker: Optional[int], count: int) -> "list[int]":
@@ -1471,10 +1470,8 @@ class Members:
 
     def owned(self, secret: str) -> Optional[Session]:
         """The session, present or gone, whose secret that is."""
-        secret_hash = _hash_of(secret)
-        session = self._by_secret.get(secret_hash)
-        is_its = session and hmac.compare_digest(session.secret_hash, secret_hash)
-        return session if is_its else None
+        # What is compared is a hash: how long that takes tells nothing of the secret.
+        return self._by_secret.get(_hash_of(secret))
 
     @property
     def is_list_full(self) -> bool:
@@ -1657,8 +1654,7 @@ class House:
         return json.dumps(kept, ensure_ascii=False)
 
     def from_json(self, text: str) -> None:
-        """Go on with what was kept. Raises ValueError when that is damaged; then nothing is taken
-        over."""
+        """Go on with what was kept; of what cannot be read nothing is taken over."""
         try:
             kept = json.loads(text)
             rules = Rules.from_fields({**kept, "id": 1})
@@ -1666,8 +1662,9 @@ class House:
             holds = [Hold(kind, name, tuple(keys), until, reason)
                      for kind, name, keys, until, reason in kept["holds"]]
             motd = None if kept.get("motd") is None else chatproto.check_text(kept["motd"])
-        except (KeyError, TypeError, ProtocolError, RecursionError) as error:
-            raise ValueError(f"what held in the room cannot be read: {error}") from error
+        except (KeyError, TypeError, ValueError, ProtocolError, RecursionError) as error:
+            logger.warning("what held in the room cannot be read: %s", error)
+            return
         self.rules = dataclasses.replace(rules, id=0)
         self.takes_files = kept.get("takes_files") is not False
         self.holds.replace(holds)
@@ -1932,9 +1929,7 @@ class Delivery(Part):
         if error.about is None:
             return
         acked = session.acked
-        while session.refusals and session.refusals[0].id <= acked:
-            del session.refusals[0]
-        session.refusals.append(error)
+        session.refusals = [old for old in session.refusals if old.id > acked] + [error]
         if session.link is not None:
             session.link.manager.refuse(error.about, error.id)
 
@@ -2043,10 +2038,7 @@ class Entrance(Part):
             session = numbers[row[0]] = Session.from_row(row)
             self.members.remember(session)
         for text in history.kept("house").values():
-            try:
-                self.house.from_json(text)
-            except ValueError as why:
-                logger.warning("%s", why)
+            self.house.from_json(text)
         for entry in history.refusals():
             error: Any = chatproto.decode(entry.frame[:-1],
                                           chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
@@ -2169,8 +2161,7 @@ class Entrance(Part):
         session.link, link.session = link, session
         self.connected += 1
         if session.allowance is None:
-            session.allowance = link.allowance
-            session.allowance.change(JOIN_BURST - session.allowance.burst)
+            session.allowance = Allowance(self.settings.rate, self.alarm.clock)
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
@@ -2199,8 +2190,7 @@ class Entrance(Part):
         """What refused a frame and cannot be replayed any more is said anew: without it an ACK
         would be a false yes."""
         session.refusals = [error for error in session.refusals if error.id > seen]
-        lost = [error for error in session.refusals if error.id <= self.journal.forgotten]
-        for error in lost:
+        for error in [one for one in session.refusals if one.id <= self.journal.forgotten]:
             session.refusals.remove(error)
             self._delivery.tell_error(session, error)
 
@@ -2233,9 +2223,7 @@ class Entrance(Part):
         # What it uploaded and did not hand out.
         journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
         journal.changed[session] = None
-        for old in forgotten:
-            journal.changed.pop(old, None)
-            journal.removed.append(old.number)
+        journal.removed += [old.number for old in forgotten]
         left = Left(journal.next_id(), session.name, at, reason)
         self._delivery.records.append(_left_line(left))
         if was_listed:

@@ -33,7 +33,8 @@ FAULTS = {
     "2: a welcome confirms what was refused": [
         ("chat_server", "        return min([self.got, *unseen])", "        return self.got")],
     "2: an error that has left the log is not said again": [
-        ("chat_server", "        for error in lost:\n", "        for error in ():\n")],
+        ("chat_server", "        for error in [one for one in session.refusals if one.id <=",
+         "        for error in [one for one in () if one.id <=")],
     "2: refusals are forgotten by a restart": [
         ("chat_server", "        for entry in history.refusals():\n",
          "        for entry in ():\n")],
@@ -111,7 +112,7 @@ FAULTS = {
         ("chatproto", "            first = bisect_right(self._ids, after)\n            whole =",
          "            first = bisect_right(self._ids, after) + 1\n            whole =")],
     "the secret of a session is not checked": [
-        ("chat_server", "        return session if is_its else None\n",
+        ("chat_server", "        return self._by_secret.get(_hash_of(secret))\n",
          "        return next(iter(self._by_secret.values()), None)\n")],
     "a client's ids start again with each connection": [
         ("chat_client", "        self.secret, self._epoch = welcome.session, welcome.epoch\n",
@@ -167,8 +168,8 @@ FAULTS = {
         ("chat_server", "            self._delivery.add_for(Removed(self.journal.next_id(), "
          "chat.id), chat.audience)\n", "")],
     "bans and mutes are forgotten by a restart": [
-        ("chat_server", "                self.house.from_json(text)\n",
-         "                pass\n")],
+        ("chat_server", "            self.house.from_json(text)\n",
+         "            pass\n")],
     "a mute is not looked up": [
         ("chat_server", "        if mute is not None:\n            raise ProtocolError(\"muted\"",
          "        if False:\n            raise ProtocolError(\"muted\"")],
