@@ -1445,7 +1445,7 @@ class Members:
         self._by_secret: "dict[bytes, Session]" = {}
         # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
-        # Those in the list, each with its name as it is in a frame.
+        # Those in the list, each with its name as it is in a frame, and a comma.
         self.listed: "dict[Session, bytes]" = {}
         # These names, as many as fit, and how many these are; None: to be made anew.
         self._encoded: "Optional[tuple[bytes, int]]" = None
@@ -1545,16 +1545,15 @@ class Members:
         """The listed names as they are in a frame, joined by commas, and how many there are: as
         many as USERS_BYTES hold."""
         if self._encoded is None:
-            names = list(self.listed.values())
-            # A comma behind each.
-            ends = itertools.accumulate(len(name) + 1 for name in names)
-            count = bisect.bisect_right(list(ends), USERS_BYTES + 1)
-            self._encoded = b",".join(names[:count]), count
+            names = b"".join(self.listed.values())
+            # Up to a comma: in a name there is none.
+            names = names[:names.rfind(b",", 0, USERS_BYTES + 1) + 1]
+            self._encoded = names[:-1], names.count(b",")
         return self._encoded
 
     def _list(self, session: Session) -> None:
         """A member comes into the list."""
-        self.listed[session] = chatproto.encode_strings([session.name])
+        self.listed[session] = chatproto.encode_strings([session.name]) + b","
         self._encoded = None
 
 
