@@ -1042,8 +1042,9 @@ def _exported(body: str) -> str:
             else "* the host removed a message" if isinstance(message, Removed)
             else f"* pinned: {escape(message.text or '(nothing)')}" if isinstance(message, Motd)
             else escape(body))
-    moment = time.localtime(getattr(message, "at", 0))
-    return time.strftime("[%Y-%m-%d %H:%M:%S] ", moment) + line
+    at = getattr(message, "at", None)
+    moment = "" if at is None else time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
+    return moment + line
 
 
 def _left_line(left: Left) -> str:

@@ -589,6 +589,16 @@ def test_removed_frame_keeps_the_rest():
         '{"type":"chat","id":7,"from":"é","text":"(removed)","at":5.25,"cid":3,"to":"bob"}\n')
 
 
+def test_removal_has_no_time_in_the_export(path, tmp_path):
+    """A frame that does not say when it was is exported without a time, not with one of 1970."""
+    file, removed = HistoryFile(path), chatproto.Removed(2, 1)
+    file.save(2, [chat(1), entry_row(removed, removed.encode(), (), 5.0)], [], [])
+    file.close()
+    out = tmp_path / "out.txt"
+    assert chat_server.export_history(path, str(out)) == 2
+    assert out.read_text().splitlines()[1] == "* the host removed a message"
+
+
 def test_deleted_text_is_gone(path):
     """What --keep deletes does not stay in free pages."""
     file = Careless(path, keep_seconds=10.0)
