@@ -23,13 +23,13 @@ On the sequencer's thread alone, so that they need no lock and have one order by
     Journal     ids, the log in memory, the history file: what is said and where
     Members     names, sessions, the list of users: who is here
     House       bans and mutes, who may speak, the pinned line: what holds in the room
-    Receipts, Notes
+    Receipts    who is told who has heard what
     Handouts    which files there are
     Entrance    joins, resumes, take-overs, the grace time, ends of connections
     Delivery    what goes out after a batch of events, and in which order
     Host        what the host does: at the console, on the host's page, from code
     Room        the events themselves
-The last five are Parts: each has what they share (Shared) as its own.
+The last six are Parts: each has what they share (Shared) as its own.
 They touch no socket, start no thread and read no clock but the ones they are given. Everything that
 changes them is an event, a method with its arguments, posted to the inbox.
 
@@ -270,10 +270,6 @@ DEFAULT = Settings()
 
 # Of the history file's format. Version 1 had no checksums, and no `speaker`.
 SCHEMA_VERSION = 2
-# Entries, or bytes of them, read from the file at once for a member that catches up: what its
-# window takes.
-FEED_FRAMES = chatproto.WINDOW
-FEED_BYTES = chatproto.WINDOW_BYTES
 # Messages, or bytes of them, that one step of before() looks at: 5 ms of searching, 10 with the
 # worst of texts, in which the room waits. It goes on where the step ended.
 LOOK_ROWS = 500
@@ -298,7 +294,7 @@ class HistoryError(Exception):
     """The history file cannot be used: the text says which and why."""
 
 
-# Each row of a table carries its checksum: see _checksum() and _Row.
+# Each row of a table carries its checksum: see _checksum() and _entry_checksum().
 _SCHEMA = (
     """CREATE TABLE state (
         epoch TEXT NOT NULL,            -- which run of ids this is
@@ -374,43 +370,35 @@ _WORDS = (
 )
 
 
-class _Row(NamedTuple):
-    """What the server reads of an entry: _COLUMNS. Texts are bytes, see HistoryFile."""
+class Entry(NamedTuple):
+    """An entry of the log. The frame of one that is damaged is empty."""
 
     id: int
-    kind: bytes
-    body: bytes
-    one: Optional[int]
-    other: Optional[int]
-    about: Optional[int]
-    speaker: Optional[int]
-    checksum: int
+    # As it is sent, with its line end.
+    frame: bytes
+    # The sessions that it is for, by their numbers; None is everybody.
+    audience: Optional[FrozenSet[int]] = None
+    # The number of the session that said it; None: the host, or nobody knows.
+    speaker: Optional[int] = None
+    is_chat: bool = False
 
-    @property
-    def frame(self) -> bytes:
-        """The frame as it is sent, with its line end."""
-        return self.body + b"\n"
 
-    @property
-    def is_public_chat(self) -> bool:
-        """Whether it is something that was said, and to all."""
-        return self.kind == b"chat" and self.one is None
+def _is_sound(row: "tuple[Any, ...]") -> bool:
+    """Whether a row of _COLUMNS is as it was written. Its texts are bytes, see HistoryFile."""
+    return isinstance(row[2], bytes) and bool(row[-1] == _entry_checksum(*row[:-1]))
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is as it was written."""
-        return isinstance(self.body, bytes) and self.checksum == self.checksum_now()
 
-    def checksum_now(self) -> int:
-        """The checksum that it should have.
+def _entry_checksum(id: int, kind: bytes, body: bytes, one: Optional[int], other: Optional[int],
+                    about: Optional[int], speaker: Optional[int]) -> int:
+    """The checksum of an entry.
 
-        A CRC-32 finds every change of up to 32 bits that stand together, so every changed byte; and
-        of changes that move other bytes, as that of a length, all but one in four billion. It is
-        against disks and not against persons: who can write the file can write a checksum. What no
-        one is ever sent is left out (`at`, which only tells --keep the age, and the names).
-        """
-        return zlib.crc32(self.body, zlib.crc32(b"%d %a %a %a %a %a" % (
-            self.id, self.kind, self.one, self.other, self.about, self.speaker)))
+    A CRC-32 finds every change of up to 32 bits that stand together, so every changed byte; and of
+    changes that move other bytes, as that of a length, all but one in four billion. It is against
+    disks and not against persons: who can write the file can write a checksum. What no one is ever
+    sent is left out (`at`, which only tells --keep the age, and the names).
+    """
+    return zlib.crc32(body, zlib.crc32(
+        b"%d %a %a %a %a %a" % (id, kind, one, other, about, speaker)))
 
 
 def _in_our_words(path: str, error: Exception) -> str:
@@ -420,7 +408,7 @@ def _in_our_words(path: str, error: Exception) -> str:
 
 
 def _checksum(row: "tuple[Any, ...]") -> int:
-    """The checksum of a row of state or sessions without the one that it has: see _Row."""
+    """The checksum of a row of state or sessions without the one that it has."""
     return zlib.crc32(b"\0".join(
         value if isinstance(value, bytes) else str(value).encode() for value in row))
 
@@ -475,10 +463,9 @@ class _Database:
         # SQLite would say "disk I/O error".
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise HistoryError(f"{path}: it is read-only")
-        if path != ":memory:":
-            # Private messages are in it: it is for its owner only. SQLite says what is wrong.
-            with contextlib.suppress(OSError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        # Private messages are in it: it is for its owner only. SQLite says what is wrong.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         try:
             # Another thread opens it than the one that uses it.
             return sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None,
@@ -491,13 +478,13 @@ class _Database:
         execute = self._connection.execute
         # A text may be damaged: sqlite3 would raise an error that quotes it.
         self._connection.text_factory = bytes
-        # Before the first look: so no second process shares the WAL.
-        execute("PRAGMA locking_mode = EXCLUSIVE")
-        # macOS: fsync() alone leaves it in the disk's cache.
-        execute("PRAGMA fullfsync = ON")
-        execute("PRAGMA checkpoint_fullfsync = ON")
-        execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA secure_delete = ON")
+        for setting in (
+                # Before the first look: so no second process shares the WAL.
+                "locking_mode = EXCLUSIVE",
+                # macOS: fsync() alone leaves it in the disk's cache.
+                "fullfsync = ON", "checkpoint_fullfsync = ON",
+                "synchronous = FULL", "secure_delete = ON"):
+            execute("PRAGMA " + setting)
         is_new = execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
         if is_new and _pragma(self._connection, "application_id") == 0:
             self._create()
@@ -547,7 +534,7 @@ class _Database:
         """
         execute, define = self._connection.execute, self._connection.create_function
         define("checksum", -1, lambda *row: _checksum(row))
-        define("row_checksum", 7, lambda *row: _Row._make((*row, 0)).checksum_now())
+        define("row_checksum", 7, _entry_checksum)
         define("is_frame", 3, lambda id, *row: self._keep_sound(id, _is_frame(id, *row)))
         with self._transaction():
             for table in "state", "entries", "sessions":
@@ -565,9 +552,22 @@ class _Database:
                 execute(f"DROP TABLE old_{table}")
         self._connection.executescript("PRAGMA incremental_vacuum")
 
-    def _sound(self, rows: "Iterable[tuple[Any, ...]]") -> "Iterator[_Row]":
-        """Those of the entries that are as they were written; the ids of others are noted."""
-        return (row for row in map(_Row._make, rows) if self._keep_sound(row.id, row.is_sound))
+    @contextlib.contextmanager
+    def _entries(self, query: str, after: int = 0, before: int = 0,
+                 number: Optional[int] = None) -> "Iterator[Iterator[Entry]]":
+        """What a query finds. The cursor is closed after use: one that is left half-read stops a
+        checkpoint."""
+        with self._in_words(), contextlib.closing(self._connection.execute(query, {
+                "after": after, "before": before, "number": number})) as rows:
+            yield map(self._entry, rows)
+
+    def _entry(self, values: "tuple[Any, ...]") -> Entry:
+        """The entry of a row of _COLUMNS."""
+        id, kind, body, one, other, _, speaker, _ = values
+        if not self._keep_sound(id, _is_sound(values)):
+            return Entry(id, b"")
+        numbers = frozenset(number for number in (one, other) if number is not None)
+        return Entry(id, body + b"\n", numbers or None, speaker, kind == b"chat")
 
     def _keep_sound(self, id: int, is_sound: bool) -> bool:
         """Note the id of an entry that is not sound; return whether it is."""
@@ -673,10 +673,6 @@ class HistoryFile(_Database):
     def __init__(self, path: str, sync: str = "full", keep_seconds: float = math.inf,
                  keep_messages: float = math.inf) -> None:
         super().__init__(path)
-        # How many commits there were, the seconds of all together, and of the slowest one.
-        self.commits = 0
-        self.seconds = 0.0
-        self.slowest = 0.0
         self._keep_messages = keep_messages
         try:
             with self._in_words():
@@ -685,11 +681,11 @@ class HistoryFile(_Database):
                 # --keep or --keep-messages deleted.
                 self.epoch, self.last, self.forgotten = self._read_state()
                 self._begin(sync)
-                # How many chats there are; --keep-messages alone asks.
-                self._messages: int = 0 if keep_messages == math.inf else self._first(
-                    "SELECT count(*) FROM entries WHERE kind = 'chat'")
-                self._clock = KeepClock(keep_seconds, self._first(
-                    "SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1"))
+                # How many chats there are.
+                newest, self._messages = self._connection.execute(
+                    "SELECT (SELECT CAST(at AS REAL) FROM entries ORDER BY id DESC LIMIT 1),"
+                    " (SELECT count(*) FROM entries WHERE kind = 'chat')").fetchone()
+                self._clock = KeepClock(keep_seconds, newest)
         except HistoryError:
             self._connection.close()
             raise
@@ -724,19 +720,22 @@ class HistoryFile(_Database):
                 self._checkpoint()
         self.last = last
         self._messages += sum(row[2] == Chat.type for row in rows)
-        took = time.perf_counter() - started
-        self.commits += 1
-        self.seconds += took
-        self.slowest = max(self.slowest, took)
-        return took
+        return time.perf_counter() - started
 
-    def house(self) -> Optional[str]:
-        """What save() kept of the room; None where there is nothing, or it is damaged."""
-        return self._kept("house").get("house")
-
-    def files(self) -> "dict[str, str]":
-        """What save() kept of each file."""
-        return {key[5:]: text for key, text in self._kept("file:*").items()}
+    def kept(self, keys: str) -> "dict[str, str]":
+        """What save() kept besides entries and sessions, of the keys like that (GLOB); what is
+        damaged is left out."""
+        found = {}
+        with self._in_words():
+            for row in self._connection.execute("SELECT * FROM kept WHERE key GLOB ?", (keys,)):
+                key = str(row[0], "utf-8", "replace")
+                if row[-1] == _checksum(row[:-1]):
+                    found[key] = str(row[1], "utf-8")
+                else:
+                    logger.warning("%s: damaged: %s is forgotten", self.path,
+                                   "what held in the room (bans, mutes, the pinned line)"
+                                   if key == "house" else "a file")
+        return found
 
     def sessions(self) -> "list[tuple[Any, ...]]":
         """Every row of sessions without its checksum, in the order of leaving; those who had not
@@ -748,84 +747,46 @@ class HistoryFile(_Database):
                      None if booted is None else booted.decode(errors="replace"))
                     for number, secret_hash, name, *numbers, booted, _ in rows]
 
-    def refusals(self) -> "list[tuple[int, int, int, bytes]]":
-        """The errors that refuse a frame and that their member may not have confirmed yet.
-
-        For each the number of the session, the frame that is refused, the error's id and frame.
-        """
-        with self._in_words():
-            rows = self._sound(self._connection.execute(
+    def refusals(self) -> "list[Entry]":
+        """The errors that refuse a frame and that their member may not have confirmed yet."""
+        with self._entries(
                 f"SELECT {_COLUMNS} FROM sessions CROSS JOIN entries INDEXED BY news"
                 " ON one = number AND kind <> 'chat' AND about IS NOT NULL AND id > acked"
-                " ORDER BY id"))
-            return [(row.one or 0, row.about or 0, row.id, row.frame) for row in rows]
+                " ORDER BY id") as entries:
+            return [entry for entry in entries if entry.frame]
 
-    def recent(self, count: int) -> "list[tuple[int, bytes]]":
-        """The last public messages (id, frame), oldest first."""
-        with self._in_words(), self._select(_CHATS + " ORDER BY id DESC LIMIT :count", 0,
-                                            self.last + 1, count=count) as rows:
-            return [(row.id, row.frame) for row in self._sound(rows)][::-1]
+    def newest(self, count: int, size: int) -> "tuple[list[Entry], int]":
+        """The newest entries, at most so many or of so many bytes, oldest first, and the id before
+        them."""
+        with self._entries(f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC") as entries:
+            newest, rest = _first_of(entries, count, size)
+        return ([entry for entry in reversed(newest) if entry.frame],
+                self.forgotten if rest is None else rest.id)
 
-    def newest(self, count: int, size: int) -> (
-            "tuple[list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]], int]"):
-        """The newest entries, at most so many or of so many bytes, and the id before them.
+    def after(self, id: int, upto: int, number: int) -> "tuple[list[Entry], int]":
+        """A window of what session `number` may hear of the entries after `id` up to `upto`; and
+        up to which id it is whole."""
+        with self._entries(_HEARD + " ORDER BY id", id, upto + 1, number) as entries:
+            return window_of(entries, upto)
 
-        For each its id, its frame, whether it is a chat, and the numbers of the sessions that it is
-        for (None is everybody), oldest first.
-        """
-        entries: "list[tuple[int, bytes, bool, Optional[tuple[int, ...]]]]" = []
-        query = f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC"
-        with self._in_words(), self._select(query, 0, 0) as rows:
-            for row in self._sound(rows):
-                frame = row.frame
-                size -= len(frame)
-                if len(entries) == count or size < 0:
-                    return entries[::-1], row.id
-                numbers = tuple(number for number in (row.one, row.other) if number is not None)
-                entries.append((row.id, frame, row.kind == b"chat", numbers or None))
-        return entries[::-1], self.forgotten
-
-    def after(self, id: int, upto: int, number: int) -> "tuple[list[tuple[int, bytes, bool]], int]":
-        """A piece of what session `number` may hear of the entries after `id` up to `upto`.
-
-        For each its id, its frame and whether it is a public chat; and up to which id the piece is
-        whole. It has at most FEED_FRAMES entries, and FEED_BYTES with the last one beyond them.
-        """
-        piece: "list[tuple[int, bytes, bool]]" = []
-        size, whole = 0, id
-        with self._in_words(), self._select(_HEARD + " ORDER BY id", id, upto + 1, number) as rows:
-            for looked, values in enumerate(rows):
-                if looked == FEED_FRAMES or size >= FEED_BYTES:
-                    return piece, whole
-                row = _Row._make(values)
-                whole = row.id
-                if self._keep_sound(row.id, row.is_sound):
-                    piece.append((row.id, row.frame, row.is_public_chat))
-                    size += len(row.body)
-        return piece, upto
-
-    def before(self, id: int, count: int, number: int, find: "Collection[str]" = ()) -> (
-            "tuple[list[tuple[int, bytes]], Optional[int]]"):
-        """The newest messages before `id` that session `number` may hear, newest first.
+    def before(self, id: int, count: int, number: Optional[int],
+               find: "Collection[str]" = ()) -> "tuple[list[Entry], Optional[int]]":
+        """The newest messages before `id` that session `number` may hear (None: everybody), newest
+        first.
 
         With `find` only those whose text holds all these words. Second the id before which to go
         on; None: there is nothing older. One call looks at LOOK_ROWS messages or LOOK_BYTES of
         them at most: so it may find fewer than `count`, or none, and still say where to go on.
         """
-        with self._in_words(), self._select(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
-                                            number) as rows:
-            chats = ((row.id, row.frame if self._keep_sound(row.id, row.is_sound) else b"")
-                     for row in map(_Row._make, rows))
-            return look_through(chats, count, find)
+        with self._entries(_HEARD_CHATS + " ORDER BY id DESC", self.forgotten, id,
+                           number) as entries:
+            return look_through(entries, count, find)
 
-    def chat(self, id: int) -> "Optional[tuple[bytes, tuple[int, ...]]]":
-        """The frame of a chat, and the numbers of the sessions that it is for (none: everybody);
-        None when there is no chat of that id."""
+    def chat(self, id: int) -> Optional[Entry]:
+        """The chat of that id; None when there is none."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE id = :after AND kind = 'chat'"
-        with self._in_words(), self._select(query, id, 0) as rows:
-            for row in self._sound(rows):
-                return row.frame, tuple(one for one in row[3:5] if one is not None)
-        return None
+        with self._entries(query, id) as entries:
+            return next((entry for entry in entries if entry.frame), None)
 
     def said_by(self, number: int, count: int) -> "list[int]":
         """The ids of the last chats of a session, newest first; removed ones are left out."""
@@ -838,10 +799,9 @@ class HistoryFile(_Database):
     def public(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind an id, and the id up to which it is whole."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE id > :after ORDER BY id LIMIT {TRIM_ROWS}"
-        with self._in_words(), self._select(query, after, 0) as rows:
-            found = [_Row._make(row) for row in rows]
-        frames = [row.frame for row in found
-                  if row.one is None and self._keep_sound(row.id, row.is_sound)]
+        with self._entries(query, after) as entries:
+            found = list(entries)
+        frames = [entry.frame for entry in found if entry.audience is None and entry.frame]
         return frames, found[-1].id if found else after
 
     def trim(self, now: float, steady: Optional[float] = None) -> bool:
@@ -912,22 +872,7 @@ class HistoryFile(_Database):
             self._delete(0, self.forgotten)
         # What was erased may be in the WAL still.
         self._checkpoint()
-        if self.path != ":memory:":
-            self._identity = self._place()
-
-    def _kept(self, keys: str) -> "dict[str, str]":
-        """What save() kept besides entries and sessions, of the keys like that (GLOB)."""
-        found = {}
-        with self._in_words():
-            for row in self._connection.execute("SELECT * FROM kept WHERE key GLOB ?", (keys,)):
-                key = str(row[0], "utf-8", "replace")
-                if row[-1] == _checksum(row[:-1]):
-                    found[key] = str(row[1], "utf-8")
-                else:
-                    logger.warning("%s: damaged: %s is forgotten", self.path,
-                                   "what held in the room (bans, mutes, the pinned line)"
-                                   if key == "house" else "a file")
-        return found
+        self._identity = self._place()
 
     def _keep(self, values: "Mapping[str, Optional[str]]") -> None:
         """Inside a transaction."""
@@ -937,16 +882,6 @@ class HistoryFile(_Database):
             else:
                 self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
                                          (key, text, _checksum((key, text))))
-
-    def _first(self, query: str) -> Any:
-        """The first column of the first row that a query finds; None: there is none."""
-        return (self._connection.execute(query).fetchone() or (None,))[0]
-
-    def _select(self, query: str, after: int, before: int, number: Optional[int] = None,
-                count: int = 0) -> "contextlib.closing[Any]":
-        """A cursor that is closed after use: one that is left half-read stops a checkpoint."""
-        return contextlib.closing(self._connection.execute(query, {
-            "after": after, "before": before, "number": number, "count": count}))
 
     def _set_state(self, last: int, forgotten: int) -> None:
         """Write the state. Inside a transaction, with which alone it becomes true."""
@@ -966,11 +901,11 @@ class HistoryFile(_Database):
         """Take the text out of a chat; one that is damaged goes as a whole."""
         execute = self._connection.execute
         query = f"SELECT {_COLUMNS} FROM entries WHERE id = ? AND kind = 'chat'"
-        for row in map(_Row._make, execute(query, (id,)).fetchall()):
-            if self._keep_sound(id, row.is_sound):
-                row = row._replace(body=removed_frame(row.frame)[:-1])
+        for row in execute(query, (id,)).fetchall():
+            if self._keep_sound(id, _is_sound(row)):
+                row = *row[:2], removed_frame(row[2])[:-1], *row[3:-1]
                 execute("UPDATE entries SET body = CAST(? AS TEXT), checksum = ? WHERE id = ?",
-                        (row.body, row.checksum_now(), id))
+                        (row[2], _entry_checksum(*row), id))
             else:
                 execute("DELETE FROM entries WHERE id = ?", (id,))
 
@@ -985,10 +920,10 @@ def entry_row(message: Message, frame: bytes, numbers: "tuple[int, ...]", now: f
     """
     sender = getattr(message, "sender", None) or getattr(message, "name", None)
     one, other = (*numbers, None, None)[:2]
-    row = _Row(message.id, message.type.encode(), frame[:-1], one, other,
-               message.about if isinstance(message, Error) else None, speaker, 0)
+    row = (message.id, message.type.encode(), frame[:-1], one, other,
+           message.about if isinstance(message, Error) else None, speaker)
     return (message.id, getattr(message, "at", now), message.type, sender,
-            getattr(message, "to", None), frame[:-1].decode(), *row[3:-1], row.checksum_now())
+            getattr(message, "to", None), frame[:-1].decode(), *row[3:], _entry_checksum(*row))
 
 
 # As it stands in the frame of a chat that was removed; in a text the quotes would be escaped.
@@ -1018,21 +953,38 @@ def search_key(text: str) -> str:
 _SEARCH_PIECE = re.compile(r"[\s\S]{64,128}?(?=[\x00-\x7f])|[\s\S]{1,128}")
 
 
-def look_through(chats: "Iterable[tuple[int, bytes]]", count: int, find: "Collection[str]") -> (
-        "tuple[list[tuple[int, bytes]], Optional[int]]"):
-    """The first `count` of these chats (id, frame) whose text holds all words, and the id before
-    which to go on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES. The
-    frame of one that is damaged is empty."""
-    found: "list[tuple[int, bytes]]" = []
+def look_through(entries: "Iterable[Entry]", count: int, find: "Collection[str]") -> (
+        "tuple[list[Entry], Optional[int]]"):
+    """The first `count` of these chats whose text holds all words, and the id before which to go
+    on; None: there are no more. At most LOOK_ROWS are looked at, or LOOK_BYTES."""
+    found: "list[Entry]" = []
     size, words = 0, [search_key(word) for word in find]
-    for looked, (id, frame) in enumerate(chats):
+    for looked, entry in enumerate(entries):
         if len(found) == count or looked == LOOK_ROWS or size >= LOOK_BYTES:
-            return found, id + 1
-        text = search_key(json.loads(frame)["text"]) if words and frame else ""
+            return found, entry.id + 1
+        text = search_key(json.loads(entry.frame)["text"]) if words and entry.frame else ""
         # NFKC makes 18 characters of one.
-        size += len(frame) + len(text)
-        if frame and all(word in text for word in words):
-            found.append((id, frame))
+        size += len(entry.frame) + len(text)
+        if entry.frame and all(word in text for word in words):
+            found.append(entry)
+    return found, None
+
+
+def window_of(entries: "Iterable[Entry]", upto: int) -> "tuple[list[Entry], int]":
+    """As many entries as a window takes, and the place behind them: `upto` with the last one."""
+    window, rest = _first_of(entries, WINDOW, WINDOW_BYTES)
+    return window, upto if rest is None else window[-1].id
+
+
+def _first_of(entries: "Iterable[Entry]", count: int,
+              size: float) -> "tuple[list[Entry], Optional[Entry]]":
+    """So many entries, or so many bytes of them, at most; and the first that is left out."""
+    found: "list[Entry]" = []
+    for entry in entries:
+        size -= len(entry.frame)
+        if len(found) == count or size < 0:
+            return found, entry
+        found.append(entry)
     return found, None
 
 
@@ -1071,7 +1023,7 @@ def _export_lines(file: Any, lines: Any, as_text: bool) -> "tuple[int, int]":
     is_unchecked = _pragma(file, "user_version") == 1
     columns = "id, kind, body" if is_unchecked else _COLUMNS
     for row in file.execute(f"SELECT {columns} FROM entries WHERE one IS NULL ORDER BY id"):
-        if not (_is_frame(*row) if is_unchecked else _Row._make(row).is_sound):
+        if not (_is_frame(*row) if is_unchecked else _is_sound(row)):
             damaged += 1
             continue
         body = row[2].decode()
@@ -1090,8 +1042,9 @@ def _exported(body: str) -> str:
             else "* the host removed a message" if isinstance(message, Removed)
             else f"* pinned: {escape(message.text or '(nothing)')}" if isinstance(message, Motd)
             else escape(body))
-    moment = time.localtime(getattr(message, "at", 0))
-    return time.strftime("[%Y-%m-%d %H:%M:%S] ", moment) + line
+    at = getattr(message, "at", None)
+    moment = "" if at is None else time.strftime("[%Y-%m-%d %H:%M:%S] ", time.localtime(at))
+    return moment + line
 
 
 def _left_line(left: Left) -> str:
@@ -1113,10 +1066,6 @@ class NoFiles:
         """There is nothing to forget."""
         return 0
 
-    def say(self, owner: bytes, url: str, message: int, sender: str) -> "dict[str, Any]":
-        """Nothing can be handed out."""
-        raise ProtocolError("bad-file", "there are no files here")
-
     def listed(self) -> "list[Any]":
         """What was handed out."""
         return []
@@ -1127,18 +1076,15 @@ class Disk:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Why the last commit failed ("disk full"), and when the first one did; when one worked
-        # again. Any thread may read the first.
+        # Why the last commit failed ("disk full"), and when one worked again. Any thread may read
+        # the first.
         self.failure: Optional[str] = None
-        self._failed_at = -math.inf
         self.recovered_at = -math.inf
         # When a slow commit was logged.
         self._slow_at = -math.inf
 
     def failed(self, why: str) -> None:
         """A commit could not be made."""
-        if self.failure is None:
-            self._failed_at = self._clock()
         if self.failure != why:
             logger.error("nothing is acknowledged until this is mended: %s", why)
         self.failure = why
@@ -1147,8 +1093,7 @@ class Disk:
         """A commit was made, in so many seconds."""
         now = self._clock()
         if self.failure is not None:
-            logger.info("%s can be written again, after %.1f s; nothing was lost", path,
-                        now - self._failed_at)
+            logger.info("%s can be written again; nothing was lost", path)
             self.failure, self.recovered_at = None, now
         if took >= SLOW_COMMIT and now - self._slow_at >= SAY_AGAIN:
             self._slow_at = now
@@ -1171,29 +1116,24 @@ class Journal:
                  history: Optional[HistoryFile]) -> None:
         self.log = MessageQueue()
         self._wall_clock = wall_clock
-        self._history = history
+        # From where whoever reads below the start of the log is fed.
+        self.history = history
         # Which run of ids this is, the newest id, and the newest when this process started.
         self.epoch = secrets.token_hex(8) if history is None else history.epoch
         self.last = self.begun = 0 if history is None else history.last
-        # Ids of the chats in memory: under None what was said in public, under the number of a
-        # session what was said to it or by it in private.
-        self._chats: "collections.defaultdict[Optional[int], list[int]]" = (
-            collections.defaultdict(list))
-        # The last public chats, which newcomers get, whatever the bound of the log.
-        self._recent: "deque[tuple[int, bytes]]" = deque(maxlen=HISTORY)
+        # The chats in memory: those of the log, and the last public ones, which newcomers get,
+        # whatever the bound of the log.
+        self._chats: "list[Entry]" = []
         # What the next commit puts into the file: rows of entries, sessions that changed, and the
         # numbers of those that are forgotten.
         self._rows: "list[tuple[Any, ...]]" = []
         self.changed: "dict[Session, None]" = {}
         self.removed: "list[int]" = []
-        # And what takes the place of chats that the host took back, by their ids; and what else it
-        # is to keep, but what is kept of files (see NoFiles).
-        self._erased: "dict[int, bytes]" = {}
+        # The ids of chats that the host took back; and what else it is to keep, but what is kept of
+        # files (see NoFiles).
+        self._erased: "list[int]" = []
         self.kept: "dict[str, Optional[str]]" = {}
         self.files: Any = NoFiles()
-        # Of the chats in memory that were said since this process started: who said each (None: the
-        # host), and for whom.
-        self._said: "dict[int, tuple[Optional[int], Optional[FrozenSet[int]]]]" = {}
         # Bytes that were added since the last commit.
         self.added = 0
         # The file could not be read up to this id.
@@ -1204,12 +1144,10 @@ class Journal:
 
     def _load(self, history: HistoryFile) -> None:
         entries, self.log.start = history.newest(LOG_FRAMES, LOG_BYTES)
-        for id, frame, is_chat, numbers in entries:
-            audience = None if numbers is None else frozenset(numbers)
-            self.log.append(id, frame, audience)
-            if is_chat:
-                self._index(id, audience)
-        self._recent.extend(history.recent(HISTORY))
+        for entry in entries:
+            self.log.append(entry.id, entry.frame, entry.audience)
+        older, _ = history.before(self.log.start + 1, HISTORY, None)
+        self._chats = older[::-1] + [entry for entry in entries if entry.is_chat]
         # Nobody reads yet: when that is makes no difference.
         self.log.publish(self.last, 0.0)
 
@@ -1232,49 +1170,33 @@ class Journal:
         self.log.append(message.id, frame, audience)
         self.added += len(frame)
         if isinstance(message, Chat):
-            self._index(message.id, audience)
-            self._said[message.id] = speaker, audience
-            if audience is None:
-                self._recent.append((message.id, frame))
-        if self._history is not None:
+            self._chats.append(Entry(message.id, frame, audience, speaker, True))
+        if self.history is not None:
             numbers = tuple(sorted(audience or ()))
             self._rows.append(entry_row(message, frame, numbers, self.now(), speaker))
-
-    def _index(self, id: int, audience: "Optional[FrozenSet[int]]") -> None:
-        for number in (None,) if audience is None else audience:
-            self._chats[number].append(id)
 
     def commit(self) -> bool:
         """Put what was added and changed into the file. False when the file does not take it: then
         everything is held."""
-        history, files = self._history, self.files.changes
+        history, files = self.history, self.files.changes
         self.added = 0
         if history is not None and (
                 self._rows or self.changed or self.removed or self._erased or self.kept or files
                 or self.last != history.last):
             try:
-                rows = [session.row() for session in self.changed]
                 kept = {**self.kept, **{f"file:{key}": text for key, text in files.items()}}
-                took = history.save(self.last, self._rows, rows, self.removed, list(self._erased),
-                                    kept)
+                took = history.save(self.last, self._rows,
+                                    [session.row() for session in self.changed], self.removed,
+                                    self._erased, kept)
             except HistoryError as error:
                 self.disk.failed(str(error))
                 return False
             self.disk.worked(history.path, took)
-        for done in (self._rows, self.changed, self.removed, self.kept):
+        for done in (self._rows, self.changed, self.removed, self._erased, self.kept):
             done.clear()
-        if self._erased:
-            self._erase()
         if files:
             self.files.committed()
         return True
-
-    def _erase(self) -> None:
-        """What the host took back is committed: nobody hears its text any more."""
-        self.log.replace(self._erased)
-        self._recent = deque([(id, self._erased.get(id, frame)) for id, frame in self._recent],
-                             HISTORY)
-        self._erased.clear()
 
     # Bounds
 
@@ -1283,58 +1205,48 @@ class Journal:
         """Whether the log in memory has reached a bound: then shorten() it."""
         return len(self.log) > LOG_FRAMES or self.log.size > LOG_BYTES
 
-    def shorter(self) -> int:
-        """The id up to which the oldest tenth lies, or more where one batch was long, of what is
+    def shorten(self) -> None:
+        """The oldest tenth of the log in memory goes, or more where one batch was long, of what is
         published."""
         count = max(len(self.log) // 10 + 1, len(self.log) - LOG_FRAMES)
-        return min(self.log.oldest(count), self.log.end)
-
-    def forget(self, upto: int) -> None:
-        """Keep in memory only what comes behind an id."""
+        upto = min(self.log.oldest(count), self.log.end)
         self.log.forget(upto)
-        recent = {id for id, _ in self._recent}
-        for id in list(itertools.takewhile(lambda id: id <= upto, self._said)):
-            if id not in recent:
-                del self._said[id]
-        for number, ids in list(self._chats.items()):
-            del ids[:bisect.bisect_right(ids, upto)]
-            if not ids:
-                del self._chats[number]
+        last = [chat for chat in self.public_chats(HISTORY) if chat.id <= upto]
+        self._chats[:self._index_behind(upto)] = last
+
+    def _index_behind(self, place: int) -> int:
+        """Which of the chats in memory is the first behind a place."""
+        return bisect.bisect_left(self._chats, Entry(place + 1, b""))
 
     def delete_old(self, steady: float) -> bool:
         """Delete a few of the oldest entries from the file, as --keep and --keep-messages ask;
         return whether there were any. `steady` is a clock that never jumps."""
-        assert self._history is not None
+        assert self.history is not None
         try:
-            more = self._history.trim(self.now(), steady)
+            more = self.history.trim(self.now(), steady)
         except HistoryError as error:
             logger.error("old messages cannot be deleted: %s", error)
             return False
-        upto = self._history.forgotten
+        upto = self.history.forgotten
         if upto > self.log.start:
-            self.forget(upto)
-        while self._recent and self._recent[0][0] <= upto:
-            self._recent.popleft()
+            self.log.forget(upto)
+        del self._chats[:self._index_behind(upto)]
         self.files.drop(lambda file: 0 < file.message <= upto)
         return more
 
     @property
-    def feeds(self) -> bool:
-        """Whether there is a file to feed from who reads below the start of the log."""
-        return self._history is not None
-
-    @property
     def forgotten(self) -> int:
         """The newest id that can no longer be replayed."""
-        if self._history is None:
+        if self.history is None:
             return self.log.start
-        return max(self._history.forgotten, self._unreadable)
+        return max(self.history.forgotten, self._unreadable)
 
     # What is not read from the log
 
-    def recent(self, after: int) -> "list[tuple[int, bytes]]":
-        """The last public chats with an id above `after`."""
-        return [chat for chat in self._recent if chat[0] > after]
+    def public_chats(self, count: int) -> "list[Entry]":
+        """The last public chats in memory, oldest first."""
+        public = (chat for chat in reversed(self._chats) if chat.audience is None)
+        return list(itertools.islice(public, count))[::-1]
 
     def piece(self, session: Session, after: int) -> "Optional[tuple[list[bytes], int, int]]":
         """What `session` hears next behind a place before its `begin` or below the start of the
@@ -1342,134 +1254,93 @@ class Journal:
         when it is there no more: the reader is too slow, or comes back and is told what it
         missed."""
         upto = session.begin if after < session.begin else self.log.start
-        found: "list[tuple[int, bytes]]" = []
-        if self._history is not None and after < self.log.start:
+        if self.history is not None and after < self.log.start:
             if after < self.forgotten:
                 return None
             try:
-                rows, upto = self._history.after(after, min(upto, self.log.start), session.number)
+                entries, place = self.history.after(after, min(upto, self.log.start),
+                                                     session.number)
             except HistoryError as error:
                 logger.error("messages before %d cannot be read: %s", self.log.start, error)
                 self._unreadable = self.log.start
                 return None
-            found = [(id, frame) for id, frame, is_public_chat in rows
-                     if id > session.begin or is_public_chat and id > session.history_from]
         elif after < session.begin:
-            found = self._said_between(max(after, session.history_from), upto)
+            chats = self._chats[self._index_behind(after):self._index_behind(upto)]
+            entries, place = window_of(chats, upto)
         else:
             return None
-        return _window_of(found, upto)
-
-    def _said_between(self, after: int, upto: int) -> "list[tuple[int, bytes]]":
-        """Public chats in memory between two places, a window of them at most."""
-        ids = self._chats.get(None, [])
-        first = bisect.bisect_right(ids, after)
-        here = [(id, self.log.frame(id))
-                for id in ids[first:min(bisect.bisect_right(ids, upto), first + WINDOW)]]
-        kept = [chat for chat in self._recent if after < chat[0] <= min(upto, self.log.start)]
-        return kept + here
+        heard = [entry for entry in entries if session.hears(entry)]
+        return [entry.frame for entry in heard], place, heard[-1].id if heard else 0
 
     def older(self, session: Session, recall: Recall) -> "tuple[list[bytes], Optional[int]]":
         """The frames that `recall` asks for, oldest first, and before which id there may be more.
 
-        Found by an index, in memory as in the file: what it costs is what it returns, or with
-        `find` a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
+        It is a step of a search (LOOK_ROWS, LOOK_BYTES), which may have found nothing.
         """
         before = self.last + 1 if recall.before is None else min(recall.before, self.last + 1)
         count = max(1, min(recall.count, RECALL_MOST))
         words = (recall.find or "")[:MAX_FIND].split()
-        found, older = look_through(self._chats_before(before, session), count, words)
-        if older is None and self._history is not None:
+        end = self._index_behind(before - 1)
+        first = max(self._index_behind(self.log.start), end - LOOK_ROWS - 1)
+        found, older = look_through(
+            (chat if chat.audience is None or session.number in chat.audience
+             else Entry(chat.id, b"") for chat in reversed(self._chats[first:end])), count, words)
+        if older is None and self.history is not None:
             try:
-                more, older = self._history.before(min(before, self.log.start + 1),
+                more, older = self.history.before(min(before, self.log.start + 1),
                                                    count - len(found), session.number, words)
                 found += more
             except HistoryError as error:
                 logger.error("older messages cannot be read: %s", error)
-        frames: "list[bytes]" = []
-        room = RECALL_BYTES
-        for id, frame in found:
-            room -= len(frame)
-            if room < 0:
-                return frames[::-1], id + 1
-            frames.append(frame)
-        return frames[::-1], older
-
-    def _chats_before(self, before: int, session: Session) -> "Iterator[tuple[int, bytes]]":
-        """The newest chats before an id that `session` may hear, of those in memory, newest first:
-        as many as are looked at, and one that tells where to go on."""
-        ids: "list[int]" = []
-        for number in (None, session.number):
-            said = self._chats.get(number, [])
-            end = bisect.bisect_left(said, before)
-            ids += said[max(0, end - LOOK_ROWS - 1):end]
-        return ((id, self.log.frame(id)) for id in sorted(ids, reverse=True))
+        found, rest = _first_of(found, count, RECALL_BYTES)
+        return ([chat.frame for chat in reversed(found)],
+                older if rest is None else rest.id + 1)
 
     # What the host takes back
 
-    def chat(self, id: int) -> "Optional[tuple[bytes, FrozenSet[int]]]":
-        """The frame of a chat and the sessions that it is for (none: everybody); None when there is
-        no chat of that id. Raises HistoryError."""
-        frame = self._erased.get(id) or self.log.frame(id) or dict(self._recent).get(id, b"")
-        if id in self._said and frame:
-            return frame, self._said[id][1] or frozenset()
-        found = self._history.chat(id) if self._history is not None else None
-        return None if found is None else (frame or found[0], frozenset(found[1]))
+    def chat(self, id: int) -> Optional[Entry]:
+        """The chat of that id; None when there is none. Raises HistoryError."""
+        at = self._index_behind(id - 1)
+        if at < len(self._chats) and self._chats[at].id == id:
+            return self._chats[at]
+        return self.history.chat(id) if self.history is not None else None
 
-    def said_by(self, number: Optional[int], count: int) -> "list[int]":
-        """The ids of the last chats of a session that were not removed, newest first. Raises
-        HistoryError."""
-        here = [id for id, (speaker, _) in self._said.items() if speaker == number]
-        kept = (self._history.said_by(number, count)
-                if self._history is not None and number is not None else [])
-        return [id for id in sorted({*here, *kept}, reverse=True)
-                if id not in self._erased and _REMOVED_FIELD not in self.log.frame(id)][:count]
+    def said_by(self, speaker: Optional[int], count: int) -> "list[int]":
+        """The ids of the last chats of a session that were not removed, newest first. Of the host
+        (None) only what it said since this process started. Raises HistoryError."""
+        here = [chat.id for chat in self._chats
+                if chat.speaker == speaker and _REMOVED_FIELD not in chat.frame
+                and (speaker is not None or chat.id > self.begun)]
+        kept = (self.history.said_by(speaker, count)
+                if self.history is not None and speaker is not None else [])
+        return sorted({*here, *kept}, reverse=True)[:count]
 
-    def erase(self, id: int, frame: bytes) -> None:
-        """Take the text out of a chat, with the next commit."""
-        self._erased[id] = removed_frame(frame)
-
-    def public_chats(self, count: int) -> "list[bytes]":
-        """The last public chats in memory, oldest first."""
-        here = [self._erased.get(id) or self.log.frame(id)
-                for id in self._chats.get(None, [])[-count:]]
-        return here if len(here) >= len(self._recent) else [frame for _, frame in self._recent]
+    def erase(self, chats: "Iterable[Entry]") -> None:
+        """Take the text out of chats: here now, and in the file with the next commit."""
+        frames = {chat.id: removed_frame(chat.frame) for chat in chats}
+        self.log.replace(frames)
+        self._chats = [chat._replace(frame=frames.get(chat.id, chat.frame))
+                       if chat.id in frames else chat for chat in self._chats]
+        self._erased += frames
 
     def public(self, after: int) -> "tuple[list[bytes], int]":
         """A piece of what is for everybody behind a place, from the file where there is one, and
         the place behind it. Raises HistoryError."""
-        if self._history is not None:
-            return self._history.public(after)
+        if self.history is not None:
+            return self.history.public(after)
         piece = self.log.piece(max(after, self.log.start), self.log.end, NOWHERE, WINDOW,
                                WINDOW_BYTES)
         return (piece.data.splitlines(keepends=True), piece.place) if piece else ([], after)
 
     def missing(self, after: int) -> int:
         """How many of the entries behind a place are known to be lost to damage."""
-        damaged = self._history.damaged if self._history is not None else ()
+        damaged = self.history.damaged if self.history is not None else ()
         return sum(id > after for id in damaged)
 
     def close(self) -> None:
         """Give the history file back. Not on the sequencer's thread, but after it."""
-        if self._history is not None:
-            logger.debug("%d commits, %.2f ms each, the slowest %.0f ms", self._history.commits,
-                         1000 * self._history.seconds / max(1, self._history.commits),
-                         1000 * self._history.slowest)
-            self._history.close()
-
-
-def _window_of(found: "list[tuple[int, bytes]]", upto: int) -> "tuple[list[bytes], int, int]":
-    """As many frames as a window takes, the place behind them (`upto` with the last one), and the
-    id of the last one (0: there is none)."""
-    frames: "list[bytes]" = []
-    room = chatproto.WINDOW_BYTES
-    for _, frame in found:
-        room -= len(frame)
-        if len(frames) == chatproto.WINDOW or room < 0:
-            place = found[len(frames) - 1][0]
-            return frames, place, place
-        frames.append(frame)
-    return frames, upto, found[-1][0] if found else 0
+        if self.history is not None:
+            self.history.close()
 
 
 # --- Who is here ---
@@ -1533,6 +1404,11 @@ class Session:
         """The newest id of ours that the member has acknowledged."""
         return max(self._acked, self.link.manager.acked) if self.link else self._acked
 
+    def hears(self, entry: Entry) -> bool:
+        """Whether an entry that may be for it is: of what was before it came only public chats."""
+        floor = self.history_from if entry.is_chat and entry.audience is None else self.begin
+        return bool(entry.frame) and entry.id > floor
+
     def unlink(self) -> None:
         """Forget the connection, and remember how far it came."""
         self._acked, self.link = self.acked, None
@@ -1570,11 +1446,10 @@ class Members:
         self._by_secret: "dict[bytes, Session]" = {}
         # What those who are gone count for together; at most that: some came back.
         self._gone_weight = 0
-        # Those in the list.
-        self.listed: "set[Session]" = set()
-        # The listed names as they are in a frame, as many as fit, and how many these are; None: to
-        # be made anew.
-        self._encoded: "Optional[tuple[bytes, int]]" = (b"", 0)
+        # Those in the list, each with its name as it is in a frame, and a comma.
+        self.listed: "dict[Session, bytes]" = {}
+        # These names, as many as fit, and how many these are; None: to be made anew.
+        self._encoded: "Optional[tuple[bytes, int]]" = None
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -1596,10 +1471,8 @@ class Members:
 
     def owned(self, secret: str) -> Optional[Session]:
         """The session, present or gone, whose secret that is."""
-        secret_hash = _hash_of(secret)
-        session = self._by_secret.get(secret_hash)
-        is_its = session and hmac.compare_digest(session.secret_hash, secret_hash)
-        return session if is_its else None
+        # What is compared is a hash: how long that takes tells nothing of the secret.
+        return self._by_secret.get(_hash_of(secret))
 
     @property
     def is_list_full(self) -> bool:
@@ -1627,8 +1500,7 @@ class Members:
         self.remember(session)
         forgotten = self._forget_some() if self._gone_weight > SESSIONS else []
         successor = None
-        if session in self.listed:
-            self.listed.remove(session)
+        if self.listed.pop(session, None) is not None:
             self._encoded = None
             # Mostly all are listed, and nobody has to be looked for.
             if len(self) > len(self.listed):
@@ -1639,18 +1511,14 @@ class Members:
     def _forget_some(self) -> "list[Session]":
         """Forget a hundredth of those who are gone, and return them. Nobody can push out those of
         another address before as many of its own are left."""
-        origins: "dict[str, list[Session]]" = {}
         gone = [session for session in self._by_secret.values() if not session.present]
-        for session in gone:
-            origins.setdefault(session.origin, []).append(session)
-        # How much of its address stays when a session goes, and all that are worth more.
+        # Of each address who has said something comes first, and then who left last. A rank is how
+        # much of its address stays when a session goes, and all that are worth more.
+        kept: "collections.Counter[str]" = collections.Counter()
         ranks: "list[tuple[int, Session]]" = []
-        for sessions in origins.values():
-            # Who has said something comes first, and then who left last.
-            sessions.reverse()
-            sessions.sort(key=lambda session: session.got == 0)
-            weights = itertools.accumulate(session.weight for session in sessions)
-            ranks += zip(weights, sessions)
+        for session in sorted(reversed(gone), key=lambda session: session.got == 0):
+            kept[session.origin] += session.weight
+            ranks.append((kept[session.origin], session))
         ranks.sort(key=lambda rank: rank[0])
         forgotten = []
         self._gone_weight = sum(session.weight for session in gone)
@@ -1665,7 +1533,8 @@ class Members:
         del self._by_name[name_key(session.name)]
         session.name = name
         self._by_name[name_key(name)] = session
-        self._encoded = None
+        if session in self.listed:
+            self._list(session)
 
     def free_name_like(self, name: str) -> str:
         """A name like this one that nobody here has."""
@@ -1677,23 +1546,16 @@ class Members:
         """The listed names as they are in a frame, joined by commas, and how many there are: as
         many as USERS_BYTES hold."""
         if self._encoded is None:
-            names = [session.name for session in self if session in self.listed]
-            encoded = chatproto.encode_strings(names)
-            while len(encoded) > USERS_BYTES:
-                del names[-1 - len(names) // 20:]
-                encoded = chatproto.encode_strings(names)
-            self._encoded = encoded, len(names)
+            names = b"".join(self.listed.values())
+            # Up to a comma: in a name there is none.
+            names = names[:names.rfind(b",", 0, USERS_BYTES + 1) + 1]
+            self._encoded = names[:-1], names.count(b",")
         return self._encoded
 
     def _list(self, session: Session) -> None:
         """A member comes into the list."""
-        self.listed.add(session)
-        if self._encoded is not None:
-            # A hundredth of what encoding all names would take.
-            before, count = self._encoded
-            encoded = b",".join(filter(None, (before, chatproto.encode_strings([session.name]))))
-            if len(encoded) <= USERS_BYTES:
-                self._encoded = encoded, count + 1
+        self.listed[session] = chatproto.encode_strings([session.name]) + b","
+        self._encoded = None
 
 
 # --- What holds in the room ---
@@ -1710,16 +1572,6 @@ class Hold(NamedTuple):
     # Unix seconds; None: for good.
     until: Optional[float]
     reason: str
-
-    @classmethod
-    def from_json(cls, value: Any) -> Hold:
-        """Raises TypeError or ValueError for what is none."""
-        kind, name, keys, until, reason = value
-        texts = [kind, name, reason, *keys]
-        if not all(type(text) is str for text in texts) or type(until) not in (
-                int, float, type(None)):
-            raise TypeError("no hold")
-        return cls(kind, name, tuple(keys), until, reason)
 
 
 class Holds:
@@ -1791,11 +1643,6 @@ class House:
         # Whether the host lets members upload files, where that can be.
         self.takes_files = True
 
-    @property
-    def is_special(self) -> bool:
-        """Whether newcomers have to be told what holds."""
-        return self.rules != Rules(0)
-
     def to_json(self) -> str:
         """What from_json() takes."""
         rules = self.rules
@@ -1807,16 +1654,17 @@ class House:
         return json.dumps(kept, ensure_ascii=False)
 
     def from_json(self, text: str) -> None:
-        """Go on with what was kept. Raises ValueError when that is damaged; then nothing is taken
-        over."""
+        """Go on with what was kept; of what cannot be read nothing is taken over."""
         try:
             kept = json.loads(text)
             rules = Rules.from_fields({**kept, "id": 1})
             assert isinstance(rules, Rules)
-            holds = [Hold.from_json(hold) for hold in kept["holds"]]
+            holds = [Hold(kind, name, tuple(keys), until, reason)
+                     for kind, name, keys, until, reason in kept["holds"]]
             motd = None if kept.get("motd") is None else chatproto.check_text(kept["motd"])
-        except (KeyError, TypeError, ProtocolError, RecursionError) as error:
-            raise ValueError(f"what held in the room cannot be read: {error}") from error
+        except (KeyError, TypeError, ValueError, ProtocolError, RecursionError) as error:
+            logger.warning("what held in the room cannot be read: %s", error)
+            return
         self.rules = dataclasses.replace(rules, id=0)
         self.takes_files = kept.get("takes_files") is not False
         self.holds.replace(holds)
@@ -1855,16 +1703,11 @@ class House:
         return (self.holds.find(("mute",), _keys_of(session.name, session, session.origin))
                 if self.holds else None)
 
-    def is_hosts(self, name: str) -> bool:
-        """Whether a name is the host's own, or looks like it."""
-        # What looks like "Server" is nobody's name anyway.
-        return self.rules.host != Rules(0).host and chatproto.looks_like(name, self.rules.host)
-
 
 def _keys_of(name: str, session: Optional[Session], address: str) -> "list[str]":
-    """What somebody is known by, for a Hold."""
-    return [name_key(name[:chatproto.MAX_NAME]), address,
-            *([f"#{session.number}"] if session else [])]
+    """What somebody is known by, for a Hold; the address may be ""."""
+    keys = [name_key(name[:chatproto.MAX_NAME]), f"#{session.number}" if session else "", address]
+    return list(filter(None, keys))
 
 
 # --- Who knows the password ---
@@ -1910,83 +1753,6 @@ class Password:
             raise ProtocolError("password", "that is not the password")
 
 
-# --- Receipts ---
-
-@dataclasses.dataclass
-class Watch:
-    """A message whose speaker wants to know who heard it."""
-
-    id: int
-    speaker: Session
-    # Of a private message.
-    recipient: Optional[Session]
-    # How many should hear it, and when nobody asks any more.
-    of: int
-    until: float
-    # The last count that was told; -1: none yet.
-    told: int = -1
-    # Members who heard it and left.
-    left: int = 0
-
-
-class Receipts:
-    """Tells speakers who heard them: a `heard` each RECEIPT_EVERY while there is something new."""
-
-    def __init__(self, members: Members) -> None:
-        self._members = members
-        self._watched: "deque[Watch]" = deque(maxlen=RECEIPTS)
-
-    def __bool__(self) -> bool:
-        return bool(self._watched)
-
-    def watch(self, id: int, speaker: Session, recipient: Optional[Session], now: float) -> None:
-        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
-        then the oldest is dropped."""
-        of = int(recipient is not speaker) if recipient else len(self._members) - 1
-        if of:
-            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
-
-    def come_back(self, speaker: Session) -> None:
-        """What was told last may have been lost with a connection."""
-        for watch in self._watched:
-            if watch.speaker is speaker:
-                watch.told = -1
-
-    def leave(self, session: Session) -> None:
-        """A member leaves the room: it counts with those who heard what it has acknowledged."""
-        for watch in self._watched:
-            if (session is not watch.speaker and watch.recipient is None
-                    and session.here_since < watch.id <= session.acked):
-                watch.left += 1
-
-    def tell(self, now: float) -> None:
-        """Write what has changed."""
-        acked = sorted(max(member.acked, member.here_since) for member in self._members)
-        begun = sorted(member.here_since for member in self._members)
-        keep = []
-        for watch in self._watched:
-            count = min(watch.of, self._heard_by(watch, acked, begun))
-            link = watch.speaker.link
-            # Not before the speaker has its own message: by its place it knows which one is meant.
-            if count != watch.told and link is not None and watch.speaker.acked >= watch.id:
-                watch.told = count
-                link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
-            if watch.told != watch.of and now < watch.until:
-                keep.append(watch)
-        self._watched = deque(keep, RECEIPTS)
-
-    @staticmethod
-    def _heard_by(watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
-        """How many have acknowledged a message: of all who have come that far, less those who came
-        only after it."""
-        if watch.recipient is not None:
-            return int(watch.recipient.acked >= watch.id)
-        speaker = watch.speaker
-        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
-        return (watch.left - itself
-                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
-
-
 # --- The room ---
 
 def _guarded(method: Callable[..., Any], *arguments: Any) -> None:
@@ -2001,31 +1767,6 @@ def _log_bug(where: str, error: BaseException) -> None:
     """One line for what should not happen; the traceback only with -v."""
     logger.error("bug %s: %s (please report it)", where, chatproto.bug(error))
     logger.debug("its traceback", exc_info=error)
-
-
-class Notes:
-    """Lines for the log of the program. Several in a row to whom the same happens are one line: a
-    line is 60 us, a tenth of what a join takes."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._who: "list[str]" = []
-
-    def __bool__(self) -> bool:
-        return bool(self._who)
-
-    def add(self, what: str, who: str) -> None:
-        """Note what happens to whom."""
-        if what != self._what:
-            self.write()
-            self._what = what
-        self._who.append(who)
-
-    def write(self) -> None:
-        """Write what was noted."""
-        if self._who:
-            logger.info("%s: %s", self._what, ", ".join(self._who))
-            self._who.clear()
 
 
 class Shared(NamedTuple):
@@ -2059,15 +1800,76 @@ class Part:
             self.alarm.at(when, rung)
 
 
-class Opening(NamedTuple):
-    """How a connection is let in."""
+@dataclasses.dataclass
+class Watch:
+    """A message whose speaker wants to know who heard it."""
 
-    session: Session
-    # The frame that it hears first, and its place in the log.
-    welcome: bytes
-    place: int
-    # Which frames of its are refused, each with the id of the error.
-    refused: "list[tuple[int, int]]"
+    id: int
+    speaker: Session
+    # Of a private message.
+    recipient: Optional[Session]
+    # How many should hear it, and when nobody asks any more.
+    of: int
+    until: float
+    # The last count that was told, and over which connection.
+    told: "tuple[Optional[Connection], int]" = (None, -1)
+    # Members who heard it and left.
+    left: int = 0
+
+
+class Receipts(Part):
+    """Tells speakers who heard them: a `heard` each RECEIPT_EVERY while there is something new."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self._watched: "deque[Watch]" = deque(maxlen=RECEIPTS)
+
+    def watch(self, id: int, speaker: Session, recipient: Optional[Session]) -> None:
+        """The speaker of the chat `id` wants to know who hears it. At most RECEIPTS are watched;
+        then the oldest is dropped."""
+        of = int(recipient is not speaker) if recipient else len(self.members) - 1
+        if of:
+            now = self.alarm.clock()
+            self._watched.append(Watch(id, speaker, recipient, of, now + RECEIPT_UNTIL))
+            self._later(now + RECEIPT_EVERY, self.tell)
+
+    def leave(self, session: Session) -> None:
+        """A member leaves the room: it counts with those who heard what it has acknowledged."""
+        for watch in self._watched:
+            if (session is not watch.speaker and watch.recipient is None
+                    and session.here_since < watch.id <= session.acked):
+                watch.left += 1
+
+    def tell(self) -> None:
+        """An event: write what has changed."""
+        now = self.alarm.clock()
+        acked = sorted(max(member.acked, member.here_since) for member in self.members)
+        begun = sorted(member.here_since for member in self.members)
+        keep = []
+        for watch in self._watched:
+            count = min(watch.of, self._heard_by(watch, acked, begun))
+            link = watch.speaker.link
+            # Not before the speaker has its own message: by its place it knows which one is meant.
+            if (link is not None and watch.told != (link, count)
+                    and watch.speaker.acked >= watch.id):
+                watch.told = link, count
+                link.manager.write_bare(Heard(watch.id, count, watch.of).encode())
+            if watch.told[1] != watch.of and now < watch.until:
+                keep.append(watch)
+        self._watched = deque(keep, RECEIPTS)
+        if keep:
+            self._later(now + RECEIPT_EVERY, self.tell)
+
+    @staticmethod
+    def _heard_by(watch: Watch, acked: "list[int]", begun: "list[int]") -> int:
+        """How many have acknowledged a message: of all who have come that far, less those who came
+        only after it."""
+        if watch.recipient is not None:
+            return int(watch.recipient.acked >= watch.id)
+        speaker = watch.speaker
+        itself = speaker.present and speaker.here_since < watch.id <= speaker.acked
+        return (watch.left - itself
+                + bisect.bisect_left(begun, watch.id) - bisect.bisect_left(acked, watch.id))
 
 
 class Delivery(Part):
@@ -2079,11 +1881,12 @@ class Delivery(Part):
         # Takes a line for the chat log, which is not escaped yet.
         self._record = record
         self.records: "list[str]" = []
-        self.notes = Notes()
-        # Connections that end, or come in with their Opening; bare frames for some, which come
-        # before their ACKs; those whose frames are to be confirmed when what they did is committed;
-        # and those to be pinged.
-        self.touched: "dict[Connection, Optional[Opening]]" = {}
+        # Lines for the log of the program: what happens, and to whom.
+        self.notes: "list[tuple[str, str]]" = []
+        # Connections that end, or come in, with the welcome and the place in the log for open();
+        # bare frames for some, which come before their ACKs; those whose frames are to be confirmed
+        # when what they did is committed; and those to be pinged.
+        self.touched: "dict[Connection, Optional[tuple[bytes, int]]]" = {}
         self.bare: "list[tuple[Connection, bytes]]" = []
         self.to_confirm: "dict[Connection, None]" = {}
         self.idle: "list[Connection]" = []
@@ -2103,12 +1906,12 @@ class Delivery(Part):
             self._concerned.update(dict.fromkeys(audience))
         self.journal.add(message, numbers, speaker.number if speaker else None)
 
-    def add_for(self, message: Message, numbers: "FrozenSet[int]") -> None:
-        """The same by the numbers of sessions, of which some may have left; none is everybody."""
+    def add_for(self, message: Message, numbers: "Optional[FrozenSet[int]]") -> None:
+        """The same by the numbers of sessions, of which some may have left; None is everybody."""
         self._news_at = -math.inf
-        self.journal.add(message, numbers or None)
+        self.journal.add(message, numbers)
         self._concerned.update((session, None) for session in self.members
-                               if session.number in numbers)
+                               if numbers and session.number in numbers)
 
     def refuse(self, link: Connection, error: ProtocolError, about: Optional[int] = None) -> None:
         """Answer with an error: numbered and replayed to a member, bare to a connection that has
@@ -2126,14 +1929,21 @@ class Delivery(Part):
         if error.about is None:
             return
         acked = session.acked
-        while session.refusals and session.refusals[0].id <= acked:
-            del session.refusals[0]
-        session.refusals.append(error)
+        session.refusals = [old for old in session.refusals if old.id > acked] + [error]
         if session.link is not None:
             session.link.manager.refuse(error.about, error.id)
 
-    def news_due(self) -> None:
-        """An event: joins and leaves have waited long enough. The flush() behind it sees to it."""
+    def note(self, what: str, who: str) -> None:
+        """Note what happens to whom, for the log of the program."""
+        self.notes.append((what, who))
+
+    def write_notes(self) -> None:
+        """Also an event: what waits to be published, too, has waited long enough, and the flush()
+        behind it sees to it. (Several in a row to whom the same happens are one line: a line is
+        60 us, a tenth of what a join takes.)"""
+        for what, notes in itertools.groupby(self.notes, lambda note: note[0]):
+            logger.info("%s: %s", what, ", ".join(who for _, who in notes))
+        self.notes.clear()
 
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
@@ -2148,7 +1958,7 @@ class Delivery(Part):
         touched, self.touched = self.touched, {}
         for link, opening in touched.items():
             if opening is not None:
-                _guarded(link.open, opening, self.journal)
+                _guarded(link.open, *opening, self.journal)
         if news is not None:
             self._wake(news)
         self._write_bare_frames()
@@ -2164,10 +1974,11 @@ class Delivery(Part):
         now, journal = self.alarm.clock(), self.journal
         if now < self._news_at and not ping:
             if journal.last > journal.log.end or self.notes:
-                self._later(self._news_at, self.news_due)
+                self._later(self._news_at, self.write_notes)
             return None
         self._news_at = now + NEWS_EVERY
-        self.notes.write()
+        if self.notes:
+            self.write_notes()
         return journal.log.publish(ping - 1 if ping else journal.last, now)
 
     def _wake(self, news: News) -> None:
@@ -2199,26 +2010,11 @@ class Delivery(Part):
             link.manager.ping(id, frame)
 
     def catch_up(self) -> None:
-        """Have all readers step over what was private to others before some of that is deleted:
-        else who heard nothing since would count as one who missed it."""
+        """Have all readers step over what was private to others before some of that is deleted or
+        leaves the log: else who heard nothing since would count as one who missed it."""
         for session in self.members:
             if session.link is not None and session.link.manager.sent < self.journal.log.end:
                 session.link.manager.catch_up()
-
-    def shorten(self) -> "list[Connection]":
-        """The log in memory has reached a bound: its oldest tenth goes. Return the slow readers
-        whose place is there, when there is no file to feed them from."""
-        upto, slow = self.journal.shorter(), []
-        for session in self.members:
-            link = session.link
-            # What comes before its begin is not read from the log.
-            if link is not None and session.begin < upto and NOWHERE < link.manager.acked < upto:
-                # Perhaps all of it was private to others.
-                link.manager.catch_up()
-                if link.manager.acked < upto and not self.journal.feeds:
-                    slow.append(link)
-        self.journal.forget(upto)
-        return slow
 
 
 class Entrance(Part):
@@ -2227,8 +2023,8 @@ class Entrance(Part):
     def __init__(self, shared: Shared, delivery: Delivery) -> None:
         super().__init__(shared)
         self._delivery = delivery
-        self.receipts = Receipts(shared.members)
-        # How many members are connected.
+        self.receipts = Receipts(shared)
+        # How many members are connected. Any thread may ask.
         self.connected = 0
         # Of each address the new sessions that it may have now.
         self._newcomers = allowances(NEW_SESSION_RATE, NEW_SESSIONS, shared.alarm.clock)
@@ -2241,15 +2037,12 @@ class Entrance(Part):
         for row in history.sessions():
             session = numbers[row[0]] = Session.from_row(row)
             self.members.remember(session)
-        house = history.house()
-        if house is not None:
-            try:
-                self.house.from_json(house)
-            except ValueError as why:
-                logger.warning("%s", why)
-        for number, _, _, frame in history.refusals():
-            error = chatproto.decode(frame[:-1], chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
-            if number in numbers and isinstance(error, Error):
+        for text in history.kept("house").values():
+            self.house.from_json(text)
+        for entry in history.refusals():
+            error: Any = chatproto.decode(entry.frame[:-1],
+                                          chatproto.INSTRUCTIONS[chatproto.FROM_SERVER])
+            for number in entry.audience or ():
                 numbers[number].refusals.append(error)
 
     # Coming in
@@ -2260,7 +2053,10 @@ class Entrance(Part):
             return
         if link.session is not None:
             raise ProtocolError("already-joined", f"you are in, as {link.session.name}")
-        session = self._known(join)
+        owned = self.members.owned(join.session) if join.session is not None else None
+        # Else it claims to have seen what is not there.
+        is_known = join.epoch == self.journal.epoch and join.seen <= self.journal.last
+        session = owned if is_known else None
         if (session is not None and session.link is not None
                 and session.link.since > link.since and link.hung_up()):
             # Threads may bring two joins in the wrong order.
@@ -2269,15 +2065,15 @@ class Entrance(Part):
         try:
             self.password.check(join, session, link.origin)
             if session is None or not session.present:
-                self._check_entry(link, join, session)
+                self._check_entry(link, join, session, owned)
+            if session is None and not may_be_new and self._has_to_wait(link, join):
+                return
         except ProtocolError as error:
-            self._delivery.notes.add(
+            self._delivery.note(
                 "refused", f"{link.address} as {escape(join.name)} ({error})")
             if error.code in ("banned", "full"):
                 self.end(link, error.code)
             raise
-        if session is None and not may_be_new and self._has_to_wait(link, join):
-            return
         self._admit(link, join, session)
 
     def join_later(self, link: Connection, join: Join) -> None:
@@ -2296,7 +2092,6 @@ class Entrance(Part):
         allowance = self._newcomers(link.origin)
         wait = allowance.wait()
         if now + wait >= link.since + JOIN_TIMEOUT:
-            self.end(link, "full")
             raise ProtocolError(
                 "full", "too many new ones come from your address: try again later")
         allowance.change(1)
@@ -2304,37 +2099,32 @@ class Entrance(Part):
             self._later(now + wait, self.join_later, link, join)
         return bool(wait)
 
-    def _known(self, join: Join) -> Optional[Session]:
-        """The session that `join` proves to own; None without one, and for one that claims to have
-        seen what is not there."""
-        if (join.session is None or join.epoch != self.journal.epoch
-                or join.seen > self.journal.last):
-            return None
-        return self.members.owned(join.session)
-
-    def _check_entry(self, link: Connection, join: Join, session: Optional[Session]) -> None:
-        """Raise ProtocolError if whoever is at `link` may not come in under that name."""
-        owned = self.members.owned(join.session) if join.session else None
+    def _check_entry(self, link: Connection, join: Join, session: Optional[Session],
+                     owned: Optional[Session]) -> None:
+        """Raise ProtocolError if whoever is at `link` and owns a session may not come in under that
+        name, as that session or as a new one."""
         self.house.check_entry(join.name, owned, link.origin)
         if session is None or join.name != session.name:
             chatproto.check_name(join.name)
         if len(self.members) >= self.settings.max_members:
             self._make_room()
-        if len(self.members) >= self.settings.max_members:
-            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
-                                "for more")
         self.check_free(join.name)
 
     def _make_room(self) -> None:
-        """The room is full: whoever has been away for the longest has had its grace time."""
+        """The room is full: whoever has been away for the longest has had its grace time. Raises
+        ProtocolError where nobody is away."""
         away = [session for session in self.members if session.link is None]
-        if away:
-            self.leave(min(away, key=lambda session: session.lost_at), "gone away")
+        if not away:
+            raise ProtocolError("full", f"{self.settings.max_members} members are here: no room "
+                                "for more")
+        self.leave(min(away, key=lambda session: session.lost_at), "gone away")
 
     def check_free(self, name: str) -> None:
         """Raise ProtocolError("name-taken"), with a free one like it, if somebody here has that
         name."""
-        is_hosts = self.house.is_hosts(name)
+        host = self.house.rules.host
+        # What looks like "Server" is nobody's name anyway.
+        is_hosts = host != Rules(0).host and chatproto.looks_like(name, host)
         if is_hosts or self.members.called(name) is not None:
             whose = "the host's" if is_hosts else "taken"
             raise ProtocolError("name-taken", f"the name {name} is {whose}",
@@ -2354,38 +2144,32 @@ class Entrance(Part):
             place = max(seen, session.history_from)
             # In memory the last chats, which are before its begin, outlive the start of the log;
             # but where that is past its begin nobody could feed it what comes between.
-            if journal.feeds or max(seen, journal.forgotten) >= session.begin:
+            if journal.history is not None or max(seen, journal.forgotten) >= session.begin:
                 place = max(place, journal.forgotten)
             missed = max(0, journal.forgotten - max(seen, session.begin))
             missed += journal.missing(place)
         if session.present:
             self.close(session, booted="this session has joined again from elsewhere")
-            self._delivery.notes.add("back", f"{session.name} from {link.address}")
+            self._delivery.note("back", f"{session.name} from {link.address}")
         else:
             self._enter(session, join.name)
-            self._delivery.notes.add("joined", f"{session.name} from {link.address}")
+            self._delivery.note("joined", f"{session.name} from {link.address}")
         self._refuse_again(session, seen)
-        refused = [(error.about or 0, error.id) for error in session.refusals]
         got = session.confirmed_for(seen) if resumed else 0
         welcome = self._welcome(session, secret, resumed, got, missed)
         session.receipts = join.receipts
         session.link, link.session = link, session
         self.connected += 1
         if session.allowance is None:
-            session.allowance = link.allowance
-            session.allowance.change(JOIN_BURST - session.allowance.burst)
+            session.allowance = Allowance(self.settings.rate, self.alarm.clock)
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
-        self._tell_rules(session)
-        self.receipts.come_back(session)
-        self._delivery.touched[link] = Opening(session, welcome, place, refused)
-
-    def _tell_rules(self, session: Session) -> None:
-        """What holds in the room, where that is not what a client takes for granted."""
-        if self.house.is_special:
-            rules = dataclasses.replace(self.house.rules, id=self.journal.next_id())
+        # What is not as a client takes it for granted.
+        if self.house.rules != Rules(0):
+            rules = dataclasses.replace(self.house.rules, id=journal.next_id())
             self._delivery.add(rules, (session,))
+        self._delivery.touched[link] = welcome, place
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":
         """A session, of whose secret only the hash is kept, and how many frames it misses. Who was
@@ -2397,8 +2181,8 @@ class Entrance(Part):
         if join.session is not None and join.epoch != journal.epoch:
             begun = max(journal.begun, journal.forgotten)
             return Session(number, secret_hash, begun, begun), begun - journal.begun
-        recent = journal.recent(seen)
-        history_from = recent[0][0] - 1 if recent else journal.last
+        recent = [chat for chat in journal.public_chats(HISTORY) if chat.id > seen]
+        history_from = recent[0].id - 1 if recent else journal.last
         missed = max(0, journal.last - seen - len(recent)) if seen else 0
         return Session(number, secret_hash, number, history_from), missed
 
@@ -2406,8 +2190,7 @@ class Entrance(Part):
         """What refused a frame and cannot be replayed any more is said anew: without it an ACK
         would be a false yes."""
         session.refusals = [error for error in session.refusals if error.id > seen]
-        lost = [error for error in session.refusals if error.id <= self.journal.forgotten]
-        for error in lost:
+        for error in [one for one in session.refusals if one.id <= self.journal.forgotten]:
             session.refusals.remove(error)
             self._delivery.tell_error(session, error)
 
@@ -2440,9 +2223,7 @@ class Entrance(Part):
         # What it uploaded and did not hand out.
         journal.files.drop(lambda file: file.owner == session.secret_hash and not file.message)
         journal.changed[session] = None
-        for old in forgotten:
-            journal.changed.pop(old, None)
-            journal.removed.append(old.number)
+        journal.removed += [old.number for old in forgotten]
         left = Left(journal.next_id(), session.name, at, reason)
         self._delivery.records.append(_left_line(left))
         if was_listed:
@@ -2474,18 +2255,23 @@ class Entrance(Part):
             self._delivery.touched[link] = None
             return
         self.close(session)
-        self._delivery.notes.add("lost", f"{session.name} ({why})")
+        self._delivery.note("lost", f"{session.name} ({why})")
         session.lost_at = self.alarm.clock()
         self._later(session.lost_at + self.settings.grace, self.grace_over, session)
 
+    def turn_away(self, link: Connection, what: str, error: ProtocolError) -> None:
+        """Say why, and end the connection. A member is told when it comes back, in its place in the
+        order."""
+        if not link.ended:
+            who = link.session.name if link.session else link.address
+            self._delivery.note(what, f"{who} ({error}), connection closed")
+            self._delivery.refuse(link, error)
+            self.end(link, what)
+
     def too_slow(self, link: Connection) -> None:
-        """A slow reader does not keep up: it is dropped, and told so when it comes back, in its
-        place in the order."""
-        if link.session is not None and not link.ended:
-            self._delivery.notes.add("too slow", f"{link.session.name}, connection closed")
-            self._delivery.refuse(link, ProtocolError(
-                "too-slow", "you did not keep up and were disconnected"))
-            self.end(link, "too slow")
+        """A slow reader does not keep up."""
+        self.turn_away(link, "too slow", ProtocolError(
+            "too-slow", "you did not keep up and were disconnected"))
 
     def grace_over(self, session: Session) -> None:
         """A member may have had its time to come back, since it was lost for the last time."""
@@ -2507,10 +2293,9 @@ class Handouts(Part):
     def open(self, store: Any, history: Optional[HistoryFile]) -> None:
         """Before the sequencer runs: from now on members may upload files, and those that messages
         of the history handed out are there again."""
-        if history is None:
-            store.load(None)
-        else:
-            store.load(history.files(), history.forgotten)
+        kept = None if history is None else {
+            key[5:]: text for key, text in history.kept("file:*").items()}
+        store.load(kept, self.journal.forgotten)
         self.journal.files = store
         self.house.rules = dataclasses.replace(
             self.house.rules, files=store.most if self.house.takes_files else None)
@@ -2538,10 +2323,6 @@ class Handouts(Part):
         if session.allowance.take():
             raise ProtocolError("flooding", "too many at once: a little later")
         return self.journal.files.start(session.secret_hash, name)
-
-    def keep(self, file: Any) -> None:
-        """So much of it is there."""
-        self.journal.files.keep(file)
 
     def give_up(self, file: Any) -> None:
         """Nothing comes of it."""
@@ -2579,10 +2360,6 @@ class Host(Part):
 
     # What is known
 
-    def users(self) -> "list[tuple[str, str]]":
-        """Name and address of each member; the address is "away" in the grace time."""
-        return [(name, address or "away") for name, address, _, _ in self.people()]
-
     def people(self) -> "list[tuple[str, str, Optional[float], bool]]":
         """Name and address of each member, the seconds it is connected (None in the grace time),
         and whether it is muted."""
@@ -2598,12 +2375,7 @@ class Host(Part):
     def talk(self, count: int) -> "list[bytes]":
         """The frames of the last public messages, oldest first. What was private is never shown
         here."""
-        return self.journal.public_chats(count)
-
-    def record(self, after: int) -> "tuple[list[bytes], int]":
-        """A piece of what is for everybody behind a place, and the place behind it: the same one
-        when there is no more."""
-        return self.journal.public(after)
+        return [chat.frame for chat in self.journal.public_chats(count)]
 
     # What is said, and what holds
 
@@ -2661,11 +2433,6 @@ class Host(Part):
         self._change(files=self.journal.files.most if is_on else None)
         return f"files are {'on' if is_on else 'off'}"
 
-    def handed_out(self) -> "list[Any]":
-        """The files that there are, the oldest first: each has `message`, `name`, `size`, `sender`
-        and `url`."""
-        return list(self.journal.files.listed())
-
     def call(self, name: str) -> str:
         """Speak under another name from now on."""
         name = _host_name(name)
@@ -2693,8 +2460,7 @@ class Host(Part):
 
     def mute(self, name: str, seconds: float = math.inf) -> str:
         """Let somebody hear everything and say nothing."""
-        hold, words = self._hold("mute", self._known(name), name, seconds)
-        return f"{hold.name} is muted{self.house.holds.until(hold)}{words}"
+        return self._hold("mute", name, seconds, "", "is muted")
 
     def unmute(self, name: str) -> str:
         """Let somebody speak again."""
@@ -2702,11 +2468,11 @@ class Host(Part):
 
     def boot(self, name: str, reason: str = "", seconds: float = BOOT_SECONDS) -> str:
         """Put somebody out, and keep it out for a while."""
-        return self._put_out("boot", name, seconds, reason, "is out")
+        return self._hold("boot", name, seconds, reason, "is out")
 
     def ban(self, name: str, seconds: float = math.inf, reason: str = "") -> str:
         """The same for good, or for a time; for an address, too."""
-        return self._put_out("ban", name, seconds, reason, "is banned")
+        return self._hold("ban", name, seconds, reason, "is banned")
 
     def unban(self, name: str) -> str:
         """Let somebody in again who was booted or banned, by name or address."""
@@ -2718,50 +2484,49 @@ class Host(Part):
             raise LookupError(f"nobody is or was called {escape(name)}")
         return session
 
-    def _put_out(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
+    def _hold(self, kind: str, name: str, seconds: float, reason: str, how: str) -> str:
+        """Keep somebody out or silent, or with a ban an address; return what to tell the host."""
         reason = chatproto.clean_text(reason)[:REASON]
-        is_address = kind == "ban" and chatproto.is_address(name)
-        known = None if is_address else self._known(name)
-        hold, words = self._hold(kind, known, name, seconds, reason)
-        out = ([member for member in self.members if member.origin == name] if is_address
-               else [known] if known is not None and known.present else [])
-        for session in out:
-            self._send_off(session, reason or ("banned" if kind == "ban" else ""))
-        return f"{escape(hold.name)} {how}{self.house.holds.until(hold)}{words}"
-
-    def _send_off(self, session: Session, reason: str) -> None:
-        why = f" ({escape(reason)})" if reason else ""
-        self._delivery.notes.add("booted", session.name + why)
-        self._entrance.close(session, booted=reason)
-        self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
-
-    def _hold(self, kind: str, session: Optional[Session], name: str, seconds: float,
-              reason: str = "") -> "tuple[Hold, str]":
-        """Keep somebody out or silent; also return what the host should know about that. Without a
-        session it is an address."""
-        keys, words = [name], ""
-        if session is not None:
-            name = session.name
-            keys = [name_key(name), f"#{session.number}", *self._address_of(session)]
-            words = "" if len(keys) > 2 else (
-                "; others may share its address, so only this name and session are held")
+        words = ""
+        if kind == "ban" and chatproto.is_address(name):
+            held, keys = self._at(name), [name]
+        else:
+            known = self._known(name)
+            held, name, address = [known], known.name, self._own_address(known)
+            keys = _keys_of(name, known, address)
+            if not address:
+                words = "; others may share its address, so only this name and session are held"
         until = None if seconds == math.inf else self.journal.now() + seconds
         hold = Hold(kind, name, tuple(keys), until, reason)
         self.house.holds.add(hold)
         self._keep()
-        return hold, words
+        for session in held:
+            if session.present and kind != "mute":
+                self._send_off(session, reason or ("banned" if kind == "ban" else ""))
+        return f"{escape(name)} {how}{self.house.holds.until(hold)}{words}"
 
-    def _address_of(self, session: Session) -> "list[str]":
-        """The address that is this person's alone: not this machine's, nor anybody else's here."""
+    def _send_off(self, session: Session, reason: str) -> None:
+        why = f" ({escape(reason)})" if reason else ""
+        self._delivery.note("booted", session.name + why)
+        self._entrance.close(session, booted=reason)
+        self._entrance.leave(session, f"booted: {reason}" if reason else "booted")
+
+    def _at(self, address: str) -> "list[Session]":
+        """Who is here from an address."""
+        return [member for member in self.members if member.origin == address]
+
+    def _own_address(self, session: Session) -> str:
+        """The address that is this person's alone; "" for this machine's, and for one that somebody
+        else here has."""
         address = session.origin
-        is_shared = not address or is_loopback(address) or any(
-            other.origin == address and other is not session for other in self.members)
-        return [] if is_shared else [address]
+        is_shared = is_loopback(address) or any(
+            other is not session for other in self._at(address))
+        return "" if is_shared else address
 
     def _lift(self, kinds: "tuple[str, ...]", name: str, what: str, now: str) -> str:
         session = self.members.known(name)
         keys = _keys_of(name, session, session.origin if session else "")
-        if not self.house.holds.lift(kinds, filter(None, keys)):
+        if not self.house.holds.lift(kinds, keys):
             raise LookupError(f"{escape(name)} is not {what}")
         self._keep()
         return f"{escape(name)} {now}"
@@ -2776,46 +2541,43 @@ class Host(Part):
             return f"the file of message {id}, which is kept no more, is removed"
         if chat is None:
             raise LookupError(f"there is no message {id}")
-        if _REMOVED_FIELD in chat[0]:
+        if _REMOVED_FIELD in chat.frame:
             raise LookupError(f"message {id} is removed already")
         self._remove([id])
         return f"message {id} is removed"
 
     def remove_last(self, name: str) -> str:
         """Take back what somebody said last."""
-        ids = self._said_by(name, 1)
-        self._remove(ids)
+        self._remove_said(name, 1)
         return f"the last message of {escape(name)} is removed"
 
     def remove_all(self, name: str) -> str:
         """Take back all that somebody said, at most REMOVE_MOST messages at once."""
-        ids = self._said_by(name, REMOVE_MOST)
-        self._remove(ids)
-        more = "; once more for those before them" if len(ids) == REMOVE_MOST else ""
-        what = f"{len(ids)} messages" if len(ids) > 1 else "1 message"
-        return f"{what} of {escape(name)} {'are' if len(ids) > 1 else 'is'} removed{more}"
+        count = self._remove_said(name, REMOVE_MOST)
+        more = "; once more for those before them" if count == REMOVE_MOST else ""
+        what = f"{count} messages" if count > 1 else "1 message"
+        return f"{what} of {escape(name)} {'are' if count > 1 else 'is'} removed{more}"
 
-    def _said_by(self, name: str, count: int) -> "list[int]":
+    def _remove_said(self, name: str, most: int) -> int:
+        """Take back what somebody said last; return how many messages these are."""
         number = (None if name_key(name) == name_key(self.house.rules.host)
                   else self._known(name).number)
-        ids = self.journal.said_by(number, count)
+        ids = self.journal.said_by(number, most)
         if not ids:
             raise LookupError(f"there is no message of {escape(name)}")
-        return ids
+        self._remove(ids)
+        return len(ids)
 
     def _remove(self, ids: "list[int]") -> None:
         gone = set(ids)
         self.journal.files.drop(lambda file: file.message in gone)
-        for id in sorted(ids):
-            chat = self.journal.chat(id)
-            if chat is None:
-                # It is damaged, and nobody gets it.
-                continue
-            frame, numbers = chat
-            self.journal.erase(id, frame)
-            self._delivery.add_for(Removed(self.journal.next_id(), id), numbers)
-            if not numbers:
-                sender = json.loads(frame)["from"]
+        # One that is damaged nobody gets.
+        chats = [chat for chat in map(self.journal.chat, sorted(ids)) if chat is not None]
+        self.journal.erase(chats)
+        for chat in chats:
+            self._delivery.add_for(Removed(self.journal.next_id(), chat.id), chat.audience)
+            if chat.audience is None:
+                sender = json.loads(chat.frame)["from"]
                 self._delivery.records.append(f"* the host removed a message of {sender}")
 
 
@@ -2840,15 +2602,15 @@ class Room(Part):
         shared = Shared(alarm, post, settings, journal, Members(), House(wall_clock))
         super().__init__(shared)
         self._delivery = Delivery(shared, record)
-        self._entrance = Entrance(shared, self._delivery)
+        self.entrance = Entrance(shared, self._delivery)
         self.handouts = Handouts(shared)
-        self.host = Host(shared, self._delivery, self._entrance)
+        self.host = Host(shared, self._delivery, self.entrance)
         # For all connections.
         self.waiting = Waiting()
         # Somebody has searched since the last flush().
         self._has_searched = False
         if history is not None:
-            self._entrance.restore(history)
+            self.entrance.restore(history)
             self._later(alarm.clock() + TRIM_EVERY, self.trim)
 
     # Events from connections
@@ -2869,43 +2631,28 @@ class Room(Part):
                 self._delivery.refuse(link, ProtocolError(
                     "bad-frame", "the server cannot take this"), message.id or None)
 
-    def failed(self, link: Connection, error: ProtocolError) -> None:
-        """What came is no frame: say so, end the connection."""
-        if not link.ended:
-            self._delivery.notes.add("no frame",
-                            f"{link.address} ({error.code}: {error}), connection closed")
-            self._delivery.refuse(link, error)
-            self._entrance.end(link, "sent what is no frame")
-
     def overdue(self, link: Connection) -> None:
         """A connection has had its time to join."""
-        if link.session is None and not link.ended:
-            self._delivery.notes.add("not joined",
-                            f"{link.address}, connection closed after {JOIN_TIMEOUT:g} s")
-            self._delivery.refuse(link, ProtocolError(
+        if link.session is None:
+            self.entrance.turn_away(link, "not joined", ProtocolError(
                 "not-joined", f"join within {JOIN_TIMEOUT:g} s"))
-            self._entrance.end(link, "did not join")
 
     def slowed(self, link: Connection) -> None:
         """A member is over the flood limit: its frames wait, none is lost."""
         limit = f"{self.settings.rate:g} messages a second"
-        self._delivery.notes.add("slowed down", f"{link.address}, over {limit}")
+        self._delivery.note("slowed down", f"{link.address}, over {limit}")
         self._delivery.refuse(link, ProtocolError(
             "flooding", f"more than {limit}: yours are slowed down, none is lost"))
 
     def dead(self, link: Connection) -> None:
         """A member has acknowledged nothing for all its retries."""
-        self._entrance.end(link, "no answer")
+        self.entrance.end(link, "no answer")
         link.cut()
 
     def idle(self, link: Connection) -> None:
         """Nothing was sent to a member for PING_AFTER."""
         if link.session is not None and not link.ended:
             self._delivery.idle.append(link)
-
-    def lost(self, link: Connection, why: str) -> None:
-        """The connection is gone."""
-        self._entrance.end(link, why)
 
     def feed(self, link: Connection, retry: bool) -> None:
         """A member reads below the start of the log, or before its begin, and has room for more;
@@ -2915,12 +2662,12 @@ class Room(Part):
             return
         manager = link.manager
         piece = self.journal.piece(session, manager.acked if retry else manager.sent)
-        if piece is None and self.journal.feeds:
+        if piece is None and self.journal.history is not None:
             # --keep overtook it, or the file cannot be read: it comes back, and is told what is
             # missing.
-            self._entrance.end(link, "what it missed is there no more")
+            self.entrance.end(link, "what it missed is there no more")
         elif piece is None:
-            self._entrance.too_slow(link)
+            self.entrance.too_slow(link)
         elif retry:
             if piece[0]:
                 manager.resend(piece[0][0])
@@ -2939,13 +2686,6 @@ class Room(Part):
         later = TRIM_EVERY if self.journal.delete_old(now) else TRIM_LATER
         self._later(now + later, self.trim)
 
-    def receipts(self) -> None:
-        """Tell speakers how many have heard them, while there is something to tell."""
-        now = self.alarm.clock()
-        self._entrance.receipts.tell(now)
-        if self._entrance.receipts:
-            self._later(now + RECEIPT_EVERY, self.receipts)
-
     # After a batch of events
 
     def flush(self) -> None:
@@ -2956,8 +2696,9 @@ class Room(Part):
         """
         self._has_searched = False
         if self.journal.is_too_long:
-            for link in self._delivery.shorten():
-                self._entrance.too_slow(link)
+            # Then who reads below the start of the log asks to be fed.
+            self._delivery.catch_up()
+            self.journal.shorten()
         self._delivery.flush()
 
     @property
@@ -2970,20 +2711,10 @@ class Room(Part):
         """Whether everything waits for the history file. Any thread may ask."""
         return self.journal.disk.failure is not None
 
-    @property
-    def announces(self) -> bool:
-        """Whether everybody is told of who comes next. Any thread may ask."""
-        return not self.members.is_list_full
-
-    @property
-    def connected(self) -> int:
-        """How many members are connected. Any thread may ask."""
-        return self._entrance.connected
-
     def close(self) -> None:
         """Write the rest of the log, and give the history file back. Not on the sequencer's thread,
         but after it."""
-        self._delivery.notes.write()
+        self._delivery.write_notes()
         self.journal.close()
 
     # Frames of members
@@ -2992,13 +2723,13 @@ class Room(Part):
         """Raises ProtocolError for what is refused."""
         session = link.session
         if isinstance(message, Join):
-            self._entrance.join(link, message)
+            self.entrance.join(link, message)
         elif isinstance(message, Invalid) and message.kind == Join.type:
             raise message.error
         elif session is None:
             raise ProtocolError("not-joined", "join first")
         elif len(session.refusals) >= REFUSALS and session.refusals[0].id > session.acked:
-            self._entrance.too_slow(link)
+            self.entrance.too_slow(link)
         elif message.id:
             self._delivery.to_confirm[link] = None
             # Else it is a duplicate: it was sent again, as its ACK was lost or is still held.
@@ -3014,9 +2745,9 @@ class Room(Part):
         raise invalid.error
 
     def _leave(self, link: Connection, session: Session, leave: Leave) -> None:
-        self._delivery.notes.add("left", session.name)
-        self._entrance.close(session)
-        self._entrance.leave(session, "quit")
+        self._delivery.note("left", session.name)
+        self.entrance.close(session)
+        self.entrance.leave(session, "quit")
 
     def _recall(self, link: Connection, session: Session, recall: Recall) -> None:
         """Answer with older messages. Of searches only one step is made in a batch, so that many
@@ -3045,8 +2776,7 @@ class Room(Part):
             both = (session,) if recipient is session else (session, recipient)
             self._delivery.add(chat, both, speaker=session)
         if session.receipts:
-            self._entrance.receipts.watch(chat.id, session, recipient, now)
-            self._later(now + RECEIPT_EVERY, self.receipts)
+            self.entrance.receipts.watch(chat.id, session, recipient)
 
     def _recipient(self, to: str, seen: Optional[int]) -> Session:
         """Whom a private message is for. Raises ProtocolError when there is none of that name, or
@@ -3067,13 +2797,13 @@ class Room(Part):
         self.house.check_entry(new, None, "")
         # "Ann" may become "ann".
         if name_key(new) != name_key(old):
-            self._entrance.check_free(new)
+            self.entrance.check_free(new)
         self.members.rename(session, new)
         session.named_at = self.journal.next_id()
         renamed = Renamed(session.named_at, old, new, self.journal.now())
         self._delivery.add(renamed, () if session in self.members.listed else (session,))
         self._delivery.records.append(f"* {old} is now {new}")
-        self._delivery.notes.add("renamed", f"{old} to {new}")
+        self._delivery.note("renamed", f"{old} to {new}")
 
     # What is done with the numbered frames of a member.
     _ACTIONS: "dict[type[Message], Callable[..., None]]" = {
@@ -3233,7 +2963,7 @@ class Connection:
             why = str(end)
         finally:
             # After a bug, too: else its member would stay for ever.
-            self._room.post(self._room.lost, self, why)
+            self._room.post(self._room.entrance.end, self, why)
             self.manager.close()
             # Some who are over are kept for a while.
             self._decoder = None
@@ -3344,7 +3074,7 @@ class Connection:
             self._slowed_at = now
             self._room.post(self._room.slowed, self)
         if self._failure is not None and not self._held:
-            self._room.post(self._room.failed, self, self._failure)
+            self._room.post(self._room.entrance.turn_away, self, "no frame", self._failure)
             self._failure = None
         return wait
 
@@ -3373,10 +3103,13 @@ class Connection:
         """Whether nothing more is taken from here."""
         return self._last_words is not None
 
-    def open(self, opening: Opening, journal: Journal) -> None:
-        """Let a member in that has just joined: from here on it reads the log. The first piece of
-        what it is fed comes at once, so that an error behind its join finds its place."""
-        session, welcome, place, refused = opening
+    def open(self, welcome: bytes, place: int, journal: Journal) -> None:
+        """Let a member in that has just joined: behind its welcome it reads the log from a place.
+        The first piece of what it is fed comes at once, so that an error behind its join finds its
+        place."""
+        session = self.session
+        assert session is not None
+        refused = [(error.about or 0, error.id) for error in session.refusals]
         self.manager.write_bare(welcome)
         self.manager.open(place, reader=session.number, begin=session.begin, seen=session.got,
                           refused=refused)
@@ -3717,7 +3450,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _pace(self) -> None:
         """Have a newcomer wait a little, so that those who talk do not wait for a class that comes
         in."""
-        if self.room.announces:
+        if not self.room.members.is_list_full:
             self._closing.wait(PACE)
         until = self.room.alarm.clock() + ADMIT_WAIT
         while (self.sequencer.inbox.backlog > BUSY and self.room.alarm.clock() < until
@@ -3728,7 +3461,7 @@ class ChatServer(socketserver.ThreadingTCPServer):
     def _unjoined(self) -> int:
         """How many connections have not joined, about."""
         with self._lock:
-            return len(self._connections) - self.room.connected
+            return len(self._connections) - self.room.entrance.connected
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A bug in a connection's thread: one line, instead of socketserver's traceback."""
@@ -4198,7 +3931,7 @@ class Responder:
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
             if token is not None and not self._allowances(str(asker[0])).take():
-                answer = self._answer._replace(here=self._server.room.connected)
+                answer = self._answer._replace(here=self._server.room.entrance.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
     def _send(self, sock: socket.socket, data: bytes, asker: Any) -> None:
@@ -4449,7 +4182,7 @@ class Console:
         place, after = 0, -1
         while place > after:
             after = place
-            frames, place = self.ask(self.host.record, after)
+            frames, place = self.ask(self.host.journal.public, after)
             for frame in frames:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
@@ -4464,15 +4197,16 @@ class Console:
     # The commands that are not the host's alone
 
     def _users(self) -> str:
-        users = self.ask(self.host.users)
-        return "\n".join(f"{name}  {address}" for name, address in users) or "nobody is here"
+        return "\n".join(f"{name}  {address or 'away'}" for name, address, *_ in
+                         self.ask(self.host.people)) or "nobody is here"
 
     def _files(self, is_on: Optional[bool] = None) -> str:
         if is_on is not None:
             return str(self.ask(self.host.files, is_on))
         return "\n".join(f"{file.message}  {chatproto.size_in_words(file.size)}  {file.sender}: "
                          f"{escape(file.name)}"
-                         for file in self.ask(self.host.handed_out)) or "there are no files"
+                         for file in self.ask(self.host.journal.files.listed)
+                         ) or "there are no files"
 
     def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
         if id:
@@ -4537,7 +4271,7 @@ class Console:
         return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
 
     def _quit(self, now: str = "") -> str:
-        here = self._server.room.connected
+        here = self._server.room.entrance.connected
         if here and not now:
             return f"{_how_many(here)}: /quit now ends the server"
         self._stop()
@@ -5084,7 +4818,7 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     room.handouts.open(store, history)
 
     def keep(file: Any) -> None:
-        ask(room.handouts.keep, file)
+        ask(store.keep, file)
         # What is asked now comes with the next batch: the one before is committed then.
         ask(int)
     server.web.clerk = chat_web.Clerk(
@@ -5096,7 +4830,7 @@ def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> 
     """What the host's page shows, as JSON. It is asked for every few seconds by each open page, so
     the sequencer only hands over what there is."""
     people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
-                                             host.handed_out()))
+                                             host.journal.files.listed()))
     rules, said = host.house.rules, map(json.loads, talk)
     return {
         "people": people, "motd": host.house.motd or "", "name": invitation.name,
@@ -5178,7 +4912,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
             elif order == RELOAD:
                 logger.info("/reload: %s", console.command("/reload"))
             elif order == INTERRUPT:
-                order = STOP if line.may_stop(server.room.connected) else ""
+                order = STOP if line.may_stop(server.room.entrance.connected) else ""
             if time.monotonic() >= renew_at:
                 renew_at += RENEW
                 console.renew()

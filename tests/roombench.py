@@ -52,7 +52,7 @@ class Bench:
 
     def names(self):
         """Who is here."""
-        return [name for name, _ in self.room.host.users()]
+        return [name for name, *_ in self.room.host.people()]
 
     def post(self, method, *arguments):
         self.inbox.append((method, arguments))
@@ -268,7 +268,7 @@ class BenchMember:
 
     def lose(self):
         """The connection breaks."""
-        self.bench.post(self.bench.room.lost, self.connection, "broken")
+        self.bench.post(self.bench.room.entrance.end, self.connection, "broken")
         self.bench.settle()
         self.gone()
 

@@ -94,18 +94,18 @@ class Shelf:
         self.store = self.store_class()(str(self.folder), 10_000, 1_000_000, history is not None)
         room.handouts.open(self.store, history)
 
-        def leave(session, reason, leave=room._entrance.leave):
+        def leave(session, reason, leave=room.entrance.leave):
             self.lefts.append((self.world.now, session.name))
             leave(session, reason)
 
         def keep(file):
-            ask(room.handouts.keep, file)
+            ask(self.store.keep, file)
             ask(int)
 
         def give_up(file):
             self.given_up.add(file.key)
             ask(room.handouts.give_up, file)
-        room._entrance.leave = leave
+        room.entrance.leave = leave
         clerk = web.Clerk(self.store, lambda *arguments: ask(room.handouts.start, *arguments), keep,
                           give_up, lambda: "http://192.0.2.1:8087/")
         self.web = types.SimpleNamespace(names=(), clerk=clerk)

@@ -185,7 +185,7 @@ class Link:
             connection, self.connection = self.connection, None
             self.cut = True
             connection.manager.close()
-            connection._room.post(connection._room.lost, connection, "lost")
+            connection._room.post(connection._room.entrance.end, connection, "lost")
             self.world.after(0, self.client_lost)
 
 

@@ -250,7 +250,7 @@ class History:
         if not client.session.joined:
             self.wrong(f"{client.name} is not connected in the end")
             return
-        here = sorted(name for name, address in self.server.room.host.users())
+        here = sorted(name for name, *_ in self.server.room.host.people())
         if sorted(client.session.users.values()) != here:
             self.wrong(
                 f"{client.name} sees {sorted(client.session.users.values())}, there are {here}")
@@ -283,7 +283,7 @@ def simulate(seed, modules, verbose=False):
     """Run one seed; return what went wrong."""
     world = World(seed, modules, verbose)
     proto, server = modules.chatproto, modules.chat_server
-    saved = proto.WINDOW, server.LOG_FRAMES, server.FEED_FRAMES, server.LOOK_ROWS
+    saved = proto.WINDOW, server.LOG_FRAMES, server.WINDOW, server.LOOK_ROWS
     proto.WINDOW = world.random.choice([1, 3, 8, 64])
     server = None
     try:
@@ -291,7 +291,7 @@ def simulate(seed, modules, verbose=False):
         # Most of the log is in the file alone.
         if server.disk is not None and world.random.random() < 0.7:
             sizes = world.random.choice([(30, 5, 20), (8, 2, 5), (1, 50, 1000)])
-            (modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
+            (modules.chat_server.LOG_FRAMES, modules.chat_server.WINDOW,
              modules.chat_server.LOOK_ROWS) = sizes
         elif server.disk is None and proto.WINDOW >= 8 and world.random.random() < 0.5:
             # Slow readers are left behind. (With fewer frames, or a smaller window, the errors that
@@ -309,7 +309,7 @@ def simulate(seed, modules, verbose=False):
     finally:
         if server is not None:
             server.close()
-        (proto.WINDOW, modules.chat_server.LOG_FRAMES, modules.chat_server.FEED_FRAMES,
+        (proto.WINDOW, modules.chat_server.LOG_FRAMES, modules.chat_server.WINDOW,
          modules.chat_server.LOOK_ROWS) = saved
     return history.faults
 

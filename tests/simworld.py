@@ -135,6 +135,9 @@ class Server:
             def _connect(self, path):
                 return server.disk
 
+            def _place(self):
+                return []
+
             def save(self, *arguments):
                 server.risk(0.02)
                 if server.world.chance(0.01):
@@ -305,7 +308,7 @@ class Deeds:
         if found is None:
             return
         chat = self.world.modules.chatproto.decode(
-            found[0][:-1], self.world.modules.chatproto.INSTRUCTIONS["server"])
+            found.frame[:-1], self.world.modules.chatproto.INSTRUCTIONS["server"])
         try:
             self.room.host.remove(id)
         except (LookupError, self.world.modules.chat_server.HistoryError):

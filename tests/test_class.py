@@ -88,7 +88,7 @@ def test_class_of_thirty(school, tmp_path):
     names = [f"pupil{number}" for number in range(1, 31)]
     for number, name in enumerate(names, 1):
         assert school.come(name, f"192.0.2.{number}") == []
-    assert len(school.host("users")) == 30
+    assert len(school.host("people")) == 30
     school.host("call", "Teacher")
     school.host("pin", "page 34")
     # One is muted for the lesson, and a new session of its device, under another name, as well.
@@ -120,14 +120,14 @@ def test_class_of_thirty(school, tmp_path):
     assert [got["about"] for got in told.take() if got["type"] == "removed"] == [said["RUDE word"]]
     school.host("boot", "pupil4", "words", 3_600)
     school.host("ban", "pupil5")
-    assert len(school.host("users")) == 29
+    assert len(school.host("people")) == 29
     # The server is killed. Nobody is here until they have come back, and all of it holds.
     school.open()
-    assert school.host("users") == []
+    assert school.host("people") == []
     back = {name: school.come_back(name) for name in names}
     assert {name: codes for name, codes in back.items() if codes} == {
         "pupil4": ["banned"], "pupil5": ["banned"]}
-    assert len(school.host("users")) == 28
+    assert len(school.host("people")) == 28
     assert school.come("nice", "192.0.2.4") == ["banned"] and school.come(
         "pupil5", "192.0.2.77") == ["banned"]
     assert school.pupils["pupil1"].welcome["motd"] == "page 34"
@@ -174,12 +174,12 @@ def test_what_cannot_be(order, error, words):
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.say("hello")
     bob.take()
-    before = bench.room.house.to_json(), bench.last, bench.host("users")
+    before = bench.room.house.to_json(), bench.last, bench.host("people")
     with pytest.raises(Exception) as raised:
         bench.host(*order)
     assert words in str(raised.value)
     assert isinstance(raised.value, error) or type(raised.value).__name__ == "ProtocolError"
-    assert (bench.room.house.to_json(), bench.last, bench.host("users")) == before
+    assert (bench.room.house.to_json(), bench.last, bench.host("people")) == before
     assert bob.take() == []
 
 

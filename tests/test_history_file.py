@@ -13,7 +13,7 @@ import pytest
 
 import chat_server
 import chatproto
-from chat_server import HistoryError, HistoryFile, KeepClock, entry_row, removed_frame
+from chat_server import Entry, HistoryError, HistoryFile, KeepClock, entry_row, removed_frame
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -85,6 +85,11 @@ def ids(found):
     return [entry[0] for entry in found]
 
 
+def recent(file, count):
+    """The last public messages, oldest first."""
+    return file.before(file.last + 1, count, None)[0][::-1]
+
+
 # --- What is in it ---
 
 def test_what_is_saved_comes_back(path):
@@ -101,14 +106,14 @@ def test_what_is_saved_comes_back(path):
     assert (file.epoch, file.last, file.forgotten) == (epoch, 6, 0)
     # Who had not left comes last.
     assert file.sessions() == sessions[1::-1]
-    assert file.refusals() == [(7, 11, 4, rows[3][5].encode() + b"\n")]
-    assert file.recent(5) == [(1, rows[0][5].encode() + b"\n")]
+    assert file.refusals() == [Entry(4, rows[3][5].encode() + b"\n", frozenset([7]))]
+    assert [entry[:2] for entry in recent(file, 5)] == [(1, rows[0][5].encode() + b"\n")]
     entries, before = file.newest(3, 10_000)
     assert before == 2 and ids(entries) == [3, 4, 5]
     assert file.newest(10, 10_000)[0][:3] == [
-        (1, rows[0][5].encode() + b"\n", True, None),
-        (2, rows[1][5].encode() + b"\n", True, (7, 8)),
-        (3, rows[2][5].encode() + b"\n", False, None)]
+        Entry(1, rows[0][5].encode() + b"\n", is_chat=True),
+        Entry(2, rows[1][5].encode() + b"\n", frozenset([7, 8]), is_chat=True),
+        Entry(3, rows[2][5].encode() + b"\n")]
     assert not file.damaged
     file.close()
 
@@ -119,7 +124,7 @@ def walk(file, what, upto, number):
     while place is not None and (what == "before" or place < upto):
         piece, place = (file.after(place, upto, number) if what == "after"
                         else file.before(place, 7, number))
-        found += piece
+        found += [entry for entry in piece if entry.frame]
         assert len(found) <= upto
     return ids(found)
 
@@ -133,8 +138,8 @@ def test_everybody_finds_what_it_may_hear(path, seed, monkeypatch):
             for id in sorted(rng.sample(range(1, 2000), 400))]
     file = HistoryFile(path)
     file.save(2000, rows, [], [])
-    monkeypatch.setattr(chat_server, "FEED_FRAMES", rng.choice([1, 9, 500]))
-    monkeypatch.setattr(chat_server, "FEED_BYTES", rng.choice([1, 900, 100_000]))
+    monkeypatch.setattr(chat_server, "WINDOW", rng.choice([1, 9, 500]))
+    monkeypatch.setattr(chat_server, "WINDOW_BYTES", rng.choice([200, 900, 100_000]))
     monkeypatch.setattr(chat_server, "LOOK_ROWS", rng.choice([1, 9, 500]))
     monkeypatch.setattr(chat_server, "LOOK_BYTES", rng.choice([1, 900, 100_000]))
     for number in 5, 6, 7, 8:
@@ -159,7 +164,7 @@ def work(file, ask):
     lambda file: file.before(15_000, 1, 5),
     lambda file: file.before(30_000, 20, 5, ["nowhere"]),
     lambda file: file.after(10, 29_000, 5),
-    lambda file: file.recent(20),
+    lambda file: recent(file, 20),
 ])
 @pytest.mark.parametrize("foreign", [rename, chat])
 def test_question_costs_what_it_returns(path, ask, foreign):
@@ -280,8 +285,8 @@ def test_changed_byte_of_a_message(filled, new, tmp_path):
     file = HistoryFile(filled)
     assert ids(file.newest(100, 10_000)[0]) == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
     assert file.damaged == {5}
-    assert ids(file.recent(6)) == [4, 6, 7, 8, 9]
-    assert ids(file.after(0, 12, 9)[0]) == [1, 2, 3, 4, 6, 7, 8, 9, 11]
+    assert ids(recent(file, 6)) == [3, 4, 6, 7, 8, 9]
+    assert walk(file, "after", 12, 9) == [1, 2, 3, 4, 6, 7, 8, 9, 11]
     assert ids(file.before(12, 100, 9)[0]) == [9, 8, 7, 6, 4, 3, 2, 1]
     assert file.before(12, 100, 9, ["005"]) == ([], None)
     assert file.damaged == {5}
@@ -307,7 +312,7 @@ def test_checksum_stands_for_who_may_hear_it(filled, change):
         connection.execute(change)
     file = HistoryFile(filled)
     for number in 6, 7, 8, 9:
-        heard = file.after(0, 20, number)[0] + file.before(20, 100, number)[0] + file.recent(99)
+        heard = file.after(0, 20, number)[0] + file.before(20, 100, number)[0] + recent(file, 99)
         assert not any(b"ecret" in entry[1] for entry in heard)
     assert not any(b"ecret" in entry[1] for entry in file.newest(99, 10_000)[0])
     assert len(file.damaged) == 1
@@ -333,7 +338,7 @@ def test_damage_to_what_is_kept_besides_is_told_once(filled, caplog):
     with raw(filled) as connection:
         connection.execute("UPDATE kept SET value = value || ' ' WHERE key IN ('house', 'file:a')")
     file = HistoryFile(filled)
-    assert (file.house(), file.files()) == (None, {"b": "2"})
+    assert (file.kept("house"), file.kept("file:*")) == ({}, {"file:b": "2"})
     assert caplog.text.count("what held in the room") == 1
     assert caplog.text.count("a file is forgotten") == 1
     file.close()
@@ -373,17 +378,17 @@ def ask_everything(path):
     """All lines that a file serves in any way, by id; and what it counts as damaged."""
     file = HistoryFile(path)
     try:
-        served = [entry[:2] for entry in file.newest(10_000, 10**7)[0]] + file.recent(20)
+        served = [entry[:2] for entry in file.newest(10_000, 10**7)[0] + recent(file, 20)]
         for number in 7, 8:
             place, upto = 0, file.last
             while place < upto:
                 piece, place = file.after(place, upto, number)
-                served += [entry[:2] for entry in piece]
+                served += [entry[:2] for entry in piece if entry.frame]
             place = file.last + 1
             while place is not None:
                 piece, place = file.before(place, 100, number)
-                served += piece
-        served += [(row[2], row[3]) for row in file.refusals()]
+                served += [entry[:2] for entry in piece]
+        served += [entry[:2] for entry in file.refusals()]
         sessions = file.sessions()
         file.trim(2000.0, 0.0)
         return served, sessions, file.damaged
@@ -537,7 +542,7 @@ def test_removed_text_is_gone(path):
     file.save(202, [], [], [], gone)
     for id in [*gone, 201]:
         assert holding(path, b"SECRET%04d" % id) == []
-        heard = dict(file.before(id + 1, 1, 7)[0])
+        heard = {entry.id: entry.frame for entry in file.before(id + 1, 1, 7)[0]}
         there = chat(id, "(removed)", (7, 8) if id % 5 == 0 else ())
         assert heard[id] == there[5].encode() + b"\n"
     assert holding(path, b"SECRET0015") and not file.damaged
@@ -557,7 +562,7 @@ def test_removal_survives_a_kill_before_its_checkpoint(path, monkeypatch):
     killed = path + ".killed"
     assert holding(killed, b"SECRET") == ["-wal"]
     file = HistoryFile(killed)
-    assert holding(killed, b"SECRET") == [] and b"(removed)" in file.recent(1)[0][1]
+    assert holding(killed, b"SECRET") == [] and b"(removed)" in recent(file, 1)[0].frame
     file.close()
 
 
@@ -582,6 +587,16 @@ def test_removed_frame_keeps_the_rest():
              '"file":{"name":"a","size":1,"url":"/f/1"}}\n').encode()
     assert removed_frame(frame).decode() == (
         '{"type":"chat","id":7,"from":"é","text":"(removed)","at":5.25,"cid":3,"to":"bob"}\n')
+
+
+def test_removal_has_no_time_in_the_export(path, tmp_path):
+    """A frame that does not say when it was is exported without a time, not with one of 1970."""
+    file, removed = HistoryFile(path), chatproto.Removed(2, 1)
+    file.save(2, [chat(1), entry_row(removed, removed.encode(), (), 5.0)], [], [])
+    file.close()
+    out = tmp_path / "out.txt"
+    assert chat_server.export_history(path, str(out)) == 2
+    assert out.read_text().splitlines()[1] == "* the host removed a message"
 
 
 def test_deleted_text_is_gone(path):
@@ -637,7 +652,7 @@ def test_version_1_goes_on(path, tmp_path):
         assert [(id, frame) for id, frame, *_ in file.newest(999, 10**6)[0]] == [
             (row[0], row[5].encode() + b"\n") for row in rows]
         assert file.sessions() == [session(8, left_at=4.5, booted="spam", name="bøb"), session(7)]
-        assert ids(file.refusals()) == [7] and len(file.before(311, 300, 7)[0]) == 299
+        assert ids(file.refusals()) == [300] and len(file.before(311, 300, 7)[0]) == 299
         assert len(file.before(311, 300, 9)[0]) == 240
         file.close()
     assert version(path) == chat_server.SCHEMA_VERSION

@@ -169,6 +169,8 @@ def test_slow_reader_is_not_dropped_silently_mosquitto_1793(monkeypatch):
     for number in range(300):
         bob.say(f"{number}")
         bob.take()
+    # What it did not acknowledge would be sent again, and is there no more.
+    bench.advance(3)
     assert ann.is_over and "left" not in [got["type"] for got in bob.take()]
     ids = {one["text"]: one["id"] for one in ann.read() if one["type"] == "chat"}
     # It was sent a window of them, and has confirmed none.

@@ -219,7 +219,6 @@ def test_long_absence_overtaken_by_keep(rooms, monkeypatch):
     """What is deleted while a member reads it: the member is put off, comes back, and is told how
     much it missed."""
     monkeypatch.setattr(chat_server, "LOG_FRAMES", 100)
-    monkeypatch.setattr(chat_server, "FEED_FRAMES", 64)
     bench = rooms.start(keep_messages=150)
     ann, bob = bench.member("ann"), bench.member("bob")
     ann.take()
