@@ -260,6 +260,8 @@ def looks_like(name: str, other: str) -> bool:
     return _look_of(name) == _look_of(other)
 
 
+# A newcomer's name is compared with several.
+@functools.lru_cache(maxsize=64)
 def _look_of(name: str) -> str:
     letters = [_small_capital(char) for char in name_key(name) if char not in _NAME_PUNCTUATION]
     return "".join(letters).translate(_LOOKS_LIKE)
