@@ -409,6 +409,19 @@ def test_screen_scroll_through_what_is_unsent():
     assert display.lines()[0] == "message 0"
 
 
+def test_screen_what_is_unsent_is_not_new():
+    """Scrolled back, what others say counts as new below, and what one said oneself does not: not
+    while it waits for a connection, and not when it has come back at its place."""
+    display = Display(8, 60)
+    numbered(display, 20)
+    unsent = [display.say("one"), display.say("two")]
+    display.scroll(-1)
+    assert display.talk.new_below == 0 and "scrolled back" in display.lines()[6]
+    display.add("while away")
+    display.place(unsent[0])
+    assert display.talk.new_below == 1 and "1 new below" in display.lines()[6]
+
+
 def test_screen_resize():
     """Rows are wrapped again from the lines, as if they had always had this width."""
     display = Display(10, 40, typed="half a line " * 3)
