@@ -2906,7 +2906,9 @@ class Screen:
 
     def _fitting(self, text: str, style: str, width: int) -> Row:
         """As much of a text as fits."""
-        cells = [(style, cluster, self.columns.of(cluster)) for cluster in clusters(text)]
+        # No more than so many can fit, and a pinned line may be long.
+        found = clusters(text)[:width]
+        cells = [(style, cluster, self.columns.of(cluster)) for cluster in found]
         ends = itertools.accumulate(columns for _, _, columns in cells)
         return [cell for cell, end in zip(cells, ends) if end <= width]
 
