@@ -2668,11 +2668,13 @@ class Scrollback:
 
     @property
     def new_below(self) -> int:
-        """Entries that came since one scrolled back, and are below what is shown."""
+        """Entries that came since one scrolled back, and are below what is shown. What we said is
+        not news."""
         if self.place is None:
             return 0
         first = 1 + max(self.index(self.place.entry), self.index(self.place.newest))
-        return sum(entry is not self._unread for entry in self.entries[first:])
+        return sum(entry is not self._unread and entry.said is None
+                   for entry in self.entries[first:])
 
     @property
     def _placed(self) -> int:
@@ -2904,7 +2906,9 @@ class Screen:
 
     def _fitting(self, text: str, style: str, width: int) -> Row:
         """As much of a text as fits."""
-        cells = [(style, cluster, self.columns.of(cluster)) for cluster in clusters(text)]
+        # No more than so many can fit, and a pinned line may be long.
+        found = clusters(text)[:width]
+        cells = [(style, cluster, self.columns.of(cluster)) for cluster in found]
         ends = itertools.accumulate(columns for _, _, columns in cells)
         return [cell for cell, end in zip(cells, ends) if end <= width]
 

@@ -409,6 +409,37 @@ def test_screen_scroll_through_what_is_unsent():
     assert display.lines()[0] == "message 0"
 
 
+def test_screen_what_is_unsent_is_not_new():
+    """Scrolled back, what others say counts as new below, and what one said oneself does not: not
+    while it waits for a connection, and not when it has come back at its place."""
+    display = Display(8, 60)
+    numbered(display, 20)
+    unsent = [display.say("one"), display.say("two")]
+    display.scroll(-1)
+    assert display.talk.new_below == 0 and "scrolled back" in display.lines()[6]
+    display.add("while away")
+    display.place(unsent[0])
+    assert display.talk.new_below == 1 and "1 new below" in display.lines()[6]
+
+
+def test_screen_long_pinned_line():
+    """Of a pinned line as much is shown as fits, in wide characters as well; what is beyond costs
+    no frame anything."""
+    looked_at = []
+
+    class Counting(Columns):
+        def of(self, cluster):
+            looked_at.append(cluster)
+            return super().of(cluster)
+
+    display = Display(12, 9)
+    display.screen.columns = Counting()
+    for line, shown in ((CJK * 4_000, CJK * 2), ("word " * 1_600, "word word"), (ACUTE, ACUTE)):
+        display.screen.pinned = line
+        display.paint()
+        assert display.lines()[0] == shown and len(looked_at) < 200
+
+
 def test_screen_resize():
     """Rows are wrapped again from the lines, as if they had always had this width."""
     display = Display(10, 40, typed="half a line " * 3)
