@@ -4088,6 +4088,11 @@ class Command(NamedTuple):
     # Gets the console, and the pattern's groups; returns what to tell the operator.
     run: Callable[..., Optional[str]]
 
+    @property
+    def help(self) -> str:
+        """Its line of /help, which also answers a mistake."""
+        return f"{self.usage}: {self.what}"
+
 
 def _of_host(method: Callable[..., Optional[str]]) -> Callable[..., Optional[str]]:
     """What a command runs that is a method of Host's."""
@@ -4134,7 +4139,7 @@ class Console:
                              "/say TEXT speaks to everybody")
         found = re.fullmatch(command.takes, rest.strip(), re.IGNORECASE | re.DOTALL)
         if found is None:
-            raise ValueError(command.usage)
+            raise ValueError(command.help)
         given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
                  if text is not None}
         try:
@@ -4268,7 +4273,7 @@ class Console:
         return "\n".join([*lines, url])
 
     def _help(self) -> str:
-        return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
+        return "\n".join(each.help for each in self.COMMANDS.values())
 
     def _quit(self, now: str = "") -> str:
         here = self._server.room.entrance.connected
