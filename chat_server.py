@@ -4213,8 +4213,8 @@ class Console:
                          for file in self.ask(self.host.journal.files.listed)
                          ) or "there are no files"
 
-    def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
-        if id:
+    def _remove(self, id: Optional[int] = None, which: str = "", name: str = "") -> str:
+        if id is not None:
             return str(self.ask(self.host.remove, id))
         if which:
             is_last = which.lower() == "last"
@@ -4337,7 +4337,7 @@ def _how_many(count: int) -> str:
 
 def _seconds(duration: str) -> float:
     """"90", "1.5", "10m", "2h" or "1d" in seconds. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration.lower())
     if found is None:
         raise ValueError(f"{escape(duration)} is no duration: 90, 10m, 2h or 1d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -62,9 +62,11 @@ def test_console_commands(console, peer):
                    "a text has 1 to 8192 characters",
                    "there is no message of the day"):
         window.expect(answer)
-    window.type("/private maybe", "/slow", "/slow often", "/boot bob 1", "/remove last")
+    window.type("/private maybe", "/slow", "/slow often", "/boot bob 1", "/boot bob 2H rude",
+                "/remove 0", "/remove last")
     for answer in (r"/private on\|off: .*", "/slow SECONDS: .*; 0 is off", "often is no duration.*",
-                   "bob is out until .*", r"/remove ID\|last NAME\|all NAME: .*"):
+                   "bob is out until .*", "bob is out until .*",
+                   "there is no message 0", r"/remove ID\|last NAME\|all NAME: .*"):
         window.expect(answer)
     window.type("/help")
     assert [window.line().split()[0].rstrip(":") for _ in range(22)] == [
