@@ -1313,7 +1313,8 @@ class Journal:
                 and (speaker is not None or chat.id > self.begun)]
         kept = (self.history.said_by(speaker, count)
                 if self.history is not None and speaker is not None else [])
-        return sorted({*here, *kept}, reverse=True)[:count]
+        # The file has those still whose removal is not committed yet.
+        return sorted({*here, *kept}.difference(self._erased), reverse=True)[:count]
 
     def erase(self, chats: "Iterable[Entry]") -> None:
         """Take the text out of chats: here now, and in the file with the next commit."""
