@@ -1313,7 +1313,8 @@ class Journal:
                 and (speaker is not None or chat.id > self.begun)]
         kept = (self.history.said_by(speaker, count)
                 if self.history is not None and speaker is not None else [])
-        return sorted({*here, *kept}, reverse=True)[:count]
+        # The file has those still whose removal is not committed yet.
+        return sorted({*here, *kept}.difference(self._erased), reverse=True)[:count]
 
     def erase(self, chats: "Iterable[Entry]") -> None:
         """Take the text out of chats: here now, and in the file with the next commit."""
@@ -3930,7 +3931,10 @@ class Responder:
         with contextlib.suppress(OSError):
             data, asker = sock.recvfrom(2048)
             token = chatproto.decode_question(data)
-            if token is not None and not self._allowances(str(asker[0])).take():
+            # Who asks may have made its address up: so each has its place, and no number of others
+            # can have it forgotten.
+            place = str(hash(asker[0]) % ADDRESSES)
+            if token is not None and not self._allowances(place).take():
                 answer = self._answer._replace(here=self._server.room.entrance.connected)
                 self._send(sock, chatproto.encode_answer(token, answer), asker)
 
@@ -4088,6 +4092,11 @@ class Command(NamedTuple):
     # Gets the console, and the pattern's groups; returns what to tell the operator.
     run: Callable[..., Optional[str]]
 
+    @property
+    def help(self) -> str:
+        """Its line of /help, which also answers a mistake."""
+        return f"{self.usage}: {self.what}"
+
 
 def _of_host(method: Callable[..., Optional[str]]) -> Callable[..., Optional[str]]:
     """What a command runs that is a method of Host's."""
@@ -4134,7 +4143,7 @@ class Console:
                              "/say TEXT speaks to everybody")
         found = re.fullmatch(command.takes, rest.strip(), re.IGNORECASE | re.DOTALL)
         if found is None:
-            raise ValueError(command.usage)
+            raise ValueError(command.help)
         given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
                  if text is not None}
         try:
@@ -4208,8 +4217,8 @@ class Console:
                          for file in self.ask(self.host.journal.files.listed)
                          ) or "there are no files"
 
-    def _remove(self, id: int = 0, which: str = "", name: str = "") -> str:
-        if id:
+    def _remove(self, id: Optional[int] = None, which: str = "", name: str = "") -> str:
+        if id is not None:
             return str(self.ask(self.host.remove, id))
         if which:
             is_last = which.lower() == "last"
@@ -4268,7 +4277,7 @@ class Console:
         return "\n".join([*lines, url])
 
     def _help(self) -> str:
-        return "\n".join(f"{each.usage}: {each.what}" for each in self.COMMANDS.values())
+        return "\n".join(each.help for each in self.COMMANDS.values())
 
     def _quit(self, now: str = "") -> str:
         here = self._server.room.entrance.connected
@@ -4332,7 +4341,7 @@ def _how_many(count: int) -> str:
 
 def _seconds(duration: str) -> float:
     """"90", "1.5", "10m", "2h" or "1d" in seconds. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", duration.lower())
     if found is None:
         raise ValueError(f"{escape(duration)} is no duration: 90, 10m, 2h or 1d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -4,6 +4,7 @@ The networks are Linux's network namespaces, each with a server's machine and a 
 out of them. Where they cannot be made those tests are skipped.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import json
@@ -193,6 +194,34 @@ def test_responder_is_no_amplifier(responder):
     begun = time.monotonic()
     answers = ask(responder.port, 100)
     assert 10 <= len(answers) <= 10 + 10 * (time.monotonic() - begun)
+
+
+class Forged:
+    """A socket to which a question comes from any address; it counts the answers by address."""
+
+    family = socket.AF_INET
+
+    def __init__(self):
+        self.asker = ""
+        self.answers = collections.Counter()
+
+    def recvfrom(self, _):
+        return chatproto.encode_question("token"), (self.asker, 5000)
+
+    def sendto(self, _, asker):
+        self.answers[asker[0]] += 1
+
+
+def test_made_up_addresses_do_not_reset_the_limit(responder):
+    """Thousands that nobody has, and then the first one again: it still gets no more."""
+    forged, begun = Forged(), time.monotonic()
+    answering = chat_server.Responder(responder, "Lab 3")
+    many = [f"10.1.{number // 250}.{number % 250}" for number in range(chat_server.ADDRESSES * 2)]
+    for forged.asker in ["10.0.0.1"] * 100 + many + ["10.0.0.1"] * 100:
+        answering._attend(forged)
+    answering.close()
+    assert 10 <= forged.answers["10.0.0.1"] <= 10 + 10 * (time.monotonic() - begun)
+    assert len(forged.answers) > 1_000
 
 
 def test_responder_survives_nonsense(responder):

@@ -191,6 +191,20 @@ def test_removing_all_of_a_person(restart):
     assert newcomer.texts() == ["(removed)", "bob 0", "(removed)", "bob 1", "(removed)", "bob 2"]
 
 
+def test_two_that_take_back_at_once(restart):
+    """Before the first of them is on the disk the second takes back what was said before it."""
+    bench = restart()
+    ann = bench.member("ann")
+    for text in "one", "two", "three":
+        ann.say(text)
+    chats = {got["text"]: got["id"] for got in ann.take() if got["type"] == "chat"}
+    for _ in range(2):
+        bench.room.host.remove_last("ann")
+    bench.room.flush()
+    assert [got["about"] for got in ann.take() if got["type"] == "removed"] == [
+        chats["three"], chats["two"]]
+
+
 def test_everything_outlives_a_restart(restart):
     """Bans, mutes, rules, the pinned line and the host's name."""
     bench = restart()

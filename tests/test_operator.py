@@ -56,15 +56,17 @@ def test_console_commands(console, peer):
     window.type("/wrong", "hello", "/boot", "/boot nobody", "/ban", "/ban x 5y", "/unban nobody",
                 "/say", "/motd", "")
     for answer in ("/wrong is not a command here.*", "hello is not a command here.*",
-                   r"/boot NAME \[DURATION\] \[REASON\]",
-                   "nobody is or was called nobody", r"/ban NAME \[DURATION\]",
+                   r"/boot NAME \[DURATION\] \[REASON\]: put somebody out .*",
+                   "nobody is or was called nobody", r"/ban NAME \[DURATION\]: .*",
                    "5y is no duration.*", "nobody is not banned",
                    "a text has 1 to 8192 characters",
                    "there is no message of the day"):
         window.expect(answer)
-    window.type("/private maybe", "/slow", "/slow often", "/boot bob 1", "/remove last")
-    for answer in (r"/private on\|off", "/slow SECONDS", "often is no duration.*",
-                   "bob is out until .*", r"/remove ID\|last NAME\|all NAME"):
+    window.type("/private maybe", "/slow", "/slow often", "/boot bob 1", "/boot bob 2H rude",
+                "/remove 0", "/remove last")
+    for answer in (r"/private on\|off: .*", "/slow SECONDS: .*; 0 is off", "often is no duration.*",
+                   "bob is out until .*", "bob is out until .*",
+                   "there is no message 0", r"/remove ID\|last NAME\|all NAME: .*"):
         window.expect(answer)
     window.type("/help")
     assert [window.line().split()[0].rstrip(":") for _ in range(22)] == [
