@@ -2554,8 +2554,8 @@ class Scrollback:
         self._unplaced: "dict[int, Entry]" = {}
         # None follows what is new.
         self.place: Optional[Place] = None
-        # The last entry that an emptied screen does not show; None where it shows all.
-        self.cleared: Optional[Entry] = None
+        # The empty page that /clear puts after what was said; nowhere before the first one.
+        self._page = Entry([])
         # Says up to where one had read, and has its place with what is new after that.
         self._unread: Optional[Entry] = None
 
@@ -2563,7 +2563,7 @@ class Scrollback:
         """Append an entry. One of our own leaves the unplaced; who came and went goes on with
         the entry before."""
         end, last = self._placed, self._last_placed
-        if isinstance(entry, Presence) and isinstance(last, Presence) and last is not self.cleared:
+        if isinstance(entry, Presence) and isinstance(last, Presence):
             last.take(entry)
             return
         if entry.said is not None and entry.said.id in self._unplaced:
@@ -2663,7 +2663,8 @@ class Scrollback:
 
     def clear(self) -> None:
         """Show nothing of what was said up to now, until one scrolls back."""
-        self.cleared = self._last_placed
+        self.remove(self._page)
+        self.add(self._page)
         self.place = None
 
     @property
@@ -2692,8 +2693,6 @@ class Scrollback:
         self.entries[first:end] = new
         at = first + len(new) - 1
         instead = self.entries[at] if at >= 0 else None
-        if self.cleared in gone:
-            self.cleared = instead
         if self.place is not None:
             entry, cells, newest = self.place
             self.place = Place(instead if entry in gone else entry, cells,
@@ -2758,10 +2757,6 @@ class Screen:
     def scroll_rows(self, rows: int) -> None:
         """Back (-1) or forth (1) by a row."""
         entries = self.talk.entries
-        if self.talk.place is None and rows < 0 and self._is_cleared():
-            # What was cleared away is there again, in its place.
-            self.talk.cleared = None
-            return
         place, row = self._place()
         row += rows
         while row < 0 and place > 0:
@@ -2777,8 +2772,7 @@ class Screen:
     @property
     def is_at_top(self) -> bool:
         """There is nothing above what is shown."""
-        return not self.talk.entries or (not self._is_cleared()
-                                         and self._place() == self._below_the_top(0, 0))
+        return not self.talk.entries or self._place() == self._below_the_top(0, 0)
 
     def _go_to(self, place: int, row: int) -> None:
         """Have this row at the bottom."""
@@ -2787,12 +2781,6 @@ class Screen:
             return
         entry = self.talk.entries[place]
         self.talk.go_to(entry, sum(map(self._content, self._rows(entry)[:row])))
-
-    def _is_cleared(self) -> bool:
-        """Some of the screen is empty as it was cleared."""
-        shown, height = self.talk.index(self.talk.cleared) + 1, self._message_height()
-        rows = [self._rows(entry) for entry in self.talk.entries[shown:][-height:]]
-        return shown > 0 and sum(map(len, rows)) < height
 
     def _has_people(self) -> bool:
         return self.people is not None and self._width >= self.PEOPLE_COLUMNS
@@ -2807,9 +2795,9 @@ class Screen:
         return min(len(INDENT), self._room // 4)
 
     def _content(self, row: Row) -> int:
-        """The cells of a row without its indent: so many at any width."""
+        """The cells of a row without its indent, so many at any width; one where it is empty."""
         indent = self._indent
-        return len(row) - (indent if row[:indent] == [BLANK] * indent else 0)
+        return max(1, len(row) - (indent if row[:indent] == [BLANK] * indent else 0))
 
     def _last(self) -> "tuple[int, int]":
         entries = self.talk.entries
@@ -2843,8 +2831,8 @@ class Screen:
     # Rows
 
     def _rows(self, entry: Entry) -> "list[Row]":
-        """An entry as wrapped for the width of now."""
-        *others, last = entry.lines
+        """An entry as wrapped for the width of now; one without lines is an empty page."""
+        *others, last = entry.lines or [[]] * max(1, self._message_height())
         if entry.said is not None:
             last = [*last, self._state(entry.said)]
         made_of = self.columns, self._room, others, last
@@ -2876,8 +2864,7 @@ class Screen:
         shown: "list[Entry]" = []
         if self.talk.entries and height:
             last, row = self._place()
-            top = self.talk.index(self.talk.cleared) + 1 if self.talk.place is None else 0
-            for place in range(last, top - 1, -1):
+            for place in range(last, -1, -1):
                 entry = self.talk.entries[place]
                 shown.append(entry)
                 more = self._rows(entry)[:row + 1 if place == last else None]

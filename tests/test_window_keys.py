@@ -172,7 +172,7 @@ def test_window_clear_then_scroll(window):
     assert "/quit" in window._terminal.shown.text()
     window.press(b"/clear\r")
     assert not any(window.lines()[:8])
-    window.press(b"\x1b[5~", b"\x1b[6~")
+    window.press(b"\x1b[5~")
     assert "/quit" in window._terminal.shown.text()
 
 
