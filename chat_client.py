@@ -75,7 +75,6 @@ import random
 import re
 import secrets
 import select
-import selectors
 import socket
 import stat
 import threading
@@ -201,20 +200,20 @@ class Said:
     of: int = 0
 
 
-# A request for older messages, and what takes the answer: None where the server keeps none.
+# A request for older messages, and what takes the answer: None where the server keeps none, or
+# cannot search.
 Answered = Callable[[Optional[Recalled]], None]
 Request = Tuple[Recall, Answered]
 
 
 class Callbacks(NamedTuple):
-    """What a ClientSession calls on the thread that reads, and on_dead() on the alarm's: the server
-    acknowledges nothing any more. on_lost(why, seconds) and on_end(why) are a ChatClient's."""
+    """What a ClientSession calls on the thread that reads. on_lost(why, seconds) and on_end(why)
+    are a ChatClient's."""
 
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
     on_recalled: Answered = lambda answer: None
-    on_dead: Callable[[], None] = lambda: None
     on_lost: Callable[[str, float], None] = lambda why, seconds: None
     on_end: Callable[[str], None] = lambda why: None
 
@@ -459,8 +458,8 @@ class ClientSession:
     # For the MessageManager: chatproto.Peer
 
     def dead(self) -> None:
-        """On the alarm's thread: the server acknowledges nothing any more."""
-        self._callbacks.on_dead()
+        """On the alarm's thread: the server acknowledges nothing any more. It is for who has the
+        connection to end it."""
 
     def idle(self) -> None:
         """On the alarm's thread: it is time for a ping."""
@@ -619,7 +618,10 @@ class ClientSession:
         request, answered = self._recalls.pop(answer.about)
         if request.find is None and request.before == self.oldest:
             self.oldest = answer.older or 1
-        if answer.older is not None and not answer.entries:
+        if request.find is not None and answer.find is None:
+            # A server that can search repeats the words.
+            self._call(answered, None)
+        elif answer.older is not None and not answer.entries:
             self._recall(dataclasses.replace(request, before=answer.older), answered, again=True)
         else:
             self._call(answered, answer)
@@ -955,6 +957,12 @@ class Encryption:
     """How the connections to one server are encrypted, and which key it has to show. The client's
     thread uses it; while that does not run, trust() may change it."""
 
+    # What it means where OpenSSL gives up for these reasons.
+    _NO_TLS = "does not speak TLS"
+    _TROUBLE = {"WRONG_VERSION_NUMBER": _NO_TLS, "HTTP_REQUEST": _NO_TLS,
+                "TLSV1_ALERT_INTERNAL_ERROR": "takes nobody now: it has too many connections from "
+                                              "your address, or trouble"}
+
     def __init__(self, host: str, where: str, is_on: bool) -> None:
         self._host = host.partition("%")[0]
         self._where = where
@@ -983,14 +991,12 @@ class Encryption:
             if isinstance(end.__cause__, ssl.SSLCertVerificationError):
                 self.key = ""
                 raise ComeAgain from end
-            if getattr(end.__cause__, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-                known = (": somebody is in between, or it was switched off (then take its line out "
-                         "of known_servers)") if self.key else ""
-                raise ConnectionClosed(f"{self._where} does not speak TLS{known}") from end
-            if getattr(end.__cause__, "reason", "") == "TLSV1_ALERT_INTERNAL_ERROR":
-                raise ConnectionClosed(f"{self._where} takes nobody now: it has too many "
-                                       "connections from your address, or trouble") from end
-            raise
+            trouble = self._TROUBLE.get(getattr(end.__cause__, "reason", ""))
+            if trouble is None:
+                raise
+            known = (": somebody is in between, or it was switched off (then take its line out of "
+                     "known_servers)") if self.key and trouble == self._NO_TLS else ""
+            raise ConnectionClosed(f"{self._where} {trouble}{known}") from end
         try:
             self._check(wire.certificate)
         except ValueError as error:
@@ -1040,7 +1046,7 @@ class ChatClient(ClientSession):
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *, tls: bool = False,
                  trust: Optional[str] = None, password: Optional[str] = None,
                  **callbacks: Any) -> None:
-        super().__init__(name, Alarm(), on_dead=self._cut, **callbacks)
+        super().__init__(name, Alarm(), **callbacks)
         self._host, self._port = host, port
         self._encryption = Encryption(host, self.where, tls or password is not None)
         if trust is not None:
@@ -1174,7 +1180,10 @@ class ChatClient(ClientSession):
         """The server, for a reader."""
         return f"{self._host}:{self._port}"
 
-    def _cut(self, why: str = "no answer") -> None:
+    def dead(self) -> None:
+        self._cut("no answer")
+
+    def _cut(self, why: str) -> None:
         """Any thread: end the connection of now."""
         wire = self._wire
         if wire is not None:
@@ -1721,9 +1730,10 @@ class Formatter:
         """True for what somebody else says to us alone, or with our name in it."""
         return chat.to is not None or bool(mentions(chat.text, self._client.name))
 
-    def older(self, answer: Recalled) -> "list[Entry]":
-        """The messages of an answer, without those of whom we ignore."""
-        return [self.chat(chat, self._client.is_own(chat)) for chat in answer.entries
+    def older(self, answer: Optional[Recalled]) -> "list[Entry]":
+        """The messages of an answer, if one came, without those of whom we ignore."""
+        return [self.chat(chat, self._client.is_own(chat))
+                for chat in (answer.entries if answer is not None else ())
                 if not self.is_ignored(chat.sender)]
 
     def with_days(self, entries: "list[Entry]", day: str = "") -> "list[Entry]":
@@ -2507,7 +2517,8 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
                     cell = ("", "", 0)
                 word = row[space:] if space and not may_begin else []
                 # A word that is longer than a row is broken at the edge.
-                if _width(word) + rest + cell[2] > width or _is_longer(is_page, text, width, rest):
+                is_longer = is_page and len(text) + rest > width
+                if is_longer or _width(word) + rest + cell[2] > width:
                     word = []
                 rows.append(row[:len(row) - len(word)] if cell[2] else [*row, (style, "", 0)])
                 goes_on = is_page and not word
@@ -2521,11 +2532,6 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
             if cluster == " " and len(row) > rest:
                 space = len(row)
     return [*rows, row]
-
-
-def _is_longer(is_page: bool, text: str, width: int, rest: int) -> bool:
-    """True for an address that does not fit into a row: it is broken where it stands."""
-    return is_page and len(text) + rest > width
 
 
 class Place(NamedTuple):
@@ -3379,7 +3385,7 @@ class Interface(abc.ABC):
         """Ask for older messages; answered(answer) is called as an event, with None where the
         server cannot tell."""
         self.client.recall(count, before, find, self._callback(
-            functools.partial(self._on_answer, answered, find)))
+            functools.partial(self.post, answered)))
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
@@ -3532,12 +3538,6 @@ class Interface(abc.ABC):
             self._not_delivered.append(said)
         self.post(self._changed, said)
 
-    def _on_answer(self, answered: Answered, find: Optional[str],
-                   answer: Optional[Recalled]) -> None:
-        # A server that can search repeats the words.
-        is_other = answer is not None and find is not None and answer.find is None
-        self.post(answered, None if is_other else answer)
-
     def _on_end(self, why: str) -> None:
         self._ended = why
         self.post(self._finish)
@@ -3624,8 +3624,6 @@ class Plain(Interface):
         self._is_pipe = bool(arguments.listen or arguments.send or sys.stdin is None
                              or not sys.stdin.isatty())
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
-        # Stdout is gone: what there is to say is said, nothing is shown.
-        self._broken = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
         if arguments.listen:
@@ -3677,17 +3675,14 @@ class Plain(Interface):
 
     def _show_block(self, what: str, answer: Optional[Recalled]) -> None:
         """Messages that are no new ones, marked as such."""
-        nothing, cannot = self._NOTHING[what]
-        if answer is None:
-            self.show(cannot)
-            return
         entries = self.formatter.with_days(self.formatter.older(answer))
-        if not entries:
-            self.show(nothing)
-            return
-        for entry in (self.formatter.note(f"-- {what} --"), *entries,
-                      self.formatter.note("-- now --")):
-            self.add(entry)
+        if entries:
+            self.show(f"-- {what} --")
+            for entry in entries:
+                self.add(entry)
+            self.show("-- now --")
+        else:
+            self.show(self._NOTHING[what][answer is None])
 
     def _read_stdin(self) -> None:
         """On the thread "stdin"."""
@@ -3743,15 +3738,10 @@ class Plain(Interface):
             self._print("\a", end="")
 
     def _print(self, line: str, end: str = "\n") -> None:
-        if self._broken:
-            return
-        try:
+        # Where stdout is gone nothing is shown, and what there is to say is said.
+        with contextlib.suppress(OSError):
             # In one piece, as two threads print lines.
-            sys.stdout.write(line + end)
-            sys.stdout.flush()
-        except (OSError, AttributeError):
-            # AttributeError: there is no stdout at all.
-            self._broken = True
+            print(line + end, end="", flush=True)
 
     # On the client's thread
 
@@ -3937,7 +3927,7 @@ class Search:
         if self._window.found is not self:
             return
         window = self._window
-        older = window.formatter.older(answer) if answer is not None else []
+        older = window.formatter.older(answer)
         self._before = answer.older if answer is not None else None
         self._note = "" if answer is not None else " (this server cannot search)"
         if older:
@@ -3963,7 +3953,7 @@ class Search:
 
     def _around(self, entry: Entry, answer: Optional[Recalled]) -> None:
         """What was said around an entry has come; it may be another one that is shown now."""
-        if answer is not None and self._window.screen.found is entry:
+        if self._window.screen.found is entry:
             self._show_among(self._window.formatter.older(answer), entry)
 
     def _show_among(self, others: "list[Entry]", entry: Entry) -> None:
@@ -4160,9 +4150,9 @@ class Window(Interface):
 
     def _chat(self) -> None:
         _catch(KILLS, self._on_kill)
-        for name, action in (("SIGWINCH", self.screen.forget), ("SIGTSTP", self.suspend),
-                             ("SIGCONT", self._resume)):
-            _catch([name], functools.partial(self._on_signal, action))
+        _catch(["SIGWINCH"], lambda *signalled: self.post(self.screen.forget))
+        _catch(["SIGTSTP"], lambda *signalled: self.post(self.suspend))
+        _catch(["SIGCONT"], lambda *signalled: self.post(self._resume))
         try:
             self._resume()
             self._terminal.write(Columns.PROBE)
@@ -4230,13 +4220,9 @@ class Window(Interface):
 
     # The main thread: signals
 
-    def _on_signal(self, action: Callable[[], None], number: int, frame: Any) -> None:
-        """Wherever the main thread is: only post."""
-        self.post(action)
-
     def _on_kill(self, number: int, frame: Any) -> None:
-        """The same; but the second signal that is to end us finds the main thread stuck in a
-        write."""
+        """Wherever the main thread is: only post. But the second signal that is to end us finds it
+        stuck in a write."""
         if self.killed_by:
             self._terminal.reset()
             end_by(number)
@@ -4267,7 +4253,7 @@ class Window(Interface):
         if _TAKES_PATH.match(self._editor.text):
             return _paths(word)
         if is_first and word.startswith("/"):
-            return [command + " " for command in self.commands.words
+            return [command + " " for command in self.commands.table
                     if command.startswith(word.lower())]
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
@@ -4340,8 +4326,7 @@ class Window(Interface):
         self.talk.add(entry)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
-        older = self.formatter.older(answer) if answer is not None else []
-        count = self.talk.insert(older, self.formatter.with_days)
+        count = self.talk.insert(self.formatter.older(answer), self.formatter.with_days)
         if count:
             self.news = f"{count} older above"
         else:
@@ -4443,7 +4428,8 @@ class Commands:
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
-        self._table = {
+        # What each command does.
+        self.table = {
             "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
             "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
             "/people": ui.people, "/history": self.history, "/search": ui.search,
@@ -4452,14 +4438,13 @@ class Commands:
             "/quiet": self.quiet, "/timestamp": self.timestamp, "/bell": self.bell,
             "/motd": self.motd, "/clear": ui.clear, "/help": self.help,
             "/quit": ui.quit, "/exit": ui.quit}
-        self.words = tuple(self._table)
 
     def run(self, line: str) -> None:
         """Do what a typed line says: a command, or something to say. The first word after
         blanks is a command in any case and width, that none is said to all by mistake."""
         word = (line.split(None, 1) or [""])[0]
         key = name_key(word)
-        command = self._table.get(key)
+        command = self.table.get(key)
         if command is not None:
             rest = line.strip()[len(word):].strip()
             try:
@@ -4573,7 +4558,7 @@ class Commands:
 
     def help(self, rest: str) -> None:
         """/help [keys]: this list, or the keys"""
-        commands = map(_help, dict.fromkeys(self._table.values()))
+        commands = map(_help, dict.fromkeys(self.table.values()))
         self._ui.show(*(self.KEYS if rest == "keys" else [*commands, "//TEXT: say /TEXT"]))
 
 
@@ -4596,6 +4581,13 @@ def what_answers(first: bytes) -> str:
     return next((what for start, what in _OTHER_SERVERS if first.startswith(start)), "")
 
 
+# What some errors of the system mean here.
+_NO_WAY: "dict[Any, str]" = {
+    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN),
+                    "no way leads there: are both machines in the same network?"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "a firewall on this machine forbids it")}
+
+
 def why_not_connected(host: str, port: int, error: Exception) -> str:
     """Why there is no connection, and what to do; for the first try, where a mistake is likely.
 
@@ -4613,13 +4605,9 @@ def why_not_connected(host: str, port: int, error: Exception) -> str:
     if isinstance(error, (socket.timeout, TimeoutError)):
         return ("no answer: the address may be wrong, or a firewall is in the way (the server's "
                 f"machine has to allow port {port})")
-    if code in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
-        return "no way leads there: are both machines in the same network?"
-    if code in (errno.EACCES, errno.EPERM):
-        return "a firewall on this machine forbids it"
     if code == errno.EINVAL and host.startswith("fe80:") and "%" not in host:
         return f"such an address needs the interface that leads there: {host}%eth0"
-    return getattr(error, "strerror", None) or str(error)
+    return _NO_WAY.get(code) or getattr(error, "strerror", None) or str(error)
 
 
 # --- Which server ---
@@ -4646,15 +4634,12 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
     best: "dict[Any, Found]" = {}
     with contextlib.ExitStack() as stack:
         ways = list(_ways(hosts, stack))
-        selector = stack.enter_context(selectors.DefaultSelector())
-        for sock in {sock for sock, _ in ways}:
-            selector.register(sock, selectors.EVENT_READ, sock)
         start = time.monotonic()
         for until in (start + seconds / 3, start + seconds):
             for (sock, place), to in itertools.product(ways, {port, PORT}):
                 with contextlib.suppress(OSError):
                     sock.sendto(chatproto.encode_question(token), (place[0], to, *place[1:]))
-            for data, sender in _datagrams(selector, until):
+            for data, sender in _datagrams({sock for sock, _ in ways}, until):
                 answer = chatproto.decode_answer(data, token)
                 if answer is None:
                     continue
@@ -4689,16 +4674,14 @@ def _ways(hosts: "Sequence[str]", stack: contextlib.ExitStack
                 yield sock, place
 
 
-def _datagrams(selector: selectors.BaseSelector, until: float) -> "Iterator[tuple[bytes, Any]]":
+def _datagrams(socks: "set[socket.socket]", until: float) -> "Iterator[tuple[bytes, Any]]":
     """What comes until then, and from whom."""
-    while True:
-        left = until - time.monotonic()
-        if left <= 0:
-            return
-        for key, _ in selector.select(left):
+    while time.monotonic() < until:
+        left = max(0.0, until - time.monotonic())
+        for sock in select.select(socks, [], [], left)[0]:
             # On Windows an error may say that an earlier question found no port.
             with contextlib.suppress(OSError):
-                yield key.data.recvfrom(2 * chatproto.QUESTION_SIZE)
+                yield sock.recvfrom(2 * chatproto.QUESTION_SIZE)
 
 
 def _host_of(sender: Any) -> str:

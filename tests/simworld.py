@@ -401,9 +401,9 @@ class Client:
         self.put_out = False
         self.silent_since = None
         self.session = world.modules.chat_client.ClientSession(
-            name, world, on_dead=lambda: self.drop("dead"), on_welcome=self.welcomed,
-            on_message=self.on_message,
+            name, world, on_welcome=self.welcomed, on_message=self.on_message,
             on_state=self.on_state, on_recalled=self.recalled)
+        self.session.dead = lambda: self.drop("dead")
         # (epoch, message) of the answers to requests for older ones.
         self.recalls = []
         self.asked = self.answered = 0
