@@ -12,7 +12,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
                     m, failed, unknown
     Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
-    Encryption      which server is trusted, and how the connection to it is encrypted
+    Server          where it is, how connections to it are encrypted, and which key is trusted
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Courier         a file on its way up or down, over breaks, by HTTP connections of its own
     Settings, KeptSession           what outlives a run: choices, and the session of a terminal
@@ -853,7 +853,7 @@ class Courier:
     # HTTP
 
     def _told(self, method: str, path: str, headers: "dict[str, str]",
-              body: "Iterable[bytes]" = ()) -> "dict[str, Any]":
+              body: "Optional[Iterable[bytes]]" = None) -> "dict[str, Any]":
         """What the server says of an upload. Raises as _ask()."""
         with self._ask(method, path, headers, body) as answer, _breaks():
             text = answer.read()
@@ -864,10 +864,10 @@ class Courier:
         raise FileError("the server's answer is none")
 
     def _ask(self, method: str, path: str, headers: "dict[str, str]",
-             body: "Iterable[bytes]" = ()) -> Any:
+             body: "Optional[Iterable[bytes]]" = None) -> Any:
         """The answer to a request, to be closed. Raises _Again, _Gone, FileError."""
         with _breaks():
-            connection = self._client.http(self.TIMEOUT)
+            connection = self._client.server.http(self.TIMEOUT)
         try:
             with _breaks():
                 # An address, whatever name it was found by: the server takes no name but its own.
@@ -875,14 +875,9 @@ class Courier:
                 headers["Host"] = f"{chatproto.in_url(host.partition('%')[0])}:{port}"
                 if method != "GET":
                     headers["X-Roger-Session"] = self._client.secret
-                connection.request(method, path, headers=headers)
-            for block in body:
-                try:
-                    connection.send(block)
-                except OSError:
-                    # Perhaps it has said why it takes no more.
-                    break
-            with _breaks():
+                # Where it takes no more it has perhaps said why.
+                with contextlib.suppress(OSError):
+                    connection.request(method, path, body, headers)
                 answer = connection.getresponse()
         except BaseException:
             connection.close()
@@ -953,9 +948,9 @@ def _keep(part: str, folder: str, name: str) -> str:
 
 # --- The client ---
 
-class Encryption:
-    """How the connections to one server are encrypted, and which key it has to show. The client's
-    thread uses it; while that does not run, trust() may change it."""
+class Server:
+    """Where a server is, how the connections to it are encrypted, and which key it has to show. The
+    client's thread uses it; while that does not run, trust() may change it."""
 
     # What it means where OpenSSL gives up for these reasons.
     _NO_TLS = "does not speak TLS"
@@ -963,22 +958,27 @@ class Encryption:
                 "TLSV1_ALERT_INTERNAL_ERROR": "takes nobody now: it has too many connections from "
                                               "your address, or trouble"}
 
-    def __init__(self, host: str, where: str, is_on: bool) -> None:
-        self._host = host.partition("%")[0]
-        self._where = where
+    def __init__(self, host: str, port: int, is_encrypted: bool) -> None:
+        self.host, self.port = host, port
         # Else we come in the clear, until the server refuses that.
-        self.is_on = is_on
+        self.is_encrypted = is_encrypted
         # The key that the server has to show: "" for none that is trusted yet; None while an
         # authority may vouch for the server instead.
         self.key: Optional[str] = None
 
+    @property
+    def where(self) -> str:
+        """The server, for a reader."""
+        return f"{self.host}:{self.port}"
+
     def trust(self, key: str) -> None:
-        """Only a server with that key is talked to. Raises ValueError for what is no key."""
-        self.key, self.is_on = chatproto.check_trust_key(key), True
+        """Talk only to a server with that key, and only over TLS; between two tries of connect().
+        Raises ValueError for what is no key."""
+        self.key, self.is_encrypted = chatproto.check_trust_key(key), True
 
     def wire(self, sock: socket.socket) -> MessageSocket:
         """What to talk with over a connection."""
-        return SecureSocket(sock) if self.is_on else MessageSocket(sock)
+        return SecureSocket(sock) if self.is_encrypted else MessageSocket(sock)
 
     def begin(self, wire: MessageSocket, until: float) -> None:
         """Before a word is said, have the server show that it is the right one. Raises
@@ -986,7 +986,7 @@ class Encryption:
         if not isinstance(wire, SecureSocket):
             return
         try:
-            wire.begin(until, self._context(), self._host)
+            wire.begin(until, self._context(), self._name)
         except ConnectionClosed as end:
             if isinstance(end.__cause__, ssl.SSLCertVerificationError):
                 self.key = ""
@@ -996,31 +996,39 @@ class Encryption:
                 raise
             known = (": somebody is in between, or it was switched off (then take its line out of "
                      "known_servers)") if self.key and trouble == self._NO_TLS else ""
-            raise ConnectionClosed(f"{self._where} {trouble}{known}") from end
+            raise ConnectionClosed(f"{self.where} {trouble}{known}") from end
         try:
             self._check(wire.certificate)
         except ValueError as error:
             # An impostor's: OpenSSL takes more forms of one than can be read with certainty.
-            raise ConnectionClosed(f"{self._where} shows a strange certificate") from error
+            raise ConnectionClosed(f"{self.where} shows a strange certificate") from error
 
-    def secured(self, sock: socket.socket) -> socket.socket:
-        """A socket of one thread alone that does without a MessageSocket, encrypted like all
-        others. Raises OSError, ConnectionError among them."""
-        if not self.is_on:
-            return sock
-        encrypted = self._context().wrap_socket(sock, server_hostname=self._host)
-        try:
-            self._check(encrypted.getpeercert(True) or b"")
-        except (ValueError, Untrusted) as error:
-            encrypted.close()
-            raise ConnectionError(f"{self._where} has another key now") from error
-        return encrypted
+    def http(self, seconds: float) -> Any:
+        """An http.client connection, of one thread alone, so without a MessageSocket, encrypted
+        like all others. Raises OSError, ConnectionError among them."""
+        import http.client
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        connection.connect()
+        if self.is_encrypted:
+            connection.sock = self._context().wrap_socket(connection.sock,
+                                                          server_hostname=self._name)
+            try:
+                self._check(connection.sock.getpeercert(True) or b"")
+            except (ValueError, Untrusted) as error:
+                connection.close()
+                raise ConnectionError(f"{self.where} has another key now") from error
+        return connection
+
+    @property
+    def _name(self) -> str:
+        """What the certificate of an authority has to be about."""
+        return self.host.partition("%")[0]
 
     def _check(self, certificate: bytes) -> None:
         """Raises Untrusted, and ValueError for what is no certificate."""
         key = chatproto.trust_key(certificate)
         if self.key is not None and key != self.key:
-            raise Untrusted(self._where, key, self.key)
+            raise Untrusted(self.where, key, self.key)
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -1047,10 +1055,9 @@ class ChatClient(ClientSession):
                  trust: Optional[str] = None, password: Optional[str] = None,
                  **callbacks: Any) -> None:
         super().__init__(name, Alarm(), **callbacks)
-        self._host, self._port = host, port
-        self._encryption = Encryption(host, self.where, tls or password is not None)
+        self.server = Server(host, port, tls or password is not None)
         if trust is not None:
-            self.trust(trust)
+            self.server.trust(trust)
         # It may be set between two tries of connect().
         self.password = password
         # Of now; only the client's thread changes it.
@@ -1078,7 +1085,7 @@ class ChatClient(ClientSession):
         self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self._thread.start()
         if not self._first.wait(seconds):
-            self._end = ConnectionError(f"{self.where} does not answer")
+            self._end = ConnectionError(f"{self.server.where} does not answer")
             self.close(0)
         if self._end is not None:
             raise self._end
@@ -1105,14 +1112,6 @@ class ChatClient(ClientSession):
         Blocks and raises as upload() does; what came of one that broke off is gone on with.
         """
         return Courier(self, progress, patience).fetch(file, folder)
-
-    def http(self, seconds: float) -> Any:
-        """An http.client connection to the server, for a Courier. Raises OSError."""
-        import http.client
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
-        connection.connect()
-        connection.sock = self._encryption.secured(connection.sock)
-        return connection
 
     def pause(self, seconds: float) -> None:
         """Wait so long. Raises ConnectionError after the end."""
@@ -1143,23 +1142,18 @@ class ChatClient(ClientSession):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def trust(self, key: str) -> None:
-        """Talk only to a server with that key, and only over TLS; between two tries of connect().
-        Raises ValueError for what is no key."""
-        self._encryption.trust(key)
-
     @property
     def ticket(self) -> Optional[Ticket]:
         """What the next process needs to go on with this session; None before it begins, and when
         we were booted."""
         if not self.secret:
             return None
-        return Ticket(self.secret, self._epoch, self.manager.seen, self._encryption.is_on)
+        return Ticket(self.secret, self._epoch, self.manager.seen, self.server.is_encrypted)
 
     def go_on(self, ticket: Ticket) -> None:
         """Before the first connection: be the session that another process of ours had."""
         self.secret, self._epoch, seen, is_encrypted = ticket
-        self._encryption.is_on |= is_encrypted
+        self.server.is_encrypted |= is_encrypted
         self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
                                       seen=seen)
         # It keeps the name that it has.
@@ -1169,16 +1163,6 @@ class ChatClient(ClientSession):
     def ended(self) -> str:
         """Why there will be no further try; "" while there will be one."""
         return str(self._end or "")
-
-    @property
-    def key(self) -> str:
-        """The key that is trusted; "" for none."""
-        return self._encryption.key or ""
-
-    @property
-    def where(self) -> str:
-        """The server, for a reader."""
-        return f"{self._host}:{self._port}"
 
     def dead(self) -> None:
         self._cut("no answer")
@@ -1235,23 +1219,23 @@ class ChatClient(ClientSession):
             # UnicodeError: a host name that cannot be one.
             why = getattr(error, "strerror", None) or str(error)
             if not self._first.is_set():
-                why = why_not_connected(self._host, self._port, error)
-            return ConnectionError(f"cannot connect to {self.where}: {why}")
+                why = why_not_connected(self.server.host, self.server.port, error)
+            return ConnectionError(f"cannot connect to {self.server.where}: {why}")
         sock.settimeout(None)
         self._cut_because = ""
-        wire = self._wire = self._encryption.wire(sock)
+        wire = self._wire = self.server.wire(sock)
         first = b""
         try:
             if self._closing.is_set():
                 return ConnectionError("closing")
             until = time.monotonic() + CONNECT_TIMEOUT
-            self._encryption.begin(wire, until)
+            self.server.begin(wire, until)
             self._open(wire)
             while True:
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
                 first = first or data
                 if not data:
-                    return ConnectionError(f"{self.where} does not answer")
+                    return ConnectionError(f"{self.server.where} does not answer")
                 self._receive(data, wire)
                 if self.joined:
                     self._delay = 1.0
@@ -1259,8 +1243,8 @@ class ChatClient(ClientSession):
         except (ConnectionClosed, ProtocolError) as end:
             other = "" if self.joined else what_answers(first)
             if other:
-                return ConnectionError(f"{self.where} is {other}, not a chat server: is the port "
-                                       "right?")
+                return ConnectionError(f"{self.server.where} is {other}, not a chat server: is the "
+                                       "port right?")
             return ConnectionError(self._cut_because or str(end))
         finally:
             self.closed()
@@ -1273,7 +1257,8 @@ class ChatClient(ClientSession):
         until = time.monotonic() + (0 if self._first.is_set() else START_PATIENCE)
         while True:
             try:
-                return socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
+                return socket.create_connection((self.server.host, self.server.port),
+                                                CONNECT_TIMEOUT)
             except ConnectionRefusedError:
                 if time.monotonic() >= until or self._closing.wait(0.2):
                     raise
@@ -1288,7 +1273,7 @@ class ChatClient(ClientSession):
             self.received(data)
         except JoinRefused as refused:
             if refused.error.code == "tls" and not wire.is_encrypted and ssl is not None:
-                self._encryption.is_on = True
+                self.server.is_encrypted = True
                 raise ComeAgain from refused
             if refused.error.code != "name-taken" or not refused.error.suggestion:
                 raise
@@ -3264,12 +3249,14 @@ class Interface(abc.ABC):
         self.settings = Settings(config)
         # With --json the one who reads is a program, with a session for each run.
         self._kept = KeptSession(None if arguments.json else config,
-                                 self.client.where, arguments.name)
+                                 self.client.server.where, arguments.name)
         # Of the session that we go on with.
         self._ticket: Optional[Ticket] = None
         self.formatter = Formatter(self.client, theme, self.settings)
         self.commands = Commands(self)
-        self.errands = Errands(self)
+        # For each /send and /get that is under way what the status line says. A dict's own methods
+        # are atomic.
+        self.errands: "dict[str, str]" = {}
 
     def run(self) -> int:
         """Chat until the user or the server ends it; return the exit code."""
@@ -3308,29 +3295,29 @@ class Interface(abc.ABC):
     def _arrive(self) -> None:
         """Connect and join; where the server wants to be trusted, or a password, ask the user, and
         come again. Raises ConnectionError, ProtocolError."""
-        client, config = self.client, self._arguments.config
+        client, server, config = self.client, self.client.server, self._arguments.config
         known = config and os.path.join(os.path.dirname(config), "known_servers")
-        key = client.key or known_servers(known).get(client.where.lower(), "")
+        key = server.key or known_servers(known).get(server.where.lower())
         if key:
-            client.trust(key)
+            server.trust(key)
         while True:
             try:
                 client.connect(self._arguments.timeout)
                 break
             except Untrusted as untrusted:
                 if not (untrusted.is_new and is_attended()
-                        and ask_trust(client.where, untrusted.key)):
+                        and ask_trust(server.where, untrusted.key)):
                     raise
-                client.trust(untrusted.key)
+                server.trust(untrusted.key)
             except PasswordWanted as refused:
                 if not is_attended():
                     raise ConnectionError(f"{refused}: --password asks for it, --password-file "
                                           "FILE or ROGER_PASSWORD say it") from refused
                 complain(str(refused))
                 client.password = chatproto.check_password(chatproto.ask_password("Password: "))
-        if client.key:
+        if server.key:
             try:
-                remember_server(known, client.where, client.key)
+                remember_server(known, server.where, server.key)
             except OSError as error:
                 complain(f"the server's key is not remembered: {error.strerror or error}")
 
@@ -3556,51 +3543,30 @@ class Interface(abc.ABC):
             self._on_end(f"a bug: {chatproto.bug(crash.exc_value)}")
 
 
-class Errands:
-    """What /send and /get have under way: a thread "file" for each, which posts what came of it."""
+def _errand(ui: Interface, what: str,
+            work: "Callable[[Callable[[int, int], None]], None]") -> None:
+    """Do what /send and /get ask for, on a thread "file" of its own; work(progress) posts what
+    comes of it."""
+    if what in ui.errands:
+        ui.show(f"! {what} already")
+        return
+    ui.errands[what] = what
+    started = time.monotonic()
 
-    def __init__(self, ui: Interface) -> None:
-        self._ui = ui
-        # For each of them what the status line says; a dict's own methods are atomic.
-        self._running: "dict[str, str]" = {}
+    def progress(done: int, size: int) -> None:
+        speed = done / max(0.1, time.monotonic() - started)
+        percent = 100 * done // size if size else 100
+        ui.errands[what] = f"{what}: {percent} %, {chatproto.size_in_words(speed)}/s"
 
-    @property
-    def status(self) -> "list[str]":
-        """What is under way, and how far."""
-        return list(self._running.values())
-
-    def send(self, path: str) -> None:
-        """Upload a file and hand it out."""
-        self._run(f"sending {escape(os.path.basename(path))}", lambda progress: self._ui.post(
-            self._ui.say_file, self._ui.client.upload(path, progress)))
-
-    def get(self, file: "dict[str, Any]", folder: str) -> None:
-        """Save a file in a folder."""
-        self._run(f"fetching {escape(file['name'])}", lambda progress: self._ui.post(
-            self._ui.show,
-            f"* saved as {escape(self._ui.client.fetch(file, folder, progress))}"))
-
-    def _run(self, what: str, work: "Callable[[Callable[[int, int], None]], None]") -> None:
-        if what in self._running:
-            self._ui.show(f"! {what} already")
-            return
-        self._running[what] = what
-        started = time.monotonic()
-
-        def progress(done: int, size: int) -> None:
-            speed = done / max(0.1, time.monotonic() - started)
-            percent = 100 * done // size if size else 100
-            self._running[what] = f"{what}: {percent} %, {chatproto.size_in_words(speed)}/s"
-
-        def run() -> None:
-            try:
-                work(progress)
-            except (FileError, ConnectionError) as error:
-                self._ui.post(self._ui.show, f"! {what}: {error}")
-            finally:
-                del self._running[what]
-        # A daemon: the end of the client ends it.
-        threading.Thread(target=run, name="file", daemon=True).start()
+    def run() -> None:
+        try:
+            work(progress)
+        except (FileError, ConnectionError) as error:
+            ui.post(ui.show, f"! {what}: {error}")
+        finally:
+            del ui.errands[what]
+    # A daemon: the end of the client ends it.
+    threading.Thread(target=run, name="file", daemon=True).start()
 
 
 class Plain(Interface):
@@ -4213,10 +4179,10 @@ class Window(Interface):
             seconds = math.ceil(self._lost_until - time.monotonic())
             connection = "reconnecting" + (f" in {seconds} s" if seconds > 0 else "")
         found = [self.found.status] if self.found is not None else []
-        return [*filter(None, [*found, self.news]), *self.errands.status,
+        return [*filter(None, [*found, self.news]), *list(self.errands.values()),
                 escape(self.client.name), connection,
                 *[f"{unsent} unsent"] * (unsent > 0), f"{self.client.here} here",
-                escape(self.client.where)]
+                escape(self.client.server.where)]
 
     # The main thread: signals
 
@@ -4281,11 +4247,11 @@ class Window(Interface):
 
     def leave(self, code: int, why: str = "") -> None:
         """Leave. Where there is a reason against it, ask once before."""
-        unsent = len(self.client.unsettled)
+        unsent, errands = len(self.client.unsettled), list(self.errands.values())
         if unsent:
             why = f"{unsent} message{'s are' if unsent > 1 else ' is'} not sent yet"
-        elif self.errands.status:
-            why = self.errands.status[0]
+        elif errands:
+            why = errands[0]
         if why and not self.screen.question:
             self.screen.question = f"{why}, again to leave"
         else:
@@ -4502,7 +4468,9 @@ class Commands:
     def send(self, rest: str) -> None:
         """/send PATH: hand out a file to all (Tab completes the path)"""
         quoted = len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'"
-        self._ui.errands.send(os.path.expanduser(rest[1:-1] if quoted else rest))
+        path = os.path.expanduser(rest[1:-1] if quoted else rest)
+        _errand(self._ui, f"sending {escape(os.path.basename(path))}", lambda progress: (
+            self._ui.post(self._ui.say_file, self._ui.client.upload(path, progress))))
 
     def files(self, rest: str) -> None:
         """/files: what was handed out, with its numbers"""
@@ -4518,7 +4486,9 @@ class Commands:
         elif not os.path.isdir(folder):
             self._ui.show(f"! {escape(folder)} is no folder")
         else:
-            self._ui.errands.get(file, folder)
+            _errand(self._ui, f"fetching {escape(file['name'])}", lambda progress: self._ui.post(
+                self._ui.show,
+                f"* saved as {escape(self._ui.client.fetch(file, folder, progress))}"))
 
     def ignore(self, rest: str) -> None:
         """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
