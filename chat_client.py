@@ -213,7 +213,6 @@ class Callbacks(NamedTuple):
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
-    on_recalled: Answered = lambda answer: None
     on_lost: Callable[[str, float], None] = lambda why, seconds: None
     on_end: Callable[[str], None] = lambda why: None
 
@@ -368,9 +367,9 @@ class ClientSession:
 
     say() and the like may be called from any thread and do not block. opened(), received() and
     closed() are for the one thread that reads; it runs the callbacks: on_welcome(welcome),
-    on_message(message) for what the server sends, on_state(said), on_recalled(answer) for older
-    messages that recall() asked for, None where the server keeps none. An exception in one is told
-    to threading.excepthook, and the next message comes all the same.
+    on_message(message) for what the server sends, on_state(said), and what recall() was given for
+    its answer. An exception in one is told to threading.excepthook, and the next message comes all
+    the same.
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
@@ -426,12 +425,12 @@ class ClientSession:
         chatproto.check_name(name)
         self._send(lambda id: Rename(id, name))
 
-    def recall(self, count: int = 20, before: Optional[int] = None, find: Optional[str] = None,
-               on_recalled: "Optional[Answered]" = None) -> None:
+    def recall(self, answered: Answered, count: int = 20, before: Optional[int] = None,
+               find: Optional[str] = None) -> None:
         """Ask for `count` messages before the id `before`, or before the oldest that is known, with
-        `find` for those that hold all its words. The answer may go to an on_recalled of its own."""
+        `find` for those that hold all its words; answered(answer) is called when it has come."""
         self._recall(Recall(0, self.oldest if before is None and find is None else before, count,
-                            find), on_recalled or self._callbacks.on_recalled)
+                            find), answered)
 
     @property
     def is_recalling(self) -> bool:
@@ -1586,13 +1585,12 @@ class Presence(Entry):
     __slots__ = ("_style", "_fates", "_tail")
 
     def __init__(self, style: str, message: "Union[Joined, Left]", tail: str) -> None:
-        super().__init__([], message=message)
+        super().__init__(self._told, message=message)
         self._style = style
         # What became of each name, in the order in which it happened.
         self._fates = {message.name: "joined" if isinstance(message, Joined) else "left"}
         # What ends the line: the number of those here, or why the one who left has left.
         self._tail = tail
-        self._say()
 
     def take(self, other: Presence) -> None:
         """Let another, later one of a single name go on with this one."""
@@ -1601,15 +1599,15 @@ class Presence(Entry):
         self._fates[name] = "came and went" if had_come and fate == "left" else fate
         self._tail = other._tail if fate == "joined" else ""
         self.message = other.message
-        self._say()
+        self._lines = self._told
 
-    def _say(self) -> None:
+    def _told(self) -> "list[Line]":
         parts = []
         for fate in ("joined", "left", "came and went"):
             names = [name for name, what in self._fates.items() if what == fate]
             if names:
                 parts.append(f"{_listed(names)} {fate}")
-        self.replace([(self._style, "* " + ", ".join(parts) + self._tail)])
+        return [[(self._style, "* " + ", ".join(parts) + self._tail)]]
 
 
 def _listed(names: "list[str]") -> str:
@@ -3325,7 +3323,7 @@ class Interface(abc.ABC):
     def _chat(self) -> None:
         """Until it is over."""
 
-    def _end(self, code: int) -> None:
+    def end(self, code: int) -> None:
         """It is over. What ended it first says the exit code."""
         self._over = code if self._over is None else self._over
 
@@ -3371,8 +3369,8 @@ class Interface(abc.ABC):
             find: Optional[str] = None) -> None:
         """Ask for older messages; answered(answer) is called as an event, with None where the
         server cannot tell."""
-        self.client.recall(count, before, find, self._callback(
-            functools.partial(self.post, answered)))
+        self.client.recall(self._callback(functools.partial(self.post, answered)), count, before,
+                           find)
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
@@ -3414,10 +3412,6 @@ class Interface(abc.ABC):
     @abc.abstractmethod
     def _lose(self, why: str, seconds: float) -> None:
         """The connection is lost; the next try is in so many seconds."""
-
-    def _finish(self) -> None:
-        """There is nothing more to wait for: end _chat()."""
-        self._end(1)
 
     @abc.abstractmethod
     def _changed(self, said: Said) -> None:
@@ -3527,7 +3521,7 @@ class Interface(abc.ABC):
 
     def _on_end(self, why: str) -> None:
         self._ended = why
-        self.post(self._finish)
+        self.post(self.end, 1)
 
     def _on_late_signal(self, number: int, frame: Any) -> None:
         """A signal that is to end us, while the terminal is as it was: leave; the second one
@@ -3576,8 +3570,6 @@ class Plain(Interface):
     thread prints what comes.
     """
 
-    # In the queue of lines: there are no more.
-    END = None
     # Lines that may wait in it; then the reader waits.
     LINES = 100
     # What is said where there are no messages to show, and where the server cannot tell.
@@ -3589,6 +3581,7 @@ class Plain(Interface):
         # With --listen or --send nothing is read, so what there is at stdin does not matter.
         self._is_pipe = bool(arguments.listen or arguments.send or sys.stdin is None
                              or not sys.stdin.isatty())
+        # At the end None: there are no more.
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
@@ -3610,7 +3603,7 @@ class Plain(Interface):
             with contextlib.suppress(queue.Empty):
                 # The end is noticed within that time, and on Windows Ctrl-C.
                 line = self._lines.get(timeout=0.2)
-                if line is self.END:
+                if line is None:
                     self.quit("")
                 elif self._is_pipe:
                     self.say(_as_text(line))
@@ -3627,7 +3620,7 @@ class Plain(Interface):
                 return
 
     def quit(self, rest: str) -> None:
-        self._end(0)
+        self.end(0)
 
     def clear(self, rest: str) -> None:
         # What was printed stays.
@@ -3658,14 +3651,14 @@ class Plain(Interface):
                 self._lines.put(line.lstrip("\ufeff") if number == 0 else line)
         except OSError as error:
             complain(f"cannot read stdin: {error.strerror or error}")
-        self._lines.put(self.END)
+        self._lines.put(None)
 
     def _rest(self) -> str:
         """What to say of the lines of a pipe that were not sent because one gave up before.
         Only so many are looked for, as `yes | chat_client` does not end."""
         while self._is_pipe and self._unread < UNSENT:
             try:
-                if self._lines.get(timeout=0.5) is self.END:
+                if self._lines.get(timeout=0.5) is None:
                     break
             except queue.Empty:
                 break
@@ -3687,7 +3680,7 @@ class Plain(Interface):
                 # Too many bytes: wait for one ACK more.
                 at_most = max(0, len(self.client.unsettled) - 1)
         self._ended = self._ended or "nothing was acknowledged any more, gave up"
-        self._end(1)
+        self.end(1)
         self._unread += 1
         return False
 
@@ -3965,10 +3958,9 @@ class Typing:
             "focus-out": lambda key: window.focus(False),
             "ctrl-l": lambda key: window.screen.forget(), "ctrl-z": lambda key: window.suspend()}
 
-    def read(self, terminal: Terminal, post: Callable[..., None],
-             finish: Callable[[], None]) -> None:
+    def read(self, terminal: Terminal) -> None:
         """On the thread "keys": post what each read brings, until the terminal is gone."""
-        data = b" "
+        data, post = b" ", self._window.post
         while data:
             try:
                 data = terminal.read()
@@ -3980,7 +3972,7 @@ class Typing:
                     post(self.press, b"", True)
             except OSError:
                 break
-        post(finish)
+        post(self._window.end, 1)
 
     def press(self, data: bytes, is_all: bool = False) -> None:
         """Take what one read has brought; with `is_all` nothing more came for a moment."""
@@ -4059,8 +4051,8 @@ class Typing:
             self._editor.insert(text)
 
     def _decide(self, key: Key, paste: str) -> None:
-        """The answer to the question about a paste: the first key that is one. What is typed
-        with it goes into the line."""
+        """The answer to the question about a paste, the first key that is one. What is typed with
+        it goes into the line."""
         text = key.text if key.name == "text" else ""
         found = re.search("[yn]", text, re.IGNORECASE)
         if key.name == "enter" or found and found[0] in "yY":
@@ -4124,11 +4116,11 @@ class Window(Interface):
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
             threading.Thread(target=self._typing.read, name="keys", daemon=True,
-                             args=(self._terminal, self.post, self._finish)).start()
+                             args=(self._terminal,)).start()
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
-            self._end(128 + self.killed_by if self.killed_by else 1)
+            self.end(128 + self.killed_by if self.killed_by else 1)
             complain(f"the terminal: {error.strerror or error}")
         finally:
             self._terminal.leave()
@@ -4193,7 +4185,7 @@ class Window(Interface):
             self._terminal.reset()
             end_by(number)
         self.killed_by = number
-        self.post(self._end, 128 + number)
+        self.post(self.end, 128 + number)
 
     def suspend(self) -> None:
         """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
@@ -4255,7 +4247,7 @@ class Window(Interface):
         if why and not self.screen.question:
             self.screen.question = f"{why}, again to leave"
         else:
-            self._end(code)
+            self.end(code)
 
     # From commands, on the main thread
 
@@ -4418,7 +4410,7 @@ class Commands:
                     command(rest)
                 else:
                     self._ui.show("! " + _help(command))
-            except ProtocolError as error:
+            except (ProtocolError, ConnectionError) as error:
                 self._ui.show(f"! {error}")
             except queue.Full:
                 self._ui.show("! too much waits to be sent, try again later")
