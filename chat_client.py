@@ -3349,15 +3349,23 @@ class Interface(abc.ABC):
 
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line
-        without text is none."""
+        without text is none. Raises as _say_piece()."""
         text = clean_text(line)
         for start in range(0, len(text) if text.strip() else 0, MAX_TEXT):
-            if not self._say_piece(text[start:start + MAX_TEXT], to):
-                return
+            self._say_piece(text[start:start + MAX_TEXT], to)
 
     def say_file(self, answer: "dict[str, Any]") -> None:
-        """Hand out what was uploaded."""
+        """Hand out what was uploaded. Raises as _say_piece()."""
         self._say_piece(answer["text"], None, {"url": answer["url"]})
+
+    def attempt(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do what the user asked for, or show why it cannot be done."""
+        try:
+            action(*arguments)
+        except (ProtocolError, ConnectionError) as error:
+            self.show(f"! {error}")
+        except queue.Full:
+            self.show("! too much waits to be sent: not sent, try again later")
 
     def chosen(self, line: str) -> None:
         """A setting was changed: keep it, and show what it is now."""
@@ -3398,8 +3406,8 @@ class Interface(abc.ABC):
 
     @abc.abstractmethod
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
-        """Say one message; False when it cannot be said."""
+                   file: "Optional[dict[str, Any]]" = None) -> None:
+        """Say one message. Raises queue.Full, and ConnectionError after the end."""
 
     @abc.abstractmethod
     def add(self, entry: Entry) -> None:
@@ -3606,9 +3614,18 @@ class Plain(Interface):
                 if line is None:
                     self.quit("")
                 elif self._is_pipe:
-                    self.say(_as_text(line))
+                    self._say_line(line)
                 else:
-                    self.commands.run(line)
+                    self.attempt(self.commands.run, line)
+
+    def _say_line(self, line: str) -> None:
+        """What one line of a pipe says."""
+        try:
+            self.say(_as_text(line))
+        except (ConnectionError, queue.Full) as error:
+            self._ended = self._ended or str(error)
+            self.end(1)
+            self._unread += 1
 
     def _send_files(self) -> None:
         """What --send asks for, one after the other."""
@@ -3666,23 +3683,19 @@ class Plain(Interface):
         return f"; {self._unread} more lines were not sent" if self._unread else ""
 
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
+                   file: "Optional[dict[str, Any]]" = None) -> None:
         """In a pipe wait while too much is unsettled."""
         at_most = UNSENT_PIPE
         while not self._is_pipe or self.client.wait_settled(at_most, self._arguments.timeout):
             try:
                 self.client.say(text, to, file)
-                return True
+                return
             except queue.Full:
                 if not self._is_pipe:
-                    self.show("! too much waits to be sent: not sent, try again later")
-                    return False
+                    raise
                 # Too many bytes: wait for one ACK more.
                 at_most = max(0, len(self.client.unsettled) - 1)
-        self._ended = self._ended or "nothing was acknowledged any more, gave up"
-        self.end(1)
-        self._unread += 1
-        return False
+        raise queue.Full("nothing was acknowledged any more, gave up")
 
     # On any thread
 
@@ -4014,7 +4027,7 @@ class Typing:
         line = self._editor.take()
         self._window.end_search()
         if line.strip():
-            self._window.commands.run(line)
+            self._window.attempt(self._window.commands.run, line)
         if self._window.found is None:
             self._window.talk.follow()
             self._window.talk.unmark()
@@ -4291,17 +4304,12 @@ class Window(Interface):
             self.news = "nothing older is kept" if answer else "the server keeps no older messages"
 
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
-        try:
-            said = self.client.say(text, to, file)
-        except queue.Full:
-            self.show("! too much waits to be sent: not sent, Up brings it back")
-            return False
+                   file: "Optional[dict[str, Any]]" = None) -> None:
+        said = self.client.say(text, to, file)
         shown = text if file is None else _without_address(text, file)
         chat = Chat(said.id, self.client.name, shown, time.time(), to=to)
         entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
         self.talk.add_unplaced(said, entry)
-        return True
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         if isinstance(message, Chat):
@@ -4399,21 +4407,17 @@ class Commands:
 
     def run(self, line: str) -> None:
         """Do what a typed line says: a command, or something to say. The first word after
-        blanks is a command in any case and width, that none is said to all by mistake."""
+        blanks is a command in any case and width, that none is said to all by mistake. Raises
+        ProtocolError, ConnectionError, queue.Full: where it cannot be done."""
         word = (line.split(None, 1) or [""])[0]
         key = name_key(word)
         command = self.table.get(key)
         if command is not None:
             rest = line.strip()[len(word):].strip()
-            try:
-                if re.fullmatch(self._TAKES.get(key, ".*"), rest, re.DOTALL):
-                    command(rest)
-                else:
-                    self._ui.show("! " + _help(command))
-            except (ProtocolError, ConnectionError) as error:
-                self._ui.show(f"! {error}")
-            except queue.Full:
-                self._ui.show("! too much waits to be sent, try again later")
+            if re.fullmatch(self._TAKES.get(key, ".*"), rest, re.DOTALL):
+                command(rest)
+            else:
+                self._ui.show("! " + _help(command))
         elif line.startswith("/") and not line.startswith("//"):
             self._ui.show(f"! {escape(word)} is not a command, /help lists them "
                           "(to say it, begin with //)")
@@ -4462,7 +4466,8 @@ class Commands:
         quoted = len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'"
         path = os.path.expanduser(rest[1:-1] if quoted else rest)
         _errand(self._ui, f"sending {escape(os.path.basename(path))}", lambda progress: (
-            self._ui.post(self._ui.say_file, self._ui.client.upload(path, progress))))
+            self._ui.post(self._ui.attempt, self._ui.say_file,
+                          self._ui.client.upload(path, progress))))
 
     def files(self, rest: str) -> None:
         """/files: what was handed out, with its numbers"""
