@@ -12,7 +12,7 @@ The protocol and its promises are in chatproto's docstring. The parts, bottom up
                     m, failed, unknown
     Sayings         all of that, and the log that the server reads it from
     ClientSession   one person's side of the chat: no socket, no thread, no printing
-    Encryption      which server is trusted, and how the connection to it is encrypted
+    Server          where it is, how connections to it are encrypted, and which key is trusted
     ChatClient      the same with a connection that heals by itself; bots and tests import this one
     Courier         a file on its way up or down, over breaks, by HTTP connections of its own
     Settings, KeptSession           what outlives a run: choices, and the session of a terminal
@@ -75,7 +75,6 @@ import random
 import re
 import secrets
 import select
-import selectors
 import socket
 import stat
 import threading
@@ -201,20 +200,19 @@ class Said:
     of: int = 0
 
 
-# A request for older messages, and what takes the answer: None where the server keeps none.
+# A request for older messages, and what takes the answer: None where the server keeps none, or
+# cannot search.
 Answered = Callable[[Optional[Recalled]], None]
 Request = Tuple[Recall, Answered]
 
 
 class Callbacks(NamedTuple):
-    """What a ClientSession calls on the thread that reads, and on_dead() on the alarm's: the server
-    acknowledges nothing any more. on_lost(why, seconds) and on_end(why) are a ChatClient's."""
+    """What a ClientSession calls on the thread that reads. on_lost(why, seconds) and on_end(why)
+    are a ChatClient's."""
 
     on_welcome: Callable[[Welcome], None] = lambda welcome: None
     on_message: Callable[[Message], None] = lambda message: None
     on_state: Callable[[Said], None] = lambda said: None
-    on_recalled: Answered = lambda answer: None
-    on_dead: Callable[[], None] = lambda: None
     on_lost: Callable[[str, float], None] = lambda why, seconds: None
     on_end: Callable[[str], None] = lambda why: None
 
@@ -369,9 +367,9 @@ class ClientSession:
 
     say() and the like may be called from any thread and do not block. opened(), received() and
     closed() are for the one thread that reads; it runs the callbacks: on_welcome(welcome),
-    on_message(message) for what the server sends, on_state(said), on_recalled(answer) for older
-    messages that recall() asked for, None where the server keeps none. An exception in one is told
-    to threading.excepthook, and the next message comes all the same.
+    on_message(message) for what the server sends, on_state(said), and what recall() was given for
+    its answer. An exception in one is told to threading.excepthook, and the next message comes all
+    the same.
     """
 
     def __init__(self, name: str, alarm: Alarm, *, receipts: bool = True,
@@ -427,12 +425,12 @@ class ClientSession:
         chatproto.check_name(name)
         self._send(lambda id: Rename(id, name))
 
-    def recall(self, count: int = 20, before: Optional[int] = None, find: Optional[str] = None,
-               on_recalled: "Optional[Answered]" = None) -> None:
+    def recall(self, answered: Answered, count: int = 20, before: Optional[int] = None,
+               find: Optional[str] = None) -> None:
         """Ask for `count` messages before the id `before`, or before the oldest that is known, with
-        `find` for those that hold all its words. The answer may go to an on_recalled of its own."""
+        `find` for those that hold all its words; answered(answer) is called when it has come."""
         self._recall(Recall(0, self.oldest if before is None and find is None else before, count,
-                            find), on_recalled or self._callbacks.on_recalled)
+                            find), answered)
 
     @property
     def is_recalling(self) -> bool:
@@ -459,8 +457,8 @@ class ClientSession:
     # For the MessageManager: chatproto.Peer
 
     def dead(self) -> None:
-        """On the alarm's thread: the server acknowledges nothing any more."""
-        self._callbacks.on_dead()
+        """On the alarm's thread: the server acknowledges nothing any more. It is for who has the
+        connection to end it."""
 
     def idle(self) -> None:
         """On the alarm's thread: it is time for a ping."""
@@ -619,7 +617,10 @@ class ClientSession:
         request, answered = self._recalls.pop(answer.about)
         if request.find is None and request.before == self.oldest:
             self.oldest = answer.older or 1
-        if answer.older is not None and not answer.entries:
+        if request.find is not None and answer.find is None:
+            # A server that can search repeats the words.
+            self._call(answered, None)
+        elif answer.older is not None and not answer.entries:
             self._recall(dataclasses.replace(request, before=answer.older), answered, again=True)
         else:
             self._call(answered, answer)
@@ -851,7 +852,7 @@ class Courier:
     # HTTP
 
     def _told(self, method: str, path: str, headers: "dict[str, str]",
-              body: "Iterable[bytes]" = ()) -> "dict[str, Any]":
+              body: "Optional[Iterable[bytes]]" = None) -> "dict[str, Any]":
         """What the server says of an upload. Raises as _ask()."""
         with self._ask(method, path, headers, body) as answer, _breaks():
             text = answer.read()
@@ -862,10 +863,10 @@ class Courier:
         raise FileError("the server's answer is none")
 
     def _ask(self, method: str, path: str, headers: "dict[str, str]",
-             body: "Iterable[bytes]" = ()) -> Any:
+             body: "Optional[Iterable[bytes]]" = None) -> Any:
         """The answer to a request, to be closed. Raises _Again, _Gone, FileError."""
         with _breaks():
-            connection = self._client.http(self.TIMEOUT)
+            connection = self._client.server.http(self.TIMEOUT)
         try:
             with _breaks():
                 # An address, whatever name it was found by: the server takes no name but its own.
@@ -873,14 +874,9 @@ class Courier:
                 headers["Host"] = f"{chatproto.in_url(host.partition('%')[0])}:{port}"
                 if method != "GET":
                     headers["X-Roger-Session"] = self._client.secret
-                connection.request(method, path, headers=headers)
-            for block in body:
-                try:
-                    connection.send(block)
-                except OSError:
-                    # Perhaps it has said why it takes no more.
-                    break
-            with _breaks():
+                # Where it takes no more it has perhaps said why.
+                with contextlib.suppress(OSError):
+                    connection.request(method, path, body, headers)
                 answer = connection.getresponse()
         except BaseException:
             connection.close()
@@ -951,26 +947,37 @@ def _keep(part: str, folder: str, name: str) -> str:
 
 # --- The client ---
 
-class Encryption:
-    """How the connections to one server are encrypted, and which key it has to show. The client's
-    thread uses it; while that does not run, trust() may change it."""
+class Server:
+    """Where a server is, how the connections to it are encrypted, and which key it has to show. The
+    client's thread uses it; while that does not run, trust() may change it."""
 
-    def __init__(self, host: str, where: str, is_on: bool) -> None:
-        self._host = host.partition("%")[0]
-        self._where = where
+    # What it means where OpenSSL gives up for these reasons.
+    _NO_TLS = "does not speak TLS"
+    _TROUBLE = {"WRONG_VERSION_NUMBER": _NO_TLS, "HTTP_REQUEST": _NO_TLS,
+                "TLSV1_ALERT_INTERNAL_ERROR": "takes nobody now: it has too many connections from "
+                                              "your address, or trouble"}
+
+    def __init__(self, host: str, port: int, is_encrypted: bool) -> None:
+        self.host, self.port = host, port
         # Else we come in the clear, until the server refuses that.
-        self.is_on = is_on
+        self.is_encrypted = is_encrypted
         # The key that the server has to show: "" for none that is trusted yet; None while an
         # authority may vouch for the server instead.
         self.key: Optional[str] = None
 
+    @property
+    def where(self) -> str:
+        """The server, for a reader."""
+        return f"{self.host}:{self.port}"
+
     def trust(self, key: str) -> None:
-        """Only a server with that key is talked to. Raises ValueError for what is no key."""
-        self.key, self.is_on = chatproto.check_trust_key(key), True
+        """Talk only to a server with that key, and only over TLS; between two tries of connect().
+        Raises ValueError for what is no key."""
+        self.key, self.is_encrypted = chatproto.check_trust_key(key), True
 
     def wire(self, sock: socket.socket) -> MessageSocket:
         """What to talk with over a connection."""
-        return SecureSocket(sock) if self.is_on else MessageSocket(sock)
+        return SecureSocket(sock) if self.is_encrypted else MessageSocket(sock)
 
     def begin(self, wire: MessageSocket, until: float) -> None:
         """Before a word is said, have the server show that it is the right one. Raises
@@ -978,43 +985,49 @@ class Encryption:
         if not isinstance(wire, SecureSocket):
             return
         try:
-            wire.begin(until, self._context(), self._host)
+            wire.begin(until, self._context(), self._name)
         except ConnectionClosed as end:
             if isinstance(end.__cause__, ssl.SSLCertVerificationError):
                 self.key = ""
                 raise ComeAgain from end
-            if getattr(end.__cause__, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-                known = (": somebody is in between, or it was switched off (then take its line out "
-                         "of known_servers)") if self.key else ""
-                raise ConnectionClosed(f"{self._where} does not speak TLS{known}") from end
-            if getattr(end.__cause__, "reason", "") == "TLSV1_ALERT_INTERNAL_ERROR":
-                raise ConnectionClosed(f"{self._where} takes nobody now: it has too many "
-                                       "connections from your address, or trouble") from end
-            raise
+            trouble = self._TROUBLE.get(getattr(end.__cause__, "reason", ""))
+            if trouble is None:
+                raise
+            known = (": somebody is in between, or it was switched off (then take its line out of "
+                     "known_servers)") if self.key and trouble == self._NO_TLS else ""
+            raise ConnectionClosed(f"{self.where} {trouble}{known}") from end
         try:
             self._check(wire.certificate)
         except ValueError as error:
             # An impostor's: OpenSSL takes more forms of one than can be read with certainty.
-            raise ConnectionClosed(f"{self._where} shows a strange certificate") from error
+            raise ConnectionClosed(f"{self.where} shows a strange certificate") from error
 
-    def secured(self, sock: socket.socket) -> socket.socket:
-        """A socket of one thread alone that does without a MessageSocket, encrypted like all
-        others. Raises OSError, ConnectionError among them."""
-        if not self.is_on:
-            return sock
-        encrypted = self._context().wrap_socket(sock, server_hostname=self._host)
-        try:
-            self._check(encrypted.getpeercert(True) or b"")
-        except (ValueError, Untrusted) as error:
-            encrypted.close()
-            raise ConnectionError(f"{self._where} has another key now") from error
-        return encrypted
+    def http(self, seconds: float) -> Any:
+        """An http.client connection, of one thread alone, so without a MessageSocket, encrypted
+        like all others. Raises OSError, ConnectionError among them."""
+        import http.client
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        connection.connect()
+        if self.is_encrypted:
+            connection.sock = self._context().wrap_socket(connection.sock,
+                                                          server_hostname=self._name)
+            try:
+                self._check(connection.sock.getpeercert(True) or b"")
+            except (ValueError, Untrusted) as error:
+                connection.close()
+                raise ConnectionError(f"{self.where} has another key now") from error
+        return connection
+
+    @property
+    def _name(self) -> str:
+        """What the certificate of an authority has to be about."""
+        return self.host.partition("%")[0]
 
     def _check(self, certificate: bytes) -> None:
         """Raises Untrusted, and ValueError for what is no certificate."""
         key = chatproto.trust_key(certificate)
         if self.key is not None and key != self.key:
-            raise Untrusted(self._where, key, self.key)
+            raise Untrusted(self.where, key, self.key)
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -1040,11 +1053,10 @@ class ChatClient(ClientSession):
     def __init__(self, host: str, port: int = PORT, name: str = "bot", *, tls: bool = False,
                  trust: Optional[str] = None, password: Optional[str] = None,
                  **callbacks: Any) -> None:
-        super().__init__(name, Alarm(), on_dead=self._cut, **callbacks)
-        self._host, self._port = host, port
-        self._encryption = Encryption(host, self.where, tls or password is not None)
+        super().__init__(name, Alarm(), **callbacks)
+        self.server = Server(host, port, tls or password is not None)
         if trust is not None:
-            self.trust(trust)
+            self.server.trust(trust)
         # It may be set between two tries of connect().
         self.password = password
         # Of now; only the client's thread changes it.
@@ -1072,7 +1084,7 @@ class ChatClient(ClientSession):
         self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self._thread.start()
         if not self._first.wait(seconds):
-            self._end = ConnectionError(f"{self.where} does not answer")
+            self._end = ConnectionError(f"{self.server.where} does not answer")
             self.close(0)
         if self._end is not None:
             raise self._end
@@ -1099,14 +1111,6 @@ class ChatClient(ClientSession):
         Blocks and raises as upload() does; what came of one that broke off is gone on with.
         """
         return Courier(self, progress, patience).fetch(file, folder)
-
-    def http(self, seconds: float) -> Any:
-        """An http.client connection to the server, for a Courier. Raises OSError."""
-        import http.client
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
-        connection.connect()
-        connection.sock = self._encryption.secured(connection.sock)
-        return connection
 
     def pause(self, seconds: float) -> None:
         """Wait so long. Raises ConnectionError after the end."""
@@ -1137,23 +1141,18 @@ class ChatClient(ClientSession):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def trust(self, key: str) -> None:
-        """Talk only to a server with that key, and only over TLS; between two tries of connect().
-        Raises ValueError for what is no key."""
-        self._encryption.trust(key)
-
     @property
     def ticket(self) -> Optional[Ticket]:
         """What the next process needs to go on with this session; None before it begins, and when
         we were booted."""
         if not self.secret:
             return None
-        return Ticket(self.secret, self._epoch, self.manager.seen, self._encryption.is_on)
+        return Ticket(self.secret, self._epoch, self.manager.seen, self.server.is_encrypted)
 
     def go_on(self, ticket: Ticket) -> None:
         """Before the first connection: be the session that another process of ours had."""
         self.secret, self._epoch, seen, is_encrypted = ticket
-        self._encryption.is_on |= is_encrypted
+        self.server.is_encrypted |= is_encrypted
         self.manager = MessageManager(self._alarm, self._sayings.log, self, lambda data: None,
                                       seen=seen)
         # It keeps the name that it has.
@@ -1164,17 +1163,10 @@ class ChatClient(ClientSession):
         """Why there will be no further try; "" while there will be one."""
         return str(self._end or "")
 
-    @property
-    def key(self) -> str:
-        """The key that is trusted; "" for none."""
-        return self._encryption.key or ""
+    def dead(self) -> None:
+        self._cut("no answer")
 
-    @property
-    def where(self) -> str:
-        """The server, for a reader."""
-        return f"{self._host}:{self._port}"
-
-    def _cut(self, why: str = "no answer") -> None:
+    def _cut(self, why: str) -> None:
         """Any thread: end the connection of now."""
         wire = self._wire
         if wire is not None:
@@ -1226,23 +1218,23 @@ class ChatClient(ClientSession):
             # UnicodeError: a host name that cannot be one.
             why = getattr(error, "strerror", None) or str(error)
             if not self._first.is_set():
-                why = why_not_connected(self._host, self._port, error)
-            return ConnectionError(f"cannot connect to {self.where}: {why}")
+                why = why_not_connected(self.server.host, self.server.port, error)
+            return ConnectionError(f"cannot connect to {self.server.where}: {why}")
         sock.settimeout(None)
         self._cut_because = ""
-        wire = self._wire = self._encryption.wire(sock)
+        wire = self._wire = self.server.wire(sock)
         first = b""
         try:
             if self._closing.is_set():
                 return ConnectionError("closing")
             until = time.monotonic() + CONNECT_TIMEOUT
-            self._encryption.begin(wire, until)
+            self.server.begin(wire, until)
             self._open(wire)
             while True:
                 data = wire.read(None if self.joined else max(0.0, until - time.monotonic()))
                 first = first or data
                 if not data:
-                    return ConnectionError(f"{self.where} does not answer")
+                    return ConnectionError(f"{self.server.where} does not answer")
                 self._receive(data, wire)
                 if self.joined:
                     self._delay = 1.0
@@ -1250,8 +1242,8 @@ class ChatClient(ClientSession):
         except (ConnectionClosed, ProtocolError) as end:
             other = "" if self.joined else what_answers(first)
             if other:
-                return ConnectionError(f"{self.where} is {other}, not a chat server: is the port "
-                                       "right?")
+                return ConnectionError(f"{self.server.where} is {other}, not a chat server: is the "
+                                       "port right?")
             return ConnectionError(self._cut_because or str(end))
         finally:
             self.closed()
@@ -1264,7 +1256,8 @@ class ChatClient(ClientSession):
         until = time.monotonic() + (0 if self._first.is_set() else START_PATIENCE)
         while True:
             try:
-                return socket.create_connection((self._host, self._port), CONNECT_TIMEOUT)
+                return socket.create_connection((self.server.host, self.server.port),
+                                                CONNECT_TIMEOUT)
             except ConnectionRefusedError:
                 if time.monotonic() >= until or self._closing.wait(0.2):
                     raise
@@ -1279,7 +1272,7 @@ class ChatClient(ClientSession):
             self.received(data)
         except JoinRefused as refused:
             if refused.error.code == "tls" and not wire.is_encrypted and ssl is not None:
-                self._encryption.is_on = True
+                self.server.is_encrypted = True
                 raise ComeAgain from refused
             if refused.error.code != "name-taken" or not refused.error.suggestion:
                 raise
@@ -1592,13 +1585,12 @@ class Presence(Entry):
     __slots__ = ("_style", "_fates", "_tail")
 
     def __init__(self, style: str, message: "Union[Joined, Left]", tail: str) -> None:
-        super().__init__([], message=message)
+        super().__init__(self._told, message=message)
         self._style = style
         # What became of each name, in the order in which it happened.
         self._fates = {message.name: "joined" if isinstance(message, Joined) else "left"}
         # What ends the line: the number of those here, or why the one who left has left.
         self._tail = tail
-        self._say()
 
     def take(self, other: Presence) -> None:
         """Let another, later one of a single name go on with this one."""
@@ -1607,15 +1599,15 @@ class Presence(Entry):
         self._fates[name] = "came and went" if had_come and fate == "left" else fate
         self._tail = other._tail if fate == "joined" else ""
         self.message = other.message
-        self._say()
+        self._lines = self._told
 
-    def _say(self) -> None:
+    def _told(self) -> "list[Line]":
         parts = []
         for fate in ("joined", "left", "came and went"):
             names = [name for name, what in self._fates.items() if what == fate]
             if names:
                 parts.append(f"{_listed(names)} {fate}")
-        self.replace([(self._style, "* " + ", ".join(parts) + self._tail)])
+        return [[(self._style, "* " + ", ".join(parts) + self._tail)]]
 
 
 def _listed(names: "list[str]") -> str:
@@ -1721,9 +1713,10 @@ class Formatter:
         """True for what somebody else says to us alone, or with our name in it."""
         return chat.to is not None or bool(mentions(chat.text, self._client.name))
 
-    def older(self, answer: Recalled) -> "list[Entry]":
-        """The messages of an answer, without those of whom we ignore."""
-        return [self.chat(chat, self._client.is_own(chat)) for chat in answer.entries
+    def older(self, answer: Optional[Recalled]) -> "list[Entry]":
+        """The messages of an answer, if one came, without those of whom we ignore."""
+        return [self.chat(chat, self._client.is_own(chat))
+                for chat in (answer.entries if answer is not None else ())
                 if not self.is_ignored(chat.sender)]
 
     def with_days(self, entries: "list[Entry]", day: str = "") -> "list[Entry]":
@@ -2507,7 +2500,8 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
                     cell = ("", "", 0)
                 word = row[space:] if space and not may_begin else []
                 # A word that is longer than a row is broken at the edge.
-                if _width(word) + rest + cell[2] > width or _is_longer(is_page, text, width, rest):
+                is_longer = is_page and len(text) + rest > width
+                if is_longer or _width(word) + rest + cell[2] > width:
                     word = []
                 rows.append(row[:len(row) - len(word)] if cell[2] else [*row, (style, "", 0)])
                 goes_on = is_page and not word
@@ -2521,11 +2515,6 @@ def wrap(line: Line, width: int, columns: Columns, first: int = 0, rest: int = 0
             if cluster == " " and len(row) > rest:
                 space = len(row)
     return [*rows, row]
-
-
-def _is_longer(is_page: bool, text: str, width: int, rest: int) -> bool:
-    """True for an address that does not fit into a row: it is broken where it stands."""
-    return is_page and len(text) + rest > width
 
 
 class Place(NamedTuple):
@@ -2554,8 +2543,8 @@ class Scrollback:
         self._unplaced: "dict[int, Entry]" = {}
         # None follows what is new.
         self.place: Optional[Place] = None
-        # The last entry that an emptied screen does not show; None where it shows all.
-        self.cleared: Optional[Entry] = None
+        # The empty page that /clear puts after what was said; nowhere before the first one.
+        self._page = Entry([])
         # Says up to where one had read, and has its place with what is new after that.
         self._unread: Optional[Entry] = None
 
@@ -2563,7 +2552,7 @@ class Scrollback:
         """Append an entry. One of our own leaves the unplaced; who came and went goes on with
         the entry before."""
         end, last = self._placed, self._last_placed
-        if isinstance(entry, Presence) and isinstance(last, Presence) and last is not self.cleared:
+        if isinstance(entry, Presence) and isinstance(last, Presence):
             last.take(entry)
             return
         if entry.said is not None and entry.said.id in self._unplaced:
@@ -2663,7 +2652,8 @@ class Scrollback:
 
     def clear(self) -> None:
         """Show nothing of what was said up to now, until one scrolls back."""
-        self.cleared = self._last_placed
+        self.remove(self._page)
+        self.add(self._page)
         self.place = None
 
     @property
@@ -2694,8 +2684,6 @@ class Scrollback:
         self.entries[first:end] = new
         at = first + len(new) - 1
         instead = self.entries[at] if at >= 0 else None
-        if self.cleared in gone:
-            self.cleared = instead
         if self.place is not None:
             entry, cells, newest = self.place
             self.place = Place(instead if entry in gone else entry, cells,
@@ -2760,10 +2748,6 @@ class Screen:
     def scroll_rows(self, rows: int) -> None:
         """Back (-1) or forth (1) by a row."""
         entries = self.talk.entries
-        if self.talk.place is None and rows < 0 and self._is_cleared():
-            # What was cleared away is there again, in its place.
-            self.talk.cleared = None
-            return
         place, row = self._place()
         row += rows
         while row < 0 and place > 0:
@@ -2779,8 +2763,7 @@ class Screen:
     @property
     def is_at_top(self) -> bool:
         """There is nothing above what is shown."""
-        return not self.talk.entries or (not self._is_cleared()
-                                         and self._place() == self._below_the_top(0, 0))
+        return not self.talk.entries or self._place() == self._below_the_top(0, 0)
 
     def _go_to(self, place: int, row: int) -> None:
         """Have this row at the bottom."""
@@ -2789,12 +2772,6 @@ class Screen:
             return
         entry = self.talk.entries[place]
         self.talk.go_to(entry, sum(map(self._content, self._rows(entry)[:row])))
-
-    def _is_cleared(self) -> bool:
-        """Some of the screen is empty as it was cleared."""
-        shown, height = self.talk.index(self.talk.cleared) + 1, self._message_height()
-        rows = [self._rows(entry) for entry in self.talk.entries[shown:][-height:]]
-        return shown > 0 and sum(map(len, rows)) < height
 
     def _has_people(self) -> bool:
         return self.people is not None and self._width >= self.PEOPLE_COLUMNS
@@ -2809,9 +2786,9 @@ class Screen:
         return min(len(INDENT), self._room // 4)
 
     def _content(self, row: Row) -> int:
-        """The cells of a row without its indent: so many at any width."""
+        """The cells of a row without its indent, so many at any width; one where it is empty."""
         indent = self._indent
-        return len(row) - (indent if row[:indent] == [BLANK] * indent else 0)
+        return max(1, len(row) - (indent if row[:indent] == [BLANK] * indent else 0))
 
     def _last(self) -> "tuple[int, int]":
         entries = self.talk.entries
@@ -2845,8 +2822,8 @@ class Screen:
     # Rows
 
     def _rows(self, entry: Entry) -> "list[Row]":
-        """An entry as wrapped for the width of now."""
-        *others, last = entry.lines
+        """An entry as wrapped for the width of now; one without lines is an empty page."""
+        *others, last = entry.lines or [[]] * max(1, self._message_height())
         if entry.said is not None:
             last = [*last, self._state(entry.said)]
         made_of = self.columns, self._room, others, last
@@ -2878,8 +2855,7 @@ class Screen:
         shown: "list[Entry]" = []
         if self.talk.entries and height:
             last, row = self._place()
-            top = self.talk.index(self.talk.cleared) + 1 if self.talk.place is None else 0
-            for place in range(last, top - 1, -1):
+            for place in range(last, -1, -1):
                 entry = self.talk.entries[place]
                 shown.append(entry)
                 more = self._rows(entry)[:row + 1 if place == last else None]
@@ -3275,12 +3251,14 @@ class Interface(abc.ABC):
         self.settings = Settings(config)
         # With --json the one who reads is a program, with a session for each run.
         self._kept = KeptSession(None if arguments.json else config,
-                                 self.client.where, arguments.name)
+                                 self.client.server.where, arguments.name)
         # Of the session that we go on with.
         self._ticket: Optional[Ticket] = None
         self.formatter = Formatter(self.client, theme, self.settings)
         self.commands = Commands(self)
-        self.errands = Errands(self)
+        # For each /send and /get that is under way what the status line says. A dict's own methods
+        # are atomic.
+        self.errands: "dict[str, str]" = {}
 
     def run(self) -> int:
         """Chat until the user or the server ends it; return the exit code."""
@@ -3319,29 +3297,29 @@ class Interface(abc.ABC):
     def _arrive(self) -> None:
         """Connect and join; where the server wants to be trusted, or a password, ask the user, and
         come again. Raises ConnectionError, ProtocolError."""
-        client, config = self.client, self._arguments.config
+        client, server, config = self.client, self.client.server, self._arguments.config
         known = config and os.path.join(os.path.dirname(config), "known_servers")
-        key = client.key or known_servers(known).get(client.where.lower(), "")
+        key = server.key or known_servers(known).get(server.where.lower())
         if key:
-            client.trust(key)
+            server.trust(key)
         while True:
             try:
                 client.connect(self._arguments.timeout)
                 break
             except Untrusted as untrusted:
                 if not (untrusted.is_new and is_attended()
-                        and ask_trust(client.where, untrusted.key)):
+                        and ask_trust(server.where, untrusted.key)):
                     raise
-                client.trust(untrusted.key)
+                server.trust(untrusted.key)
             except PasswordWanted as refused:
                 if not is_attended():
                     raise ConnectionError(f"{refused}: --password asks for it, --password-file "
                                           "FILE or ROGER_PASSWORD say it") from refused
                 complain(str(refused))
                 client.password = chatproto.check_password(chatproto.ask_password("Password: "))
-        if client.key:
+        if server.key:
             try:
-                remember_server(known, client.where, client.key)
+                remember_server(known, server.where, server.key)
             except OSError as error:
                 complain(f"the server's key is not remembered: {error.strerror or error}")
 
@@ -3349,7 +3327,7 @@ class Interface(abc.ABC):
     def _chat(self) -> None:
         """Until it is over."""
 
-    def _end(self, code: int) -> None:
+    def end(self, code: int) -> None:
         """It is over. What ended it first says the exit code."""
         self._over = code if self._over is None else self._over
 
@@ -3375,15 +3353,23 @@ class Interface(abc.ABC):
 
     def say(self, line: str, to: Optional[str] = None) -> None:
         """Say a line, cleaned, in several messages where it is too long for one; a line
-        without text is none."""
+        without text is none. Raises as _say_piece()."""
         text = clean_text(line)
         for start in range(0, len(text) if text.strip() else 0, MAX_TEXT):
-            if not self._say_piece(text[start:start + MAX_TEXT], to):
-                return
+            self._say_piece(text[start:start + MAX_TEXT], to)
 
     def say_file(self, answer: "dict[str, Any]") -> None:
-        """Hand out what was uploaded."""
+        """Hand out what was uploaded. Raises as _say_piece()."""
         self._say_piece(answer["text"], None, {"url": answer["url"]})
+
+    def attempt(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do what the user asked for, or show why it cannot be done."""
+        try:
+            action(*arguments)
+        except (ProtocolError, ConnectionError) as error:
+            self.show(f"! {error}")
+        except queue.Full:
+            self.show("! too much waits to be sent: not sent, try again later")
 
     def chosen(self, line: str) -> None:
         """A setting was changed: keep it, and show what it is now."""
@@ -3395,8 +3381,8 @@ class Interface(abc.ABC):
             find: Optional[str] = None) -> None:
         """Ask for older messages; answered(answer) is called as an event, with None where the
         server cannot tell."""
-        self.client.recall(count, before, find, self._callback(
-            functools.partial(self._on_answer, answered, find)))
+        self.client.recall(self._callback(functools.partial(self.post, answered)), count, before,
+                           find)
 
     def history(self, count: int) -> None:
         """Ask for so many older messages, and show them."""
@@ -3424,8 +3410,8 @@ class Interface(abc.ABC):
 
     @abc.abstractmethod
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
-        """Say one message; False when it cannot be said."""
+                   file: "Optional[dict[str, Any]]" = None) -> None:
+        """Say one message. Raises queue.Full, and ConnectionError after the end."""
 
     @abc.abstractmethod
     def add(self, entry: Entry) -> None:
@@ -3438,10 +3424,6 @@ class Interface(abc.ABC):
     @abc.abstractmethod
     def _lose(self, why: str, seconds: float) -> None:
         """The connection is lost; the next try is in so many seconds."""
-
-    def _finish(self) -> None:
-        """There is nothing more to wait for: end _chat()."""
-        self._end(1)
 
     @abc.abstractmethod
     def _changed(self, said: Said) -> None:
@@ -3549,15 +3531,9 @@ class Interface(abc.ABC):
             self._not_delivered.append(said)
         self.post(self._changed, said)
 
-    def _on_answer(self, answered: Answered, find: Optional[str],
-                   answer: Optional[Recalled]) -> None:
-        # A server that can search repeats the words.
-        is_other = answer is not None and find is not None and answer.find is None
-        self.post(answered, None if is_other else answer)
-
     def _on_end(self, why: str) -> None:
         self._ended = why
-        self.post(self._finish)
+        self.post(self.end, 1)
 
     def _on_late_signal(self, number: int, frame: Any) -> None:
         """A signal that is to end us, while the terminal is as it was: leave; the second one
@@ -3573,51 +3549,30 @@ class Interface(abc.ABC):
             self._on_end(f"a bug: {chatproto.bug(crash.exc_value)}")
 
 
-class Errands:
-    """What /send and /get have under way: a thread "file" for each, which posts what came of it."""
+def _errand(ui: Interface, what: str,
+            work: "Callable[[Callable[[int, int], None]], None]") -> None:
+    """Do what /send and /get ask for, on a thread "file" of its own; work(progress) posts what
+    comes of it."""
+    if what in ui.errands:
+        ui.show(f"! {what} already")
+        return
+    ui.errands[what] = what
+    started = time.monotonic()
 
-    def __init__(self, ui: Interface) -> None:
-        self._ui = ui
-        # For each of them what the status line says; a dict's own methods are atomic.
-        self._running: "dict[str, str]" = {}
+    def progress(done: int, size: int) -> None:
+        speed = done / max(0.1, time.monotonic() - started)
+        percent = 100 * done // size if size else 100
+        ui.errands[what] = f"{what}: {percent} %, {chatproto.size_in_words(speed)}/s"
 
-    @property
-    def status(self) -> "list[str]":
-        """What is under way, and how far."""
-        return list(self._running.values())
-
-    def send(self, path: str) -> None:
-        """Upload a file and hand it out."""
-        self._run(f"sending {escape(os.path.basename(path))}", lambda progress: self._ui.post(
-            self._ui.say_file, self._ui.client.upload(path, progress)))
-
-    def get(self, file: "dict[str, Any]", folder: str) -> None:
-        """Save a file in a folder."""
-        self._run(f"fetching {escape(file['name'])}", lambda progress: self._ui.post(
-            self._ui.show,
-            f"* saved as {escape(self._ui.client.fetch(file, folder, progress))}"))
-
-    def _run(self, what: str, work: "Callable[[Callable[[int, int], None]], None]") -> None:
-        if what in self._running:
-            self._ui.show(f"! {what} already")
-            return
-        self._running[what] = what
-        started = time.monotonic()
-
-        def progress(done: int, size: int) -> None:
-            speed = done / max(0.1, time.monotonic() - started)
-            percent = 100 * done // size if size else 100
-            self._running[what] = f"{what}: {percent} %, {chatproto.size_in_words(speed)}/s"
-
-        def run() -> None:
-            try:
-                work(progress)
-            except (FileError, ConnectionError) as error:
-                self._ui.post(self._ui.show, f"! {what}: {error}")
-            finally:
-                del self._running[what]
-        # A daemon: the end of the client ends it.
-        threading.Thread(target=run, name="file", daemon=True).start()
+    def run() -> None:
+        try:
+            work(progress)
+        except (FileError, ConnectionError) as error:
+            ui.post(ui.show, f"! {what}: {error}")
+        finally:
+            del ui.errands[what]
+    # A daemon: the end of the client ends it.
+    threading.Thread(target=run, name="file", daemon=True).start()
 
 
 class Plain(Interface):
@@ -3627,8 +3582,6 @@ class Plain(Interface):
     thread prints what comes.
     """
 
-    # In the queue of lines: there are no more.
-    END = None
     # Lines that may wait in it; then the reader waits.
     LINES = 100
     # What is said where there are no messages to show, and where the server cannot tell.
@@ -3640,9 +3593,8 @@ class Plain(Interface):
         # With --listen or --send nothing is read, so what there is at stdin does not matter.
         self._is_pipe = bool(arguments.listen or arguments.send or sys.stdin is None
                              or not sys.stdin.isatty())
+        # At the end None: there are no more.
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue(self.LINES)
-        # Stdout is gone: what there is to say is said, nothing is shown.
-        self._broken = False
         # Lines of a pipe that were not sent because one gave up.
         self._unread = 0
         if arguments.listen:
@@ -3663,12 +3615,21 @@ class Plain(Interface):
             with contextlib.suppress(queue.Empty):
                 # The end is noticed within that time, and on Windows Ctrl-C.
                 line = self._lines.get(timeout=0.2)
-                if line is self.END:
+                if line is None:
                     self.quit("")
                 elif self._is_pipe:
-                    self.say(_as_text(line))
+                    self._say_line(line)
                 else:
-                    self.commands.run(line)
+                    self.attempt(self.commands.run, line)
+
+    def _say_line(self, line: str) -> None:
+        """What one line of a pipe says."""
+        try:
+            self.say(_as_text(line))
+        except (ConnectionError, queue.Full) as error:
+            self._ended = self._ended or str(error)
+            self.end(1)
+            self._unread += 1
 
     def _send_files(self) -> None:
         """What --send asks for, one after the other."""
@@ -3680,7 +3641,7 @@ class Plain(Interface):
                 return
 
     def quit(self, rest: str) -> None:
-        self._end(0)
+        self.end(0)
 
     def clear(self, rest: str) -> None:
         # What was printed stays.
@@ -3694,17 +3655,14 @@ class Plain(Interface):
 
     def _show_block(self, what: str, answer: Optional[Recalled]) -> None:
         """Messages that are no new ones, marked as such."""
-        nothing, cannot = self._NOTHING[what]
-        if answer is None:
-            self.show(cannot)
-            return
         entries = self.formatter.with_days(self.formatter.older(answer))
-        if not entries:
-            self.show(nothing)
-            return
-        for entry in (self.formatter.note(f"-- {what} --"), *entries,
-                      self.formatter.note("-- now --")):
-            self.add(entry)
+        if entries:
+            self.show(f"-- {what} --")
+            for entry in entries:
+                self.add(entry)
+            self.show("-- now --")
+        else:
+            self.show(self._NOTHING[what][answer is None])
 
     def _read_stdin(self) -> None:
         """On the thread "stdin"."""
@@ -3714,14 +3672,14 @@ class Plain(Interface):
                 self._lines.put(line.lstrip("\ufeff") if number == 0 else line)
         except OSError as error:
             complain(f"cannot read stdin: {error.strerror or error}")
-        self._lines.put(self.END)
+        self._lines.put(None)
 
     def _rest(self) -> str:
         """What to say of the lines of a pipe that were not sent because one gave up before.
         Only so many are looked for, as `yes | chat_client` does not end."""
         while self._is_pipe and self._unread < UNSENT:
             try:
-                if self._lines.get(timeout=0.5) is self.END:
+                if self._lines.get(timeout=0.5) is None:
                     break
             except queue.Empty:
                 break
@@ -3729,23 +3687,19 @@ class Plain(Interface):
         return f"; {self._unread} more lines were not sent" if self._unread else ""
 
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
+                   file: "Optional[dict[str, Any]]" = None) -> None:
         """In a pipe wait while too much is unsettled."""
         at_most = UNSENT_PIPE
         while not self._is_pipe or self.client.wait_settled(at_most, self._arguments.timeout):
             try:
                 self.client.say(text, to, file)
-                return True
+                return
             except queue.Full:
                 if not self._is_pipe:
-                    self.show("! too much waits to be sent: not sent, try again later")
-                    return False
+                    raise
                 # Too many bytes: wait for one ACK more.
                 at_most = max(0, len(self.client.unsettled) - 1)
-        self._ended = self._ended or "nothing was acknowledged any more, gave up"
-        self._end(1)
-        self._unread += 1
-        return False
+        raise queue.Full("nothing was acknowledged any more, gave up")
 
     # On any thread
 
@@ -3760,15 +3714,10 @@ class Plain(Interface):
             self._print("\a", end="")
 
     def _print(self, line: str, end: str = "\n") -> None:
-        if self._broken:
-            return
-        try:
+        # Where stdout is gone nothing is shown, and what there is to say is said.
+        with contextlib.suppress(OSError):
             # In one piece, as two threads print lines.
-            sys.stdout.write(line + end)
-            sys.stdout.flush()
-        except (OSError, AttributeError):
-            # AttributeError: there is no stdout at all.
-            self._broken = True
+            print(line + end, end="", flush=True)
 
     # On the client's thread
 
@@ -3954,7 +3903,7 @@ class Search:
         if self._window.found is not self:
             return
         window = self._window
-        older = window.formatter.older(answer) if answer is not None else []
+        older = window.formatter.older(answer)
         self._before = answer.older if answer is not None else None
         self._note = "" if answer is not None else " (this server cannot search)"
         if older:
@@ -3980,7 +3929,7 @@ class Search:
 
     def _around(self, entry: Entry, answer: Optional[Recalled]) -> None:
         """What was said around an entry has come; it may be another one that is shown now."""
-        if answer is not None and self._window.screen.found is entry:
+        if self._window.screen.found is entry:
             self._show_among(self._window.formatter.older(answer), entry)
 
     def _show_among(self, others: "list[Entry]", entry: Entry) -> None:
@@ -4026,10 +3975,9 @@ class Typing:
             "focus-out": lambda key: window.focus(False),
             "ctrl-l": lambda key: window.screen.forget(), "ctrl-z": lambda key: window.suspend()}
 
-    def read(self, terminal: Terminal, post: Callable[..., None],
-             finish: Callable[[], None]) -> None:
+    def read(self, terminal: Terminal) -> None:
         """On the thread "keys": post what each read brings, until the terminal is gone."""
-        data = b" "
+        data, post = b" ", self._window.post
         while data:
             try:
                 data = terminal.read()
@@ -4041,7 +3989,7 @@ class Typing:
                     post(self.press, b"", True)
             except OSError:
                 break
-        post(finish)
+        post(self._window.end, 1)
 
     def press(self, data: bytes, is_all: bool = False) -> None:
         """Take what one read has brought; with `is_all` nothing more came for a moment."""
@@ -4083,7 +4031,7 @@ class Typing:
         line = self._editor.take()
         self._window.end_search()
         if line.strip():
-            self._window.commands.run(line)
+            self._window.attempt(self._window.commands.run, line)
         if self._window.found is None:
             self._window.talk.follow()
             self._window.talk.unmark()
@@ -4120,8 +4068,8 @@ class Typing:
             self._editor.insert(text)
 
     def _decide(self, key: Key, paste: str) -> None:
-        """The answer to the question about a paste: the first key that is one. What is typed
-        with it goes into the line."""
+        """The answer to the question about a paste, the first key that is one. What is typed with
+        it goes into the line."""
         text = key.text if key.name == "text" else ""
         found = re.search("[yn]", text, re.IGNORECASE)
         if key.name == "enter" or found and found[0] in "yY":
@@ -4177,19 +4125,19 @@ class Window(Interface):
 
     def _chat(self) -> None:
         _catch(KILLS, self._on_kill)
-        for name, action in (("SIGWINCH", self.screen.forget), ("SIGTSTP", self.suspend),
-                             ("SIGCONT", self._resume)):
-            _catch([name], functools.partial(self._on_signal, action))
+        _catch(["SIGWINCH"], lambda *signalled: self.post(self.screen.forget))
+        _catch(["SIGTSTP"], lambda *signalled: self.post(self.suspend))
+        _catch(["SIGCONT"], lambda *signalled: self.post(self._resume))
         try:
             self._resume()
             self._terminal.write(Columns.PROBE)
             # A daemon, as its read cannot be interrupted.
             threading.Thread(target=self._typing.read, name="keys", daemon=True,
-                             args=(self._terminal, self.post, self._finish)).start()
+                             args=(self._terminal,)).start()
             self._loop()
         except OSError as error:
             # The terminal is gone, or is none.
-            self._end(128 + self.killed_by if self.killed_by else 1)
+            self.end(128 + self.killed_by if self.killed_by else 1)
             complain(f"the terminal: {error.strerror or error}")
         finally:
             self._terminal.leave()
@@ -4240,25 +4188,21 @@ class Window(Interface):
             seconds = math.ceil(self._lost_until - time.monotonic())
             connection = "reconnecting" + (f" in {seconds} s" if seconds > 0 else "")
         found = [self.found.status] if self.found is not None else []
-        return [*filter(None, [*found, self.news]), *self.errands.status,
+        return [*filter(None, [*found, self.news]), *list(self.errands.values()),
                 escape(self.client.name), connection,
                 *[f"{unsent} unsent"] * (unsent > 0), f"{self.client.here} here",
-                escape(self.client.where)]
+                escape(self.client.server.where)]
 
     # The main thread: signals
 
-    def _on_signal(self, action: Callable[[], None], number: int, frame: Any) -> None:
-        """Wherever the main thread is: only post."""
-        self.post(action)
-
     def _on_kill(self, number: int, frame: Any) -> None:
-        """The same; but the second signal that is to end us finds the main thread stuck in a
-        write."""
+        """Wherever the main thread is: only post. But the second signal that is to end us finds it
+        stuck in a write."""
         if self.killed_by:
             self._terminal.reset()
             end_by(number)
         self.killed_by = number
-        self.post(self._end, 128 + number)
+        self.post(self.end, 128 + number)
 
     def suspend(self) -> None:
         """Ctrl-Z: the terminal back to the shell, and stop, with all that runs in our job.
@@ -4284,7 +4228,7 @@ class Window(Interface):
         if _TAKES_PATH.match(self._editor.text):
             return _paths(word)
         if is_first and word.startswith("/"):
-            return [command + " " for command in self.commands.words
+            return [command + " " for command in self.commands.table
                     if command.startswith(word.lower())]
         users = dict(self.client.users)
         users.pop(name_key(self.client.name), None)
@@ -4312,15 +4256,15 @@ class Window(Interface):
 
     def leave(self, code: int, why: str = "") -> None:
         """Leave. Where there is a reason against it, ask once before."""
-        unsent = len(self.client.unsettled)
+        unsent, errands = len(self.client.unsettled), list(self.errands.values())
         if unsent:
             why = f"{unsent} message{'s are' if unsent > 1 else ' is'} not sent yet"
-        elif self.errands.status:
-            why = self.errands.status[0]
+        elif errands:
+            why = errands[0]
         if why and not self.screen.question:
             self.screen.question = f"{why}, again to leave"
         else:
-            self._end(code)
+            self.end(code)
 
     # From commands, on the main thread
 
@@ -4357,25 +4301,19 @@ class Window(Interface):
         self.talk.add(entry)
 
     def _show_older(self, answer: Optional[Recalled]) -> None:
-        older = self.formatter.older(answer) if answer is not None else []
-        count = self.talk.insert(older, self.formatter.with_days)
+        count = self.talk.insert(self.formatter.older(answer), self.formatter.with_days)
         if count:
             self.news = f"{count} older above"
         else:
             self.news = "nothing older is kept" if answer else "the server keeps no older messages"
 
     def _say_piece(self, text: str, to: Optional[str],
-                   file: "Optional[dict[str, Any]]" = None) -> bool:
-        try:
-            said = self.client.say(text, to, file)
-        except queue.Full:
-            self.show("! too much waits to be sent: not sent, Up brings it back")
-            return False
+                   file: "Optional[dict[str, Any]]" = None) -> None:
+        said = self.client.say(text, to, file)
         shown = text if file is None else _without_address(text, file)
         chat = Chat(said.id, self.client.name, shown, time.time(), to=to)
         entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
         self.talk.add_unplaced(said, entry)
-        return True
 
     def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
         if isinstance(message, Chat):
@@ -4460,7 +4398,8 @@ class Commands:
 
     def __init__(self, ui: Interface) -> None:
         self._ui = ui
-        self._table = {
+        # What each command does.
+        self.table = {
             "/nick": self.nick, "/me": self.me, "/msg": self.msg, "/w": self.msg,
             "/reply": self.reply, "/r": self.reply, "/names": self.names, "/users": self.names,
             "/people": ui.people, "/history": self.history, "/search": ui.search,
@@ -4469,25 +4408,20 @@ class Commands:
             "/quiet": self.quiet, "/timestamp": self.timestamp, "/bell": self.bell,
             "/motd": self.motd, "/clear": ui.clear, "/help": self.help,
             "/quit": ui.quit, "/exit": ui.quit}
-        self.words = tuple(self._table)
 
     def run(self, line: str) -> None:
         """Do what a typed line says: a command, or something to say. The first word after
-        blanks is a command in any case and width, that none is said to all by mistake."""
+        blanks is a command in any case and width, that none is said to all by mistake. Raises
+        ProtocolError, ConnectionError, queue.Full: where it cannot be done."""
         word = (line.split(None, 1) or [""])[0]
         key = name_key(word)
-        command = self._table.get(key)
+        command = self.table.get(key)
         if command is not None:
             rest = line.strip()[len(word):].strip()
-            try:
-                if re.fullmatch(self._TAKES.get(key, ".*"), rest, re.DOTALL):
-                    command(rest)
-                else:
-                    self._ui.show("! " + _help(command))
-            except ProtocolError as error:
-                self._ui.show(f"! {error}")
-            except queue.Full:
-                self._ui.show("! too much waits to be sent, try again later")
+            if re.fullmatch(self._TAKES.get(key, ".*"), rest, re.DOTALL):
+                command(rest)
+            else:
+                self._ui.show("! " + _help(command))
         elif line.startswith("/") and not line.startswith("//"):
             self._ui.show(f"! {escape(word)} is not a command, /help lists them "
                           "(to say it, begin with //)")
@@ -4534,7 +4468,10 @@ class Commands:
     def send(self, rest: str) -> None:
         """/send PATH: hand out a file to all (Tab completes the path)"""
         quoted = len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'"
-        self._ui.errands.send(os.path.expanduser(rest[1:-1] if quoted else rest))
+        path = os.path.expanduser(rest[1:-1] if quoted else rest)
+        _errand(self._ui, f"sending {escape(os.path.basename(path))}", lambda progress: (
+            self._ui.post(self._ui.attempt, self._ui.say_file,
+                          self._ui.client.upload(path, progress))))
 
     def files(self, rest: str) -> None:
         """/files: what was handed out, with its numbers"""
@@ -4550,7 +4487,9 @@ class Commands:
         elif not os.path.isdir(folder):
             self._ui.show(f"! {escape(folder)} is no folder")
         else:
-            self._ui.errands.get(file, folder)
+            _errand(self._ui, f"fetching {escape(file['name'])}", lambda progress: self._ui.post(
+                self._ui.show,
+                f"* saved as {escape(self._ui.client.fetch(file, folder, progress))}"))
 
     def ignore(self, rest: str) -> None:
         """/ignore NAME: do not show what NAME says; without a name, who is ignored"""
@@ -4590,7 +4529,7 @@ class Commands:
 
     def help(self, rest: str) -> None:
         """/help [keys]: this list, or the keys"""
-        commands = map(_help, dict.fromkeys(self._table.values()))
+        commands = map(_help, dict.fromkeys(self.table.values()))
         self._ui.show(*(self.KEYS if rest == "keys" else [*commands, "//TEXT: say /TEXT"]))
 
 
@@ -4613,6 +4552,13 @@ def what_answers(first: bytes) -> str:
     return next((what for start, what in _OTHER_SERVERS if first.startswith(start)), "")
 
 
+# What some errors of the system mean here.
+_NO_WAY: "dict[Any, str]" = {
+    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN),
+                    "no way leads there: are both machines in the same network?"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "a firewall on this machine forbids it")}
+
+
 def why_not_connected(host: str, port: int, error: Exception) -> str:
     """Why there is no connection, and what to do; for the first try, where a mistake is likely.
 
@@ -4630,13 +4576,9 @@ def why_not_connected(host: str, port: int, error: Exception) -> str:
     if isinstance(error, (socket.timeout, TimeoutError)):
         return ("no answer: the address may be wrong, or a firewall is in the way (the server's "
                 f"machine has to allow port {port})")
-    if code in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
-        return "no way leads there: are both machines in the same network?"
-    if code in (errno.EACCES, errno.EPERM):
-        return "a firewall on this machine forbids it"
     if code == errno.EINVAL and host.startswith("fe80:") and "%" not in host:
         return f"such an address needs the interface that leads there: {host}%eth0"
-    return getattr(error, "strerror", None) or str(error)
+    return _NO_WAY.get(code) or getattr(error, "strerror", None) or str(error)
 
 
 # --- Which server ---
@@ -4663,15 +4605,12 @@ def find_servers(port: int = PORT, hosts: "Sequence[str]" = (),
     best: "dict[Any, Found]" = {}
     with contextlib.ExitStack() as stack:
         ways = list(_ways(hosts, stack))
-        selector = stack.enter_context(selectors.DefaultSelector())
-        for sock in {sock for sock, _ in ways}:
-            selector.register(sock, selectors.EVENT_READ, sock)
         start = time.monotonic()
         for until in (start + seconds / 3, start + seconds):
             for (sock, place), to in itertools.product(ways, {port, PORT}):
                 with contextlib.suppress(OSError):
                     sock.sendto(chatproto.encode_question(token), (place[0], to, *place[1:]))
-            for data, sender in _datagrams(selector, until):
+            for data, sender in _datagrams({sock for sock, _ in ways}, until):
                 answer = chatproto.decode_answer(data, token)
                 if answer is None:
                     continue
@@ -4706,16 +4645,14 @@ def _ways(hosts: "Sequence[str]", stack: contextlib.ExitStack
                 yield sock, place
 
 
-def _datagrams(selector: selectors.BaseSelector, until: float) -> "Iterator[tuple[bytes, Any]]":
+def _datagrams(socks: "set[socket.socket]", until: float) -> "Iterator[tuple[bytes, Any]]":
     """What comes until then, and from whom."""
-    while True:
-        left = until - time.monotonic()
-        if left <= 0:
-            return
-        for key, _ in selector.select(left):
+    while time.monotonic() < until:
+        left = max(0.0, until - time.monotonic())
+        for sock in select.select(socks, [], [], left)[0]:
             # On Windows an error may say that an earlier question found no port.
             with contextlib.suppress(OSError):
-                yield key.data.recvfrom(2 * chatproto.QUESTION_SIZE)
+                yield sock.recvfrom(2 * chatproto.QUESTION_SIZE)
 
 
 def _host_of(sender: Any) -> str:

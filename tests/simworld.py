@@ -401,9 +401,9 @@ class Client:
         self.put_out = False
         self.silent_since = None
         self.session = world.modules.chat_client.ClientSession(
-            name, world, on_dead=lambda: self.drop("dead"), on_welcome=self.welcomed,
-            on_message=self.on_message,
-            on_state=self.on_state, on_recalled=self.recalled)
+            name, world, on_welcome=self.welcomed, on_message=self.on_message,
+            on_state=self.on_state)
+        self.session.dead = lambda: self.drop("dead")
         # (epoch, message) of the answers to requests for older ones.
         self.recalls = []
         self.asked = self.answered = 0
@@ -523,7 +523,7 @@ class Client:
     def recall(self):
         if not self.gone and self.asked == self.answered:
             try:
-                self.session.recall(self.world.random.randint(1, 30))
+                self.session.recall(self.recalled, self.world.random.randint(1, 30))
             except queue.Full:
                 return
             self.asked += 1

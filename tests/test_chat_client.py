@@ -54,7 +54,7 @@ def test_say_after_close_raises(clients):
     client = clients("ann")
     client.close()
     for speak in (lambda: client.say("hi"), lambda: client.say("hi", "bob"),
-                  lambda: client.rename("eve"), client.recall):
+                  lambda: client.rename("eve"), lambda: client.recall(print)):
         with pytest.raises(ConnectionError, match="closed"):
             speak()
     assert client.unsettled == []

@@ -96,9 +96,9 @@ def test_over_tls(serve, bot, tmp_path):
     (tmp_path / "to").mkdir()
     saved = bob.fetch(wait_until(bob.files)[-1], str(tmp_path / "to"))
     assert (tmp_path / "to" / "a plan.bin").read_bytes() == path.read_bytes() and saved
-    ann.trust(key_in(certificate("other")))
+    ann.server.trust(key_in(certificate("other")))
     with pytest.raises(ConnectionError, match="another key"):
-        ann.http(TIMEOUT)
+        ann.server.http(TIMEOUT)
 
 
 def test_private_file(bot, tmp_path):
@@ -433,22 +433,22 @@ def test_status_line_shows_progress(server, window, paused, tmp_path):
 
 def test_progress_in_words():
     """Percent and speed, and nothing when it is over."""
-    shown, posted = [], threading.Event()
-    errands = chat_client.Errands(
-        types.SimpleNamespace(post=lambda *event: posted.set(), show=shown.append))
+    shown, posted, errands = [], threading.Event(), {}
+    ui = types.SimpleNamespace(
+        errands=errands, post=lambda *event: posted.set(), show=shown.append)
     gate = threading.Event()
 
     def work(progress):
         progress(1_000, 4_000)
-        shown.append(errands.status)
+        shown.append(list(errands.values()))
         gate.wait(TIMEOUT)
         raise FileError("no")
-    errands._run("sending x", work)
+    chat_client._errand(ui, "sending x", work)
     (status_line,) = wait_until(lambda: shown and shown[0])
     assert status_line.startswith("sending x: 25 %, ") and status_line.endswith("/s")
     gate.set()
     assert posted.wait(TIMEOUT)
-    wait_until(lambda: not errands.status)
+    wait_until(lambda: not errands)
 
 
 @posix_only

@@ -375,10 +375,10 @@ def test_older_messages_in_the_client():
         ann.say(f"{number}")
         ann.take()
     answers = []
-    line = Line(bench, "bob", on_recalled=answers.append)
+    line = Line(bench, "bob")
     line.open()
     for count in 20, 20, 5:
-        line.session.recall(count)
+        line.session.recall(answers.append, count)
         line.carry()
     assert [[chat.text for chat in answer.entries] for answer in answers] == [
         [str(number) for number in range(10, 30)], [str(number) for number in range(10)], []]
@@ -395,15 +395,15 @@ def test_older_messages_of_an_old_server(got):
     7321)."""
     bench, answers = Bench(), []
     written = []
-    session = ClientSession("ann", bench.alarm, on_recalled=answers.append)
+    session = ClientSession("ann", bench.alarm)
     session.opened(written.append)
     welcome = (b'{"type":"welcome","name":"ann","session":"s","epoch":"e","users":["ann"],'
                b'"last":1,"resumed":%s,"got":%d}\n')
     session.received(welcome % (b"false", 0))
-    session.recall(5)
+    session.recall(answers.append, 5)
     session.received(b'{"type":"ack","id":1}\n')
     assert answers == [None]
-    session.recall(6)
+    session.recall(answers.append, 6)
     session.closed()
     session.opened(written.append)
     del written[:]

@@ -153,7 +153,7 @@ def test_end_in_the_line(desk):
 
 
 def test_clear_keeps_the_scrollback(desk):
-    """/clear empties the screen; Page Up brings back what was there, what comes is below."""
+    """/clear begins an empty page; above it is what was there, below it what comes."""
     ann = desk()
     ann.connect(WELCOME, *chats(1, 30))
     ann.type("/clear\r")
@@ -161,7 +161,12 @@ def test_clear_keeps_the_scrollback(desk):
     ann.hear(*chats(30, 32))
     assert numbers(ann) == ["30", "31"]
     ann.type(PAGE_UP)
-    assert numbers(ann) == [str(number) for number in range(24, 32)]
+    above = numbers(ann)
+    assert above and above == [str(number) for number in range(30 - len(above), 30)]
+    ann.type("\x1b[6~")
+    assert numbers(ann) == ["30", "31"]
+    ann.type("/clear\r", PAGE_UP)
+    assert numbers(ann)[-2:] == ["30", "31"]
 
 
 # --- Who came and went ---

@@ -31,6 +31,13 @@ def plain(monkeypatch, capsys):
     ann.client.close()
 
 
+def test_plain_says_after_the_end(plain):
+    """A line of a pipe that comes just before the end ends it for the reason of the end."""
+    plain.client.give_up("you were booted")
+    plain._say_line("hi")
+    assert (plain._over, plain._ended, plain._unread) == (1, "you were booted", 1)
+
+
 def test_plain_history(plain):
     """Older messages are marked as such, with their days."""
     plain.commands.run("/history 3")

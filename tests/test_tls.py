@@ -17,7 +17,7 @@ import pytest
 import chat_server
 import chatproto
 import harness
-from chat_client import ChatClient, Untrusted, known_servers, remember_server
+from chat_client import ChatClient, Server, Untrusted, known_servers, remember_server
 from harness import RawClient, TIMEOUT, client_command, run_client, run_server, wait_until
 from proxy import CuttingProxy
 from tls import (FOLDER, Middle, certificate, context_of_a_client, key_in)
@@ -505,9 +505,9 @@ def test_bot_that_comes_in_the_clear(server, bot):
     client = bot(server.port)
     with pytest.raises(Untrusted) as new:
         client.connect(TIMEOUT)
-    client.trust(new.value.key)
+    client.server.trust(new.value.key)
     client.connect(TIMEOUT)
-    assert client.joined and client.key == KEY
+    assert client.joined and client.server.key == KEY
 
 
 def test_authority(server, bot, monkeypatch):
@@ -516,7 +516,7 @@ def test_authority(server, bot, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
     bot(server.port, host="localhost", tls=True).connect(TIMEOUT)
     elsewhere = bot(server.port, host="localhost", tls=True)
-    elsewhere._encryption._host = "elsewhere.example"
+    monkeypatch.setattr(Server, "_name", "elsewhere.example")
     with pytest.raises(Untrusted):
         elsewhere.connect(TIMEOUT)
 

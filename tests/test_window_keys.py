@@ -166,13 +166,21 @@ def test_window_unknown_command(window):
     assert [said.text for said in window.client.unsettled] == ["/me"]
 
 
+@pytest.mark.parametrize("line", [b"hi", b"/nick eve", b"/msg bob hi"])
+def test_window_says_after_the_end(window, line):
+    """What is typed just before the window ends is not said, which is no fault of the terminal."""
+    window.client.give_up("you were booted")
+    window.press(line + b"\r")
+    assert "! you were booted" in window._terminal.shown.text() and window._over is None
+
+
 def test_window_clear_then_scroll(window):
     """/clear, then PageUp: what was there is there again."""
     window.press(b"/help\r")
     assert "/quit" in window._terminal.shown.text()
     window.press(b"/clear\r")
     assert not any(window.lines()[:8])
-    window.press(b"\x1b[5~", b"\x1b[6~")
+    window.press(b"\x1b[5~")
     assert "/quit" in window._terminal.shown.text()
 
 
