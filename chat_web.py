@@ -22,8 +22,8 @@ The parts, bottom up
     FileStore          what members uploaded: what there is of it, and the folder that has it
     FileRequest        a file up, in pieces that are confirmed, or down: /files
     PageRequest        what is served besides: / /chat /chat_client.py /chatproto.py /host
-    Web                all of it for chat_server. Desk is what the host's view may do there, Clerk
-                       what a request about a file may ask of the room
+    Web                all of it for chat_server, whose Console does what the host's view asks for.
+                       Clerk is what a request about a file may ask of the room
 
 Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
 a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
@@ -1216,22 +1216,6 @@ def step_aside() -> None:
 
 # --- What is served ---
 
-class Desk(NamedTuple):
-    """What the host's view may do at the server.
-
-    Each may be called on any thread, and raise LookupError, ValueError, ProtocolError, OSError or
-    TimeoutError.
-    """
-
-    # What the view shows: people (name, address, seconds connected or None, whether muted), motd,
-    # name, url, rules, held, talk.
-    state: "Callable[[], dict[str, Any]]"
-    # Does what a line of the console says, and returns what to tell the host.
-    do: Callable[[str], str]
-    # What was said in public, as lines of text.
-    recorded: Callable[[], str]
-
-
 # What the view may do, in the console's words.
 HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remove /boot /ban "
                        "/unban /host-name /motd /say /files".split())
@@ -1381,7 +1365,7 @@ class PageRequest(FileRequest):
             self.check_origin()
         try:
             answer = self._host_does() if self.method == "POST" else ""
-            state = self.web.desk.state()
+            state = self.web.console.state()
             self.reply_json({**state, "qr": qr_rows(state["url"]), "answer": answer})
         except (LookupError, ValueError, ProtocolError, OSError) as error:
             # TimeoutError is an OSError.
@@ -1397,11 +1381,11 @@ class PageRequest(FileRequest):
         except (ValueError, LookupError, TypeError, RecursionError):
             line = None
         if line == "record":
-            return self.web.desk.recorded()
+            return "".join(self.web.console.recorded(as_text=True))
         if type(line) is not str or line.partition(" ")[0] not in HOST_WORDS:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the body is a JSON object whose do is record, "
                           f"or begins with one of {' '.join(sorted(HOST_WORDS))}")
-        return self.web.desk.do(chatproto.clean_text(line))
+        return str(self.web.console.do(chatproto.clean_text(line)))
 
     # The pattern of a path, and what each method that it may be asked for with does.
     WAYS: "list[tuple[str, dict[str, Way]]]" = [
@@ -1417,14 +1401,14 @@ class PageRequest(FileRequest):
 class Web:
     """The web for chat_server: greet() finds out what a connection is."""
 
-    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
+    def __init__(self, console: Any, folder: str = HERE, names: Collection[str] = (),
                  title: str = "") -> None:
-        """Read the files; `names` are those by which browsers may come, besides the machine's own,
-        and `title` is what the server is called.
+        """Read the files; `console` is chat_server's, `names` are those by which browsers may come,
+        besides the machine's own, and `title` is what the server is called.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
-        self.desk = desk
+        self.console = console
         # Where the page lies, and the files for newcomers.
         self.folder = folder
         self.names = names
