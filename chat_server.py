@@ -290,7 +290,7 @@ REMOVED = "(removed)"
 NOTHING: "Mapping[str, Optional[str]]" = {}
 
 
-class HistoryError(Exception):
+class HistoryError(ValueError):
     """The history file cannot be used: the text says which and why."""
 
 
@@ -3162,7 +3162,7 @@ class Connection:
 
 # --- TLS ---
 
-class TlsError(Exception):
+class TlsError(ValueError):
     """Nothing can be encrypted: the text says why, and what to do."""
 
 
@@ -4107,13 +4107,13 @@ class Console:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
         try:
             return self.do(line)
-        except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError) as error:
             return str(error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
 
-        Raises LookupError, ValueError, ProtocolError, OSError or TlsError when it cannot be.
+        Raises LookupError, ValueError, ProtocolError or OSError when it cannot be.
         """
         word, _, rest = line.strip().partition(" ")
         if not word:
@@ -4127,10 +4127,7 @@ class Console:
             raise ValueError(command.usage)
         given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
                  if text is not None}
-        try:
-            return command.run(self, **given) or ""
-        except HistoryError as error:
-            raise ValueError(str(error)) from error
+        return command.run(self, **given) or ""
 
     def run(self) -> None:
         """On the console's thread: read commands until stdin ends.

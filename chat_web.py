@@ -714,11 +714,6 @@ class Stored:
         """Whether all of it is on disk."""
         return self.have == self.size
 
-    @property
-    def is_to_be_kept(self) -> bool:
-        """Whether a restart would lose too much of it."""
-        return self.is_finished or self.have - self.kept >= KEPT
-
     def is_stalled(self, now: float) -> bool:
         """Whether nobody brings it any more: then it may make room for another. Of one of which
         nothing has come the answer may be lost that named it."""
@@ -782,9 +777,12 @@ class FileStore:
         the id `forgotten` handed out; and sweep the folder. None: nothing was kept, and whole files
         are left alone."""
         for key, text in (kept or {}).items():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            # What is damaged, or is not on disk any more, is forgotten.
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
                 file = Stored.from_json(key, text)
-                if not 0 < file.message <= forgotten and self._size_of(key) >= file.have:
+                with self._open(key) as content:
+                    size = content.seek(0, os.SEEK_END)
+                if not 0 < file.message <= forgotten and size >= file.have:
                     self._files[key] = file
         self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
         for name in () if self._is_temporary else os.listdir(self._folder):
@@ -858,8 +856,8 @@ class FileStore:
     def listed(self) -> "list[Stored]":
         """What was handed out, the oldest first."""
         with self._lock:
-            said = [dataclasses.replace(file) for file in self._files.values() if file.message]
-        return sorted(said, key=lambda file: file.message)
+            return sorted((file for file in self._files.values() if file.message),
+                          key=lambda file: file.message)
 
     def get(self, key: str) -> Optional[Stored]:
         """The file of that key, in whatever state it is."""
@@ -965,12 +963,6 @@ class FileStore:
             return open(self._part(key), "rb")
         return open(self._whole(key), "rb")
 
-    def _size_of(self, key: str) -> int:
-        """Bytes on disk; -1 for no such file."""
-        with contextlib.suppress(OSError), self._open(key) as content:
-            return content.seek(0, os.SEEK_END)
-        return -1
-
     def _work(self) -> None:
         """The thread's: until close()."""
         for key in iter(self._jobs.get, None):
@@ -1047,8 +1039,6 @@ class FileRequest(Request):
 
     def answer_file(self, way: "Way") -> None:
         """Answer it in one of the ways below. Raises Refusal."""
-        if self.method != "GET" and self.one_header("Origin"):
-            self.check_origin()
         step_aside()
         try:
             way(self)
@@ -1100,7 +1090,8 @@ class FileRequest(Request):
         if length or not size and not file.message:
             self._take(file, first, length)
         answer: "dict[str, Any]" = {"have": file.have}
-        if file.is_to_be_kept:
+        if file.is_finished or file.have - file.kept >= KEPT:
+            # Else a restart would lose too much of it.
             self.clerk.keep(file)
         if file.is_finished:
             base = self.clerk.address() or self.origin
@@ -1320,6 +1311,9 @@ class PageRequest(FileRequest):
         if self.method not in ways:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{', '.join(ways)} is all there is",
                           {"Allow": ", ".join(ways)})
+        # Who is no browser, and says no Origin, can use the port without HTTP.
+        if self.one_header("Origin") or path == CHAT:
+            self.check_origin()
         if clerk is None or not is_file:
             return ways[self.method](self)
         self.clerk = clerk
@@ -1348,11 +1342,6 @@ class PageRequest(FileRequest):
             raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server") from error
         self.reply(content, PLAIN_TEXT)
 
-    def _chat(self) -> WebSocket:
-        """Who is no browser, and says no Origin, can use the port without HTTP."""
-        self.check_origin()
-        return self.upgrade()
-
     # The host's view
 
     def _host(self) -> None:
@@ -1361,8 +1350,6 @@ class PageRequest(FileRequest):
                 and hmac.compare_digest(given, self.web.secret.encode())):
             raise Refusal(HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
-        if self.one_header("Origin"):
-            self.check_origin()
         try:
             answer = self._host_does() if self.method == "POST" else ""
             state = self.web.console.state()
@@ -1391,7 +1378,7 @@ class PageRequest(FileRequest):
     WAYS: "list[tuple[str, dict[str, Way]]]" = [
         (PAGE, {"GET": _page, "HEAD": _page}),
         ("|".join(map(re.escape, FILES)), {"GET": _newcomers_file, "HEAD": _newcomers_file}),
-        (CHAT, {"GET": _chat}),
+        (CHAT, {"GET": Request.upgrade}),
         (HOST, {"GET": _host, "POST": _host}),
         (UPLOADS, {"POST": FileRequest.begin}),
         (UPLOADS + f"/[0-9a-f]{{{KEY}}}", {"GET": FileRequest.download, "HEAD": FileRequest.tell,
