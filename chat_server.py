@@ -3881,7 +3881,7 @@ class Responder:
     def _open(self) -> "Iterator[socket.socket]":
         """The sockets that can be had: another program may have the port."""
         server, own = self._server, self._server.bound
-        families = {server.address_family, socket.AF_INET if own == "::" else server.address_family}
+        families = {socket.AF_INET, socket.AF_INET6} if own == "::" else {server.address_family}
         # What is sent to everybody is heard only by a socket that is bound to every address.
         at = own if is_loopback(own) else ""
         for family, port in itertools.product(families, {server.port, PORT}):

@@ -17,8 +17,8 @@ The parts, bottom up
                        side); no socket
     WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
                        it do not know the difference. wrap() is called once a broadcast
-    Exchange           the bytes of one HTTP request and its answer, within limits and deadlines
-    Request            the request: answered, and the connection closed; or upgraded
+    Request            an HTTP request, its bytes within limits and deadlines: answered, and the
+                       connection closed; or upgraded
     FileStore          what members uploaded: what there is of it, and the folder that has it
     FileRequest        a file up, in pieces that are confirmed, or down: /files
     PageRequest        what is served besides: / /chat /chat_client.py /chatproto.py /host
@@ -465,19 +465,145 @@ class Refusal(Exception):
         self.headers = headers
 
 
-class Exchange:
-    """The bytes of one request and of its answer, within their limits and until a deadline.
+# Method, path and the first number of the version. Slashes that come before one are left out.
+_REQUEST_LINE = re.compile(r"(\S+)\s+(?:/*(?=/))?(\S+)\s+HTTP/([0-9])(\.[0-9]+)\s*")
 
-    http.client reads the headers from it as from a file.
+
+class Request:
+    """One request, from its first line to its answer, or to the WebSocket that it became: the bytes
+    of both within their limits and until a deadline. http.client reads the headers from it as from
+    a file.
     """
 
-    def __init__(self, wire: MessageSocket) -> None:
+    # These go with every answer.
+    safe_headers: Mapping[str, str] = {}
+
+    def __init__(self, wire: MessageSocket, peer: str) -> None:
+        """`peer` is the address that it comes from."""
         self.wire = wire
+        self.peer = peer
+        # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
+        self.method = self.path = self.version = ""
+        self.headers = http.client.HTTPMessage()
         # Read and not taken: bounded by MAX_HTTP_LINE, and one read.
         self._buffer = bytearray()
         # Bytes of lines so far.
         self._taken = 0
         self.more_time(HTTP_TIMEOUT)
+
+    def serve(self) -> "Optional[WebSocket]":
+        """Read it and answer it; return what it became. The caller closes the connection."""
+        try:
+            try:
+                self._read_head()
+                return self.answer()
+            except Refusal as refusal:
+                text = f"{refusal.status:d} {refusal.status.phrase}: {refusal}\n"
+                self.reply(text.encode(), PLAIN_TEXT, refusal.status, refusal.headers)
+        except ConnectionClosed as end:
+            logger.debug("%s went during its request (%s)", self.peer, end)
+        return None
+
+    def answer(self) -> "Optional[WebSocket]":
+        """Answer a request whose head is well-formed. Raises Refusal."""
+        raise NotImplementedError
+
+    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
+              headers: Mapping[str, str] = {}) -> None:
+        """Answer with `body`."""
+        self.write_head(status, {"Content-Type": kind, "Content-Length": str(len(body)),
+                                 **headers})
+        if self.method != "HEAD":
+            self.write(body)
+
+    def reply_json(self, content: "dict[str, Any]", status: HTTPStatus = HTTPStatus.OK,
+                   headers: Mapping[str, str] = {}) -> None:
+        """Answer with JSON."""
+        self.reply(json.dumps(content).encode(), "application/json", status, headers)
+
+    def write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
+        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
+        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
+        fields = {"Server": f"Roger/{chatproto.__version__}",
+                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
+                  **self.safe_headers, **headers}
+        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
+                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
+        # A body may have taken longer than a request does.
+        self.more_time(HTTP_TIMEOUT)
+        self.write("\r\n".join(lines).encode("latin-1"))
+
+    def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
+        """Whether the other side has already what `headers` have the ETag of: then it was told so,
+        without a body (RFC 9110, 13.1.2)."""
+        known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
+        if not known & {"*", headers["ETag"].removeprefix("W/")}:
+            return False
+        self.write_head(HTTPStatus.NOT_MODIFIED, headers)
+        return True
+
+    def go_on(self) -> None:
+        """The body may come. Who asks before it sends one hears of it here, and not earlier: what
+        is refused stays where it is."""
+        if self.headers.get("Expect"):
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def body_length(self, most: int) -> int:
+        """How many bytes the body has. Raises Refusal."""
+        size = self.one_header("Content-Length")
+        if self.headers.get("Transfer-Encoding") is not None or not size:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
+        if not re.fullmatch("[0-9]{1,18}", size):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "that is no length")
+        if int(size) > most:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                          f"this body has at most {most} bytes")
+        return int(size)
+
+    def one_header(self, name: str) -> str:
+        """The value of a header that may come once at most; "" without it. Raises Refusal."""
+        values = self.headers.get_all(name, [""])
+        if len(values) > 1:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} comes twice")
+        return str(values[0]).strip()
+
+    def tokens(self, name: str) -> "set[str]":
+        """What a header that is a list has, in lower case."""
+        return {token.strip().lower() for value in self.headers.get_all(name, [])
+                for token in value.split(",")}
+
+    @property
+    def origin(self) -> str:
+        """Where a page is that was asked for as this request was: its scheme, host and port."""
+        scheme = "https" if self.wire.is_encrypted else "http"
+        return f"{scheme}://{self.one_header('Host')}".lower()
+
+    def check_origin(self) -> None:
+        """Browsers always say where a WebSocket's page, or what changes something, came from: it
+        has to be our own page. Raises Refusal."""
+        if self.one_header("Origin").lower() != self.origin:
+            logger.info("%s was refused: a page of %s wants to chat", self.peer,
+                        escape(self.one_header("Origin")[:100] or "nowhere"))
+            raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
+
+    def upgrade(self) -> WebSocket:
+        """The handshake (RFC 6455, 4.2). Raises Refusal."""
+        if ("websocket" not in self.tokens("Upgrade")
+                or "upgrade" not in self.tokens("Connection")
+                or self.one_header("Sec-WebSocket-Version") != "13"):
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
+                          {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+        key = self.one_header("Sec-WebSocket-Key")
+        # 16 bytes in base64.
+        if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
+        accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
+        self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
+                         {"Upgrade": "websocket", "Connection": "Upgrade",
+                          "Sec-WebSocket-Accept": accept})
+        return WebSocket(self.wire, self.rest())
+
+    # Its bytes
 
     def more_time(self, seconds: float) -> None:
         """What is read or written next has so long from now on."""
@@ -523,6 +649,20 @@ class Exchange:
         """Send it all. Raises ConnectionClosed."""
         self.wire.write_all(data, self._until)
 
+    def _read_head(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self.readline().decode("latin-1"))
+        if found is None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+        if found[3] > "1":
+            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version 1.1 is spoken here")
+        self.method, self.path, self.version = found[1], found[2], found[3] + found[4]
+        try:
+            self.headers = http.client.parse_headers(self)
+        except http.client.HTTPException as error:
+            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
+        if self.headers.defects:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+
     def _take(self, size: int) -> bytes:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
@@ -535,151 +675,6 @@ class Exchange:
             raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds, "
                                                       f"and so much of a file {PIECE_TIMEOUT:g}")
         return data
-
-
-# Method, path and the first number of the version. Slashes that come before one are left out.
-_REQUEST_LINE = re.compile(r"(\S+)\s+(?:/*(?=/))?(\S+)\s+HTTP/([0-9])(\.[0-9]+)\s*")
-
-
-class Request:
-    """One request, from its first line to its answer, or to the WebSocket that it became."""
-
-    # These go with every answer.
-    safe_headers: Mapping[str, str] = {}
-
-    def __init__(self, wire: MessageSocket, peer: str) -> None:
-        """`peer` is the address that it comes from."""
-        self.peer = peer
-        self.exchange = Exchange(wire)
-        # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
-        self.method = self.path = self.version = ""
-        self.headers = http.client.HTTPMessage()
-
-    def serve(self) -> "Optional[WebSocket]":
-        """Read it and answer it; return what it became. The caller closes the connection."""
-        try:
-            try:
-                self._read_head()
-                return self.answer()
-            except Refusal as refusal:
-                text = f"{refusal.status:d} {refusal.status.phrase}: {refusal}\n"
-                self.reply(text.encode(), PLAIN_TEXT, refusal.status, refusal.headers)
-        except ConnectionClosed as end:
-            logger.debug("%s went during its request (%s)", self.peer, end)
-        return None
-
-    def answer(self) -> "Optional[WebSocket]":
-        """Answer a request whose head is well-formed. Raises Refusal."""
-        raise NotImplementedError
-
-    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
-              headers: Mapping[str, str] = {}) -> None:
-        """Answer with `body`."""
-        self.write_head(status, {"Content-Type": kind, "Content-Length": str(len(body)),
-                                 **headers})
-        if self.method != "HEAD":
-            self.exchange.write(body)
-
-    def reply_json(self, content: "dict[str, Any]", status: HTTPStatus = HTTPStatus.OK,
-                   headers: Mapping[str, str] = {}) -> None:
-        """Answer with JSON."""
-        self.reply(json.dumps(content).encode(), "application/json", status, headers)
-
-    def write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
-        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
-        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
-        fields = {"Server": f"Roger/{chatproto.__version__}",
-                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
-                  **self.safe_headers, **headers}
-        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
-                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
-        # A body may have taken longer than a request does.
-        self.exchange.more_time(HTTP_TIMEOUT)
-        self.exchange.write("\r\n".join(lines).encode("latin-1"))
-
-    def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
-        """Whether the other side has already what `headers` have the ETag of: then it was told so,
-        without a body (RFC 9110, 13.1.2)."""
-        known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
-        if not known & {"*", headers["ETag"].removeprefix("W/")}:
-            return False
-        self.write_head(HTTPStatus.NOT_MODIFIED, headers)
-        return True
-
-    def go_on(self) -> None:
-        """The body may come. Who asks before it sends one hears of it here, and not earlier: what
-        is refused stays where it is."""
-        if self.headers.get("Expect"):
-            self.exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def body_length(self, most: int) -> int:
-        """How many bytes the body has. Raises Refusal."""
-        size = self.one_header("Content-Length")
-        if self.headers.get("Transfer-Encoding") is not None or not size:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
-        if not re.fullmatch("[0-9]{1,18}", size):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "that is no length")
-        if int(size) > most:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                          f"this body has at most {most} bytes")
-        return int(size)
-
-    def one_header(self, name: str) -> str:
-        """The value of a header that may come once at most; "" without it. Raises Refusal."""
-        values = self.headers.get_all(name, [""])
-        if len(values) > 1:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} comes twice")
-        return str(values[0]).strip()
-
-    def tokens(self, name: str) -> "set[str]":
-        """What a header that is a list has, in lower case."""
-        return {token.strip().lower() for value in self.headers.get_all(name, [])
-                for token in value.split(",")}
-
-    @property
-    def origin(self) -> str:
-        """Where a page is that was asked for as this request was: its scheme, host and port."""
-        scheme = "https" if self.exchange.wire.is_encrypted else "http"
-        return f"{scheme}://{self.one_header('Host')}".lower()
-
-    def check_origin(self) -> None:
-        """Browsers always say where a WebSocket's page, or what changes something, came from: it
-        has to be our own page. Raises Refusal."""
-        if self.one_header("Origin").lower() != self.origin:
-            logger.info("%s was refused: a page of %s wants to chat", self.peer,
-                        escape(self.one_header("Origin")[:100] or "nowhere"))
-            raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
-
-    def upgrade(self) -> WebSocket:
-        """The handshake (RFC 6455, 4.2). Raises Refusal."""
-        if ("websocket" not in self.tokens("Upgrade")
-                or "upgrade" not in self.tokens("Connection")
-                or self.one_header("Sec-WebSocket-Version") != "13"):
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
-                          {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-        key = self.one_header("Sec-WebSocket-Key")
-        # 16 bytes in base64.
-        if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
-        accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
-        self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
-                         {"Upgrade": "websocket", "Connection": "Upgrade",
-                          "Sec-WebSocket-Accept": accept})
-        return WebSocket(self.exchange.wire, self.exchange.rest())
-
-    def _read_head(self) -> None:
-        found = _REQUEST_LINE.fullmatch(self.exchange.readline().decode("latin-1"))
-        if found is None:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
-        if found[3] > "1":
-            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version 1.1 is spoken here")
-        self.method, self.path, self.version = found[1], found[2], found[3] + found[4]
-        try:
-            self.headers = http.client.parse_headers(self.exchange)
-        except http.client.HTTPException as error:
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
-        if self.headers.defects:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
 
 
 # --- Files ---
@@ -1088,7 +1083,7 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.BAD_REQUEST, "Content-Length and Content-Range differ")
         self.clerk.store.reserve(file, size)
         if length or not size and not file.message:
-            self._take(file, first, length)
+            self._add(file, first, length)
         answer: "dict[str, Any]" = {"have": file.have}
         if file.is_finished or file.have - file.kept >= KEPT:
             # Else a restart would lose too much of it.
@@ -1112,11 +1107,11 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.BAD_REQUEST, "no such piece can be")
         return first, behind, size
 
-    def _take(self, file: Stored, first: int, length: int) -> None:
+    def _add(self, file: Stored, first: int, length: int) -> None:
         self.go_on()
-        pieces = self.exchange.pieces(length)
+        pieces = self.pieces(length)
         try:
-            self.clerk.store.write(file, first, pieces, self.exchange.wire)
+            self.clerk.store.write(file, first, pieces, self.wire)
         except OSError as error:
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
@@ -1176,8 +1171,8 @@ class FileRequest(Request):
             if not piece:
                 logger.error("a file has become shorter")
                 return
-            self.exchange.more_time(PIECE_TIMEOUT)
-            self.exchange.write(piece)
+            self.more_time(PIECE_TIMEOUT)
+            self.write(piece)
             first += len(piece)
 
     @property
@@ -1298,7 +1293,7 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        wire = self.exchange.wire
+        wire = self.wire
         if isinstance(wire, chatproto.SecureSocket) and not wire.is_encrypted:
             # It could speak TLS, and came without.
             where = self.path if self.path.startswith("/") else PAGE
@@ -1364,7 +1359,7 @@ class PageRequest(FileRequest):
         size = self.body_length(MAX_BODY)
         self.go_on()
         try:
-            line = json.loads(b"".join(self.exchange.pieces(size)))["do"]
+            line = json.loads(b"".join(self.pieces(size)))["do"]
         except (ValueError, LookupError, TypeError, RecursionError):
             line = None
         if line == "record":
