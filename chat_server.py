@@ -290,7 +290,7 @@ REMOVED = "(removed)"
 NOTHING: "Mapping[str, Optional[str]]" = {}
 
 
-class HistoryError(Exception):
+class HistoryError(ValueError):
     """The history file cannot be used: the text says which and why."""
 
 
@@ -2976,7 +2976,11 @@ class Connection:
         """What is to be taken next, when there is room for it: b"" to look again. Raises
         ConnectionClosed."""
         wait = self.release() if self._held or self._failure else None
-        owed = self._pay(self._wire.overhead)
+        owed = 0.0
+        if self._wire.overhead:
+            # What a WebSocket had to do besides messages is charged as well.
+            self.allowance.take(self._wire.overhead)
+            owed, self._wire.overhead = self.allowance.wait(), 0
         if self.is_full or owed or self._waits_too_much():
             self.manager.excuse()
             if self._uncut.acquire(timeout=min(owed or wait or 1.0, 1.0)):
@@ -2999,14 +3003,6 @@ class Connection:
         if not fits and not self._held and begun > WAITING_LINE:
             raise ConnectionClosed("too much waits from all together")
         return not fits and bool(self._held)
-
-    def _pay(self, frames: int) -> float:
-        """Charge what a WebSocket had to do besides messages; return the seconds that it owes."""
-        if not frames:
-            return 0.0
-        self._wire.overhead = 0
-        self.allowance.take(frames)
-        return self.allowance.wait()
 
     @property
     def has_more(self) -> bool:
@@ -3167,7 +3163,7 @@ class Connection:
 
 # --- TLS ---
 
-class TlsError(Exception):
+class TlsError(ValueError):
     """Nothing can be encrypted: the text says why, and what to do."""
 
 
@@ -3886,9 +3882,7 @@ class Responder:
     def _open(self) -> "Iterator[socket.socket]":
         """The sockets that can be had: another program may have the port."""
         server, own = self._server, self._server.bound
-        families = {server.address_family}
-        if own == "::":
-            families.add(socket.AF_INET)
+        families = {socket.AF_INET, socket.AF_INET6} if own == "::" else {server.address_family}
         # What is sent to everybody is heard only by a socket that is bound to every address.
         at = own if is_loopback(own) else ""
         for family, port in itertools.product(families, {server.port, PORT}):
@@ -3917,13 +3911,11 @@ class Responder:
     @staticmethod
     def _listen(sockets: "list[socket.socket]") -> None:
         """Have the sockets listen to their groups on every interface, also on new ones."""
-        versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
-        interfaces = {(each.number, each.parsed.version) for each in chatproto.own_addresses()}
-        for sock, (number, version) in itertools.product(sockets, interfaces):
-            if versions[sock.family] == version:
-                # It does already, or the interface has gone.
-                with contextlib.suppress(OSError):
-                    chatproto.listen_to_group(sock, number)
+        interfaces = {each.number for each in chatproto.own_addresses()}
+        for sock, number in itertools.product(sockets, interfaces):
+            # It does already, the interface has gone, or has no address of that family.
+            with contextlib.suppress(OSError):
+                chatproto.listen_to_group(sock, number)
 
     def _attend(self, sock: socket.socket) -> None:
         """Read a question and answer it."""
@@ -3972,6 +3964,11 @@ def _udp(family: int, ip: str, port: int) -> socket.socket:
 
 # Seconds without anybody from another machine until it is told that a firewall may be in the way.
 FIREWALL_AFTER = 60.0
+# How the firewall of a platform lets others in.
+_FIREWALLS = {
+    "win32": 'in "Allow an app through Windows Firewall" tick Python for private networks, and '
+             "make this network a private one",
+    "darwin": "in System Settings, Network, Firewall, Options allow Python to receive connections"}
 
 
 class Invitation:
@@ -4059,17 +4056,10 @@ def _python() -> str:
 
 def firewall_advice(port: int) -> str:
     """What to do where a firewall keeps others out."""
-    if sys.platform == "win32":
-        how = ('in "Allow an app through Windows Firewall" tick Python for private networks, '
-               "and make this network a private one")
-    elif sys.platform == "darwin":
-        how = ("in System Settings, Network, Firewall, Options allow Python to receive "
-               "connections")
-    else:
-        how = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
-               f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
+    elsewhere = (f"with ufw it is: sudo ufw allow {port}; with firewalld: "
+                 f"sudo firewall-cmd --add-port={port}/tcp --add-port={port}/udp")
     return ("nobody has come from another machine yet; if somebody tries, a firewall may be in "
-            f"the way: {how}")
+            f"the way: {_FIREWALLS.get(sys.platform, elsewhere)}")
 
 
 # --- The console ---
@@ -4126,13 +4116,13 @@ class Console:
         """Do what `line` says and return what to tell the operator, mistakes as well."""
         try:
             return self.do(line)
-        except (LookupError, ValueError, ProtocolError, OSError, TlsError) as error:
+        except (LookupError, ValueError, ProtocolError, OSError) as error:
             return str(error)
 
     def do(self, line: str) -> str:
         """Do what `line` says and return what to tell the operator.
 
-        Raises LookupError, ValueError, ProtocolError, OSError or TlsError when it cannot be.
+        Raises LookupError, ValueError, ProtocolError or OSError when it cannot be.
         """
         word, _, rest = line.strip().partition(" ")
         if not word:
@@ -4146,10 +4136,7 @@ class Console:
             raise ValueError(command.help)
         given = {name: _READ.get(name, str)(text) for name, text in found.groupdict().items()
                  if text is not None}
-        try:
-            return command.run(self, **given) or ""
-        except HistoryError as error:
-            raise ValueError(str(error)) from error
+        return command.run(self, **given) or ""
 
     def run(self) -> None:
         """On the console's thread: read commands until stdin ends.
@@ -4195,6 +4182,25 @@ class Console:
             for frame in frames:
                 body = frame.decode().rstrip("\n")
                 yield (_exported(body) if as_text else body) + "\n"
+
+    def state(self) -> "dict[str, Any]":
+        """What the host's page shows, as JSON. It is asked for every few seconds by each open page,
+        so the sequencer only hands over what there is."""
+        host, invitation = self.host, self._invitation
+        people, held, talk, files = self.ask(lambda: (
+            host.people(), host.held(), host.talk(HOST_TALK), host.journal.files.listed()))
+        rules, said = host.house.rules, map(json.loads, talk)
+        return {
+            "people": people, "motd": host.house.motd or "", "name": invitation.name,
+            "url": invitation.url, "key": invitation.key, "digits": invitation.digits,
+            "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
+                      "host": rules.host, "files": rules.files},
+            "files": [{"id": file.message, "name": file.name, "size": file.size,
+                       "from": file.sender} for file in files],
+            "held": [{"kind": hold.kind, "name": hold.name, "reason": hold.reason,
+                      "left": None if left == math.inf else left} for hold, left in held],
+            "talk": [{"id": one["id"], "from": one["from"], "at": one["at"],
+                      "text": one["text"][:HOST_TEXT]} for one in said]}
 
     def renew(self) -> None:
         """Once a day: have a certificate that holds."""
@@ -4788,8 +4794,7 @@ def _nobody_reads(error: Exception) -> bool:
 complain = functools.partial(chatproto.complain, "chat_server")
 
 
-def _load_web(console: Console, server: ChatServer, invitation: Invitation,
-              names: "list[str]") -> Any:
+def _load_web(console: Console, invitation: Invitation, names: "list[str]") -> Any:
     """What serves browsers, where chat_web.py and chat_web.html lie beside this file; else None."""
     try:
         import chat_web
@@ -4799,14 +4804,10 @@ def _load_web(console: Console, server: ChatServer, invitation: Invitation,
         logger.warning("nothing for browsers: chat_web.py is missing, copy it and chat_web.html "
                        "beside chat_server.py")
         return None
-    ask, room = server.ask, server.room
-    desk = chat_web.Desk(
-        state=lambda: _host_state(ask, room.host, invitation), do=console.do,
-        recorded=lambda: "".join(console.recorded(as_text=True)))
+    # A name that nobody chose says less than the address.
+    title = invitation.name if invitation.name != _machine_name() else ""
     try:
-        # A name that nobody chose says less than the address.
-        title = invitation.name if invitation.name != _machine_name() else ""
-        return chat_web.Web(desk, names=names, title=title)
+        return chat_web.Web(console, names=names, title=title)
     except (OSError, ValueError) as error:
         # There is no page, or one that is none of ours.
         logger.warning("nothing for browsers: %s", error)
@@ -4833,26 +4834,6 @@ def _open_files(arguments: argparse.Namespace, server: ChatServer, invitation: I
     server.web.clerk = chat_web.Clerk(
         store, start=functools.partial(ask, room.handouts.start), keep=keep,
         give_up=functools.partial(ask, room.handouts.give_up), address=lambda: invitation.url)
-
-
-def _host_state(ask: Callable[..., Any], host: Host, invitation: Invitation) -> "dict[str, Any]":
-    """What the host's page shows, as JSON. It is asked for every few seconds by each open page, so
-    the sequencer only hands over what there is."""
-    people, held, talk, files = ask(lambda: (host.people(), host.held(), host.talk(HOST_TALK),
-                                             host.journal.files.listed()))
-    rules, said = host.house.rules, map(json.loads, talk)
-    return {
-        "people": people, "motd": host.house.motd or "", "name": invitation.name,
-        "url": invitation.url,
-        "key": invitation.key, "digits": invitation.digits,
-        "rules": {"speak": rules.speak, "private": rules.private, "slow": rules.slow,
-                  "host": rules.host, "files": rules.files},
-        "files": [{"id": file.message, "name": file.name, "size": file.size, "from": file.sender}
-                  for file in files],
-        "held": [{"kind": hold.kind, "name": hold.name, "reason": hold.reason,
-                  "left": None if left == math.inf else left} for hold, left in held],
-        "talk": [{"id": one["id"], "from": one["from"], "at": one["at"],
-                  "text": one["text"][:HOST_TEXT]} for one in said]}
 
 
 def _announce(invitation: Invitation) -> None:
@@ -5029,7 +5010,7 @@ def _build(arguments: argparse.Namespace, line: OperatorLine,
         if password is not None:
             server.room.host.lock(password)
         if not arguments.no_web:
-            server.web = _load_web(console, server, invitation, arguments.dns_name)
+            server.web = _load_web(console, invitation, arguments.dns_name)
         _open_files(arguments, server, invitation, history)
     except BaseException:
         if history is not None:

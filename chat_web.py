@@ -17,13 +17,13 @@ The parts, bottom up
                        side); no socket
     WebSocket          read() gives lines and write() takes what wrap() made of them: those who use
                        it do not know the difference. wrap() is called once a broadcast
-    Exchange           the bytes of one HTTP request and its answer, within limits and deadlines
-    Request            the request: answered, and the connection closed; or upgraded
+    Request            an HTTP request, its bytes within limits and deadlines: answered, and the
+                       connection closed; or upgraded
     FileStore          what members uploaded: what there is of it, and the folder that has it
     FileRequest        a file up, in pieces that are confirmed, or down: /files
     PageRequest        what is served besides: / /chat /chat_client.py /chatproto.py /host
-    Web                all of it for chat_server. Desk is what the host's view may do there, Clerk
-                       what a request about a file may ask of the room
+    Web                all of it for chat_server, whose Console does what the host's view asks for.
+                       Clerk is what a request about a file may ask of the room
 
 Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
 a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
@@ -465,19 +465,145 @@ class Refusal(Exception):
         self.headers = headers
 
 
-class Exchange:
-    """The bytes of one request and of its answer, within their limits and until a deadline.
+# Method, path and the first number of the version. Slashes that come before one are left out.
+_REQUEST_LINE = re.compile(r"(\S+)\s+(?:/*(?=/))?(\S+)\s+HTTP/([0-9])(\.[0-9]+)\s*")
 
-    http.client reads the headers from it as from a file.
+
+class Request:
+    """One request, from its first line to its answer, or to the WebSocket that it became: the bytes
+    of both within their limits and until a deadline. http.client reads the headers from it as from
+    a file.
     """
 
-    def __init__(self, wire: MessageSocket) -> None:
+    # These go with every answer.
+    safe_headers: Mapping[str, str] = {}
+
+    def __init__(self, wire: MessageSocket, peer: str) -> None:
+        """`peer` is the address that it comes from."""
         self.wire = wire
+        self.peer = peer
+        # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
+        self.method = self.path = self.version = ""
+        self.headers = http.client.HTTPMessage()
         # Read and not taken: bounded by MAX_HTTP_LINE, and one read.
         self._buffer = bytearray()
         # Bytes of lines so far.
         self._taken = 0
         self.more_time(HTTP_TIMEOUT)
+
+    def serve(self) -> "Optional[WebSocket]":
+        """Read it and answer it; return what it became. The caller closes the connection."""
+        try:
+            try:
+                self._read_head()
+                return self.answer()
+            except Refusal as refusal:
+                text = f"{refusal.status:d} {refusal.status.phrase}: {refusal}\n"
+                self.reply(text.encode(), PLAIN_TEXT, refusal.status, refusal.headers)
+        except ConnectionClosed as end:
+            logger.debug("%s went during its request (%s)", self.peer, end)
+        return None
+
+    def answer(self) -> "Optional[WebSocket]":
+        """Answer a request whose head is well-formed. Raises Refusal."""
+        raise NotImplementedError
+
+    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
+              headers: Mapping[str, str] = {}) -> None:
+        """Answer with `body`."""
+        self.write_head(status, {"Content-Type": kind, "Content-Length": str(len(body)),
+                                 **headers})
+        if self.method != "HEAD":
+            self.write(body)
+
+    def reply_json(self, content: "dict[str, Any]", status: HTTPStatus = HTTPStatus.OK,
+                   headers: Mapping[str, str] = {}) -> None:
+        """Answer with JSON."""
+        self.reply(json.dumps(content).encode(), "application/json", status, headers)
+
+    def write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
+        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
+        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
+        fields = {"Server": f"Roger/{chatproto.__version__}",
+                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
+                  **self.safe_headers, **headers}
+        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
+                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
+        # A body may have taken longer than a request does.
+        self.more_time(HTTP_TIMEOUT)
+        self.write("\r\n".join(lines).encode("latin-1"))
+
+    def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
+        """Whether the other side has already what `headers` have the ETag of: then it was told so,
+        without a body (RFC 9110, 13.1.2)."""
+        known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
+        if not known & {"*", headers["ETag"].removeprefix("W/")}:
+            return False
+        self.write_head(HTTPStatus.NOT_MODIFIED, headers)
+        return True
+
+    def go_on(self) -> None:
+        """The body may come. Who asks before it sends one hears of it here, and not earlier: what
+        is refused stays where it is."""
+        if self.headers.get("Expect"):
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def body_length(self, most: int) -> int:
+        """How many bytes the body has. Raises Refusal."""
+        size = self.one_header("Content-Length")
+        if self.headers.get("Transfer-Encoding") is not None or not size:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
+        if not re.fullmatch("[0-9]{1,18}", size):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "that is no length")
+        if int(size) > most:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                          f"this body has at most {most} bytes")
+        return int(size)
+
+    def one_header(self, name: str) -> str:
+        """The value of a header that may come once at most; "" without it. Raises Refusal."""
+        values = self.headers.get_all(name, [""])
+        if len(values) > 1:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} comes twice")
+        return str(values[0]).strip()
+
+    def tokens(self, name: str) -> "set[str]":
+        """What a header that is a list has, in lower case."""
+        return {token.strip().lower() for value in self.headers.get_all(name, [])
+                for token in value.split(",")}
+
+    @property
+    def origin(self) -> str:
+        """Where a page is that was asked for as this request was: its scheme, host and port."""
+        scheme = "https" if self.wire.is_encrypted else "http"
+        return f"{scheme}://{self.one_header('Host')}".lower()
+
+    def check_origin(self) -> None:
+        """Browsers always say where a WebSocket's page, or what changes something, came from: it
+        has to be our own page. Raises Refusal."""
+        if self.one_header("Origin").lower() != self.origin:
+            logger.info("%s was refused: a page of %s wants to chat", self.peer,
+                        escape(self.one_header("Origin")[:100] or "nowhere"))
+            raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
+
+    def upgrade(self) -> WebSocket:
+        """The handshake (RFC 6455, 4.2). Raises Refusal."""
+        if ("websocket" not in self.tokens("Upgrade")
+                or "upgrade" not in self.tokens("Connection")
+                or self.one_header("Sec-WebSocket-Version") != "13"):
+            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
+                          {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+        key = self.one_header("Sec-WebSocket-Key")
+        # 16 bytes in base64.
+        if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
+        accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
+        self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
+                         {"Upgrade": "websocket", "Connection": "Upgrade",
+                          "Sec-WebSocket-Accept": accept})
+        return WebSocket(self.wire, self.rest())
+
+    # Its bytes
 
     def more_time(self, seconds: float) -> None:
         """What is read or written next has so long from now on."""
@@ -523,6 +649,20 @@ class Exchange:
         """Send it all. Raises ConnectionClosed."""
         self.wire.write_all(data, self._until)
 
+    def _read_head(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self.readline().decode("latin-1"))
+        if found is None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+        if found[3] > "1":
+            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version 1.1 is spoken here")
+        self.method, self.path, self.version = found[1], found[2], found[3] + found[4]
+        try:
+            self.headers = http.client.parse_headers(self)
+        except http.client.HTTPException as error:
+            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
+        if self.headers.defects:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
+
     def _take(self, size: int) -> bytes:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
@@ -535,151 +675,6 @@ class Exchange:
             raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"a request has {HTTP_TIMEOUT:g} seconds, "
                                                       f"and so much of a file {PIECE_TIMEOUT:g}")
         return data
-
-
-# Method, path and the first number of the version. Slashes that come before one are left out.
-_REQUEST_LINE = re.compile(r"(\S+)\s+(?:/*(?=/))?(\S+)\s+HTTP/([0-9])(\.[0-9]+)\s*")
-
-
-class Request:
-    """One request, from its first line to its answer, or to the WebSocket that it became."""
-
-    # These go with every answer.
-    safe_headers: Mapping[str, str] = {}
-
-    def __init__(self, wire: MessageSocket, peer: str) -> None:
-        """`peer` is the address that it comes from."""
-        self.peer = peer
-        self.exchange = Exchange(wire)
-        # What was asked for, by which version of HTTP ("1.1"): nothing, until the head was read.
-        self.method = self.path = self.version = ""
-        self.headers = http.client.HTTPMessage()
-
-    def serve(self) -> "Optional[WebSocket]":
-        """Read it and answer it; return what it became. The caller closes the connection."""
-        try:
-            try:
-                self._read_head()
-                return self.answer()
-            except Refusal as refusal:
-                text = f"{refusal.status:d} {refusal.status.phrase}: {refusal}\n"
-                self.reply(text.encode(), PLAIN_TEXT, refusal.status, refusal.headers)
-        except ConnectionClosed as end:
-            logger.debug("%s went during its request (%s)", self.peer, end)
-        return None
-
-    def answer(self) -> "Optional[WebSocket]":
-        """Answer a request whose head is well-formed. Raises Refusal."""
-        raise NotImplementedError
-
-    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK,
-              headers: Mapping[str, str] = {}) -> None:
-        """Answer with `body`."""
-        self.write_head(status, {"Content-Type": kind, "Content-Length": str(len(body)),
-                                 **headers})
-        if self.method != "HEAD":
-            self.exchange.write(body)
-
-    def reply_json(self, content: "dict[str, Any]", status: HTTPStatus = HTTPStatus.OK,
-                   headers: Mapping[str, str] = {}) -> None:
-        """Answer with JSON."""
-        self.reply(json.dumps(content).encode(), "application/json", status, headers)
-
-    def write_head(self, status: HTTPStatus, headers: "Mapping[str, str]") -> None:
-        """The head of any answer. A request is no event of the chat: it is logged with -v only."""
-        logger.debug("%s %s %s: %d", self.peer, escape(self.method), escape(self.path), status)
-        fields = {"Server": f"Roger/{chatproto.__version__}",
-                  "Date": email.utils.formatdate(usegmt=True), "Connection": "close",
-                  **self.safe_headers, **headers}
-        lines = [f"HTTP/1.1 {status:d} {status.phrase}",
-                 *(f"{key}: {value}" for key, value in fields.items()), "", ""]
-        # A body may have taken longer than a request does.
-        self.exchange.more_time(HTTP_TIMEOUT)
-        self.exchange.write("\r\n".join(lines).encode("latin-1"))
-
-    def is_unchanged(self, headers: "Mapping[str, str]") -> bool:
-        """Whether the other side has already what `headers` have the ETag of: then it was told so,
-        without a body (RFC 9110, 13.1.2)."""
-        known = {tag.removeprefix("w/") for tag in self.tokens("If-None-Match")}
-        if not known & {"*", headers["ETag"].removeprefix("W/")}:
-            return False
-        self.write_head(HTTPStatus.NOT_MODIFIED, headers)
-        return True
-
-    def go_on(self) -> None:
-        """The body may come. Who asks before it sends one hears of it here, and not earlier: what
-        is refused stays where it is."""
-        if self.headers.get("Expect"):
-            self.exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def body_length(self, most: int) -> int:
-        """How many bytes the body has. Raises Refusal."""
-        size = self.one_header("Content-Length")
-        if self.headers.get("Transfer-Encoding") is not None or not size:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body has a Content-Length")
-        if not re.fullmatch("[0-9]{1,18}", size):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "that is no length")
-        if int(size) > most:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                          f"this body has at most {most} bytes")
-        return int(size)
-
-    def one_header(self, name: str) -> str:
-        """The value of a header that may come once at most; "" without it. Raises Refusal."""
-        values = self.headers.get_all(name, [""])
-        if len(values) > 1:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} comes twice")
-        return str(values[0]).strip()
-
-    def tokens(self, name: str) -> "set[str]":
-        """What a header that is a list has, in lower case."""
-        return {token.strip().lower() for value in self.headers.get_all(name, [])
-                for token in value.split(",")}
-
-    @property
-    def origin(self) -> str:
-        """Where a page is that was asked for as this request was: its scheme, host and port."""
-        scheme = "https" if self.exchange.wire.is_encrypted else "http"
-        return f"{scheme}://{self.one_header('Host')}".lower()
-
-    def check_origin(self) -> None:
-        """Browsers always say where a WebSocket's page, or what changes something, came from: it
-        has to be our own page. Raises Refusal."""
-        if self.one_header("Origin").lower() != self.origin:
-            logger.info("%s was refused: a page of %s wants to chat", self.peer,
-                        escape(self.one_header("Origin")[:100] or "nowhere"))
-            raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
-
-    def upgrade(self) -> WebSocket:
-        """The handshake (RFC 6455, 4.2). Raises Refusal."""
-        if ("websocket" not in self.tokens("Upgrade")
-                or "upgrade" not in self.tokens("Connection")
-                or self.one_header("Sec-WebSocket-Version") != "13"):
-            raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket of version 13",
-                          {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-        key = self.one_header("Sec-WebSocket-Key")
-        # 16 bytes in base64.
-        if not re.fullmatch("[0-9A-Za-z+/]{22}==", key) or self.version == "1.0":
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no handshake of a WebSocket")
-        accept = base64.b64encode(hashlib.sha1(key.encode() + _ACCEPT).digest()).decode("ascii")
-        self.write_head(HTTPStatus.SWITCHING_PROTOCOLS,
-                         {"Upgrade": "websocket", "Connection": "Upgrade",
-                          "Sec-WebSocket-Accept": accept})
-        return WebSocket(self.exchange.wire, self.exchange.rest())
-
-    def _read_head(self) -> None:
-        found = _REQUEST_LINE.fullmatch(self.exchange.readline().decode("latin-1"))
-        if found is None:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
-        if found[3] > "1":
-            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version 1.1 is spoken here")
-        self.method, self.path, self.version = found[1], found[2], found[3] + found[4]
-        try:
-            self.headers = http.client.parse_headers(self.exchange)
-        except http.client.HTTPException as error:
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error)) from error
-        if self.headers.defects:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "no request of HTTP")
 
 
 # --- Files ---
@@ -713,11 +708,6 @@ class Stored:
     def is_finished(self) -> bool:
         """Whether all of it is on disk."""
         return self.have == self.size
-
-    @property
-    def is_to_be_kept(self) -> bool:
-        """Whether a restart would lose too much of it."""
-        return self.is_finished or self.have - self.kept >= KEPT
 
     def is_stalled(self, now: float) -> bool:
         """Whether nobody brings it any more: then it may make room for another. Of one of which
@@ -782,9 +772,12 @@ class FileStore:
         the id `forgotten` handed out; and sweep the folder. None: nothing was kept, and whole files
         are left alone."""
         for key, text in (kept or {}).items():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            # What is damaged, or is not on disk any more, is forgotten.
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
                 file = Stored.from_json(key, text)
-                if not 0 < file.message <= forgotten and self._size_of(key) >= file.have:
+                with self._open(key) as content:
+                    size = content.seek(0, os.SEEK_END)
+                if not 0 < file.message <= forgotten and size >= file.have:
                     self._files[key] = file
         self.changes.update(dict.fromkeys(set(kept or ()) - set(self._files)))
         for name in () if self._is_temporary else os.listdir(self._folder):
@@ -858,8 +851,8 @@ class FileStore:
     def listed(self) -> "list[Stored]":
         """What was handed out, the oldest first."""
         with self._lock:
-            said = [dataclasses.replace(file) for file in self._files.values() if file.message]
-        return sorted(said, key=lambda file: file.message)
+            return sorted((file for file in self._files.values() if file.message),
+                          key=lambda file: file.message)
 
     def get(self, key: str) -> Optional[Stored]:
         """The file of that key, in whatever state it is."""
@@ -965,12 +958,6 @@ class FileStore:
             return open(self._part(key), "rb")
         return open(self._whole(key), "rb")
 
-    def _size_of(self, key: str) -> int:
-        """Bytes on disk; -1 for no such file."""
-        with contextlib.suppress(OSError), self._open(key) as content:
-            return content.seek(0, os.SEEK_END)
-        return -1
-
     def _work(self) -> None:
         """The thread's: until close()."""
         for key in iter(self._jobs.get, None):
@@ -1047,8 +1034,6 @@ class FileRequest(Request):
 
     def answer_file(self, way: "Way") -> None:
         """Answer it in one of the ways below. Raises Refusal."""
-        if self.method != "GET" and self.one_header("Origin"):
-            self.check_origin()
         step_aside()
         try:
             way(self)
@@ -1098,9 +1083,10 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.BAD_REQUEST, "Content-Length and Content-Range differ")
         self.clerk.store.reserve(file, size)
         if length or not size and not file.message:
-            self._take(file, first, length)
+            self._add(file, first, length)
         answer: "dict[str, Any]" = {"have": file.have}
-        if file.is_to_be_kept:
+        if file.is_finished or file.have - file.kept >= KEPT:
+            # Else a restart would lose too much of it.
             self.clerk.keep(file)
         if file.is_finished:
             base = self.clerk.address() or self.origin
@@ -1121,11 +1107,11 @@ class FileRequest(Request):
             raise Refusal(HTTPStatus.BAD_REQUEST, "no such piece can be")
         return first, behind, size
 
-    def _take(self, file: Stored, first: int, length: int) -> None:
+    def _add(self, file: Stored, first: int, length: int) -> None:
         self.go_on()
-        pieces = self.exchange.pieces(length)
+        pieces = self.pieces(length)
         try:
-            self.clerk.store.write(file, first, pieces, self.exchange.wire)
+            self.clerk.store.write(file, first, pieces, self.wire)
         except OSError as error:
             # The disk is full: a part that nobody can finish is of no use.
             logger.error("a file cannot be written: %s", error)
@@ -1185,8 +1171,8 @@ class FileRequest(Request):
             if not piece:
                 logger.error("a file has become shorter")
                 return
-            self.exchange.more_time(PIECE_TIMEOUT)
-            self.exchange.write(piece)
+            self.more_time(PIECE_TIMEOUT)
+            self.write(piece)
             first += len(piece)
 
     @property
@@ -1215,22 +1201,6 @@ def step_aside() -> None:
 
 
 # --- What is served ---
-
-class Desk(NamedTuple):
-    """What the host's view may do at the server.
-
-    Each may be called on any thread, and raise LookupError, ValueError, ProtocolError, OSError or
-    TimeoutError.
-    """
-
-    # What the view shows: people (name, address, seconds connected or None, whether muted), motd,
-    # name, url, rules, held, talk.
-    state: "Callable[[], dict[str, Any]]"
-    # Does what a line of the console says, and returns what to tell the host.
-    do: Callable[[str], str]
-    # What was said in public, as lines of text.
-    recorded: Callable[[], str]
-
 
 # What the view may do, in the console's words.
 HOST_WORDS = frozenset("/mute /unmute /only-host /everyone /private /slow /remove /boot /ban "
@@ -1323,7 +1293,7 @@ class PageRequest(FileRequest):
         if not is_our_host(host, self.web.names):
             raise Refusal(HTTPStatus.FORBIDDEN,
                           "come by an address, localhost or this machine's name")
-        wire = self.exchange.wire
+        wire = self.wire
         if isinstance(wire, chatproto.SecureSocket) and not wire.is_encrypted:
             # It could speak TLS, and came without.
             where = self.path if self.path.startswith("/") else PAGE
@@ -1336,6 +1306,9 @@ class PageRequest(FileRequest):
         if self.method not in ways:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{', '.join(ways)} is all there is",
                           {"Allow": ", ".join(ways)})
+        # Who is no browser, and says no Origin, can use the port without HTTP.
+        if self.one_header("Origin") or path == CHAT:
+            self.check_origin()
         if clerk is None or not is_file:
             return ways[self.method](self)
         self.clerk = clerk
@@ -1364,11 +1337,6 @@ class PageRequest(FileRequest):
             raise Refusal(HTTPStatus.NOT_FOUND, "it does not lie beside the server") from error
         self.reply(content, PLAIN_TEXT)
 
-    def _chat(self) -> WebSocket:
-        """Who is no browser, and says no Origin, can use the port without HTTP."""
-        self.check_origin()
-        return self.upgrade()
-
     # The host's view
 
     def _host(self) -> None:
@@ -1377,11 +1345,9 @@ class PageRequest(FileRequest):
                 and hmac.compare_digest(given, self.web.secret.encode())):
             raise Refusal(HTTPStatus.FORBIDDEN, "the host's view needs the secret that the "
                                                      "server printed, on its machine")
-        if self.one_header("Origin"):
-            self.check_origin()
         try:
             answer = self._host_does() if self.method == "POST" else ""
-            state = self.web.desk.state()
+            state = self.web.console.state()
             self.reply_json({**state, "qr": qr_rows(state["url"]), "answer": answer})
         except (LookupError, ValueError, ProtocolError, OSError) as error:
             # TimeoutError is an OSError.
@@ -1393,21 +1359,21 @@ class PageRequest(FileRequest):
         size = self.body_length(MAX_BODY)
         self.go_on()
         try:
-            line = json.loads(b"".join(self.exchange.pieces(size)))["do"]
+            line = json.loads(b"".join(self.pieces(size)))["do"]
         except (ValueError, LookupError, TypeError, RecursionError):
             line = None
         if line == "record":
-            return self.web.desk.recorded()
+            return "".join(self.web.console.recorded(as_text=True))
         if type(line) is not str or line.partition(" ")[0] not in HOST_WORDS:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the body is a JSON object whose do is record, "
                           f"or begins with one of {' '.join(sorted(HOST_WORDS))}")
-        return self.web.desk.do(chatproto.clean_text(line))
+        return str(self.web.console.do(chatproto.clean_text(line)))
 
     # The pattern of a path, and what each method that it may be asked for with does.
     WAYS: "list[tuple[str, dict[str, Way]]]" = [
         (PAGE, {"GET": _page, "HEAD": _page}),
         ("|".join(map(re.escape, FILES)), {"GET": _newcomers_file, "HEAD": _newcomers_file}),
-        (CHAT, {"GET": _chat}),
+        (CHAT, {"GET": Request.upgrade}),
         (HOST, {"GET": _host, "POST": _host}),
         (UPLOADS, {"POST": FileRequest.begin}),
         (UPLOADS + f"/[0-9a-f]{{{KEY}}}", {"GET": FileRequest.download, "HEAD": FileRequest.tell,
@@ -1417,14 +1383,14 @@ class PageRequest(FileRequest):
 class Web:
     """The web for chat_server: greet() finds out what a connection is."""
 
-    def __init__(self, desk: Desk, folder: str = HERE, names: Collection[str] = (),
+    def __init__(self, console: Any, folder: str = HERE, names: Collection[str] = (),
                  title: str = "") -> None:
-        """Read the files; `names` are those by which browsers may come, besides the machine's own,
-        and `title` is what the server is called.
+        """Read the files; `console` is chat_server's, `names` are those by which browsers may come,
+        besides the machine's own, and `title` is what the server is called.
 
         Raises OSError when the page is not there, ValueError when it is none of ours.
         """
-        self.desk = desk
+        self.console = console
         # Where the page lies, and the files for newcomers.
         self.folder = folder
         self.names = names
@@ -1472,33 +1438,39 @@ def speaks_http(first: bytes) -> bool:
 
 # --- QR codes ---
 
-# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
-# version: codewords in all, those of them for error correction in a block, blocks (table 9), and
-# the middles of the alignment patterns (annex E).
-_QR = [(26, 10, 1, ()), (44, 16, 1, (6, 18)), (70, 26, 1, (6, 22)), (100, 18, 2, (6, 26)),
-       (134, 24, 2, (6, 30)), (172, 16, 4, (6, 34)), (196, 18, 4, (6, 22, 38)),
-       (242, 22, 4, (6, 24, 42)), (292, 22, 5, (6, 26, 46)), (346, 26, 5, (6, 28, 50))]
-# The conditions of the eight masks, for row and column (table 10).
+# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable). The longest address of
+# ours, https://[39 characters]:65535/, has 56 bytes: versions 2 to 4 have room for 26, 42 and 62.
+# For each version: blocks, codewords for data in each (table 9), and the generator polynomial of
+# those for error correction (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1)).
+_QR = {2: (1, 28, bytes.fromhex("3b0d68bd44d11e08a34129e56232243b")),
+       3: (1, 44, bytes.fromhex("f633b7048862c7984d38ce189128d175e92a87444690924d2b5e")),
+       4: (2, 32, bytes.fromhex("effbb77195afc7d7f0dc4952ad4b2043d992"))}
+# The conditions of the eight masks, for row and column (table 10), and the words that say which of
+# them it is, and M (table C.1).
 _QR_MASKS: "list[Callable[[int, int], int]]" = [
     lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
     lambda y, x: (y // 2 + x // 3) % 2, lambda y, x: y * x % 2 + y * x % 3,
     lambda y, x: (y * x % 2 + y * x % 3) % 2, lambda y, x: ((y + x) % 2 + y * x % 3) % 2]
+_QR_FORMATS = (0x5412, 0x5125, 0x5e7c, 0x5b4b, 0x45f9, 0x40ce, 0x4f97, 0x4aa0)
 QR_QUIET = 4                    # modules of light around the code
+# A module that is neither light (0) nor dark (1) yet: it is to be data.
+_FREE = 2
 
 
 def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
     """`text` as a QR code: its rows, a byte a module, 1 for dark; the quiet zone is left out.
 
     The mask is for tests: without it the best one is chosen. Raises ValueError when the text takes
-    more than 213 bytes.
+    more than 62 bytes.
     """
     data = text.encode("utf-8")
-    version = next((each for each in range(1, len(_QR) + 1) if len(data) <= _qr_room(each)), 0)
-    if not version:
-        raise ValueError("too long for a QR code")
-    codewords = _qr_codewords(data, version)
-    masks = range(len(_QR_MASKS)) if mask is None else [mask]
-    return min((_QrGrid(version).drawn(codewords, each) for each in masks), key=_qr_penalty)
+    for version, (blocks, size, _) in _QR.items():
+        # Its kind and its length take two of the codewords.
+        if len(data) <= blocks * size - 2:
+            codewords = _qr_codewords(data, version)
+            masks = range(len(_QR_MASKS)) if mask is None else [mask]
+            return min((_qr_drawn(version, codewords, each) for each in masks), key=_qr_penalty)
+    raise ValueError("too long for a QR code")
 
 
 @functools.lru_cache(maxsize=1)
@@ -1523,28 +1495,17 @@ def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = Tr
             for pair in zip(painted[::2], painted[1::2])]
 
 
-def _qr_room(version: int) -> int:
-    """Bytes of a text that a symbol has room for: its length and kind take 12 or 20 bits."""
-    total, correction, blocks, _ = _QR[version - 1]
-    return total - correction * blocks - (2 if version < 10 else 3)
-
-
 def _qr_codewords(data: bytes, version: int) -> bytes:
     """The codewords of a symbol in their order (7.4 to 7.6)."""
-    total, correction, blocks, _ = _QR[version - 1]
-    room = total - correction * blocks
-    length = 8 if version < 10 else 16
-    # The kind, 4 bits, and four of nothing at the end, for which there is always room.
-    bits = (0b0100 << length | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
-    words = (bits << 4).to_bytes(len(data) + 1 + length // 8, "big")
-    words += (b"\xec\x11" * room)[:room - len(words)]
-    # The later blocks have one codeword more where it does not come out even.
-    ends = [room // blocks * number + max(0, number - blocks + room % blocks)
-            for number in range(blocks + 1)]
-    parts = [words[start:end] for start, end in zip(ends, ends[1:])]
-    checks = [_qr_correction(part, correction) for part in parts]
-    return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
-                 for column in columns if at < len(column))
+    blocks, size, divisor = _QR[version]
+    # The kind, 4 bits, the length, and four bits of nothing at the end, for which there is always
+    # room.
+    bits = (0b0100 << 8 | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    words = (bits << 4).to_bytes(len(data) + 2, "big")
+    words += (b"\xec\x11" * size)[:blocks * size - len(words)]
+    parts = [words[number * size:][:size] for number in range(blocks)]
+    checks = [_qr_correction(part, divisor) for part in parts]
+    return bytes(word for columns in (parts, checks) for column in zip(*columns) for word in column)
 
 
 def _qr_multiply(left: int, right: int) -> int:
@@ -1556,33 +1517,14 @@ def _qr_multiply(left: int, right: int) -> int:
     return product
 
 
-@functools.lru_cache(maxsize=None)
-def _qr_divisor(degree: int) -> bytes:
-    """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
-    divisor, root = [1], 1
-    for _ in range(degree):
-        divisor = [left ^ _qr_multiply(right, root)
-                   for left, right in zip([*divisor, 0], [0, *divisor])]
-        root = _qr_multiply(root, 2)
-    return bytes(divisor[1:])
-
-
-def _qr_correction(data: bytes, degree: int) -> bytes:
+def _qr_correction(data: bytes, divisor: bytes) -> bytes:
     """The Reed-Solomon code of a block: the remainder of a division."""
-    divisor, rest = _qr_divisor(degree), bytes(degree)
+    rest = bytes(len(divisor))
     for byte in data:
         factor = byte ^ rest[0]
         rest = bytes(left ^ _qr_multiply(right, factor)
                      for left, right in zip(rest[1:] + b"\0", divisor))
     return rest
-
-
-def _qr_checked(value: int, polynomial: int, degree: int) -> int:
-    """`value` with the remainder of its division (BCH, annexes C and D) behind it."""
-    rest = value
-    for _ in range(degree):
-        rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
-    return value << degree | rest
 
 
 def _qr_penalty(rows: "list[bytes]") -> int:
@@ -1599,65 +1541,48 @@ def _qr_penalty(rows: "list[bytes]") -> int:
     return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
-# A module that is neither light nor dark yet.
-_FREE = 2
+def _qr_drawn(version: int, codewords: bytes, mask: int) -> "list[bytes]":
+    """The whole symbol with that mask."""
+    rows = _qr_frame(17 + 4 * version)
+    _qr_draw_format(rows, _QR_FORMATS[mask])
+    _qr_draw_codewords(rows, codewords, _QR_MASKS[mask])
+    return [bytes(row) for row in rows]
 
 
-class _QrGrid:
-    """The modules of a symbol: rows of 0 (light), 1 (dark), and _FREE for what is to be data."""
-
-    def __init__(self, version: int) -> None:
-        """Draw all that does not depend on data and mask."""
-        size = 17 + 4 * version
-        self.rows = [bytearray([_FREE]) * size for _ in range(size)]
-        for at in range(size):
-            self.rows[6][at] = self.rows[at][6] = at % 2 == 0
-        end = size - 4
-        for y, x in ((3, 3), (3, end), (end, 3)):
-            self._draw_square(y, x, 4, (0, 1, 3))
-        middles = _QR[version - 1][3]
-        for y, x in itertools.product(middles, middles):
-            # In three corners a finder is there already.
-            if not ((y, x) == (6, 6) or 6 in (y, x) and size - 7 in (y, x)):
-                self._draw_square(y, x, 2, (0, 2))
-        if version >= 7:
-            word = _qr_checked(version, 0x1F25, 12)
-            for bit in range(18):
-                near, far = bit // 3, size - 11 + bit % 3
-                self.rows[near][far] = self.rows[far][near] = word >> bit & 1
-
-    def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
-        """The whole symbol with that mask."""
-        self._draw_format(mask)
-        self._draw_codewords(codewords, _QR_MASKS[mask])
-        return [bytes(row) for row in self.rows]
-
-    def _draw_format(self, mask: int) -> None:
-        """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
-        word = _qr_checked(mask, 0x537, 10) ^ 0x5412
-        first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
-                 *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
-        end = len(self.rows)
-        second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
-        for bit, places in enumerate(zip(first, second)):
-            for y, x in places:
-                self.rows[y][x] = word >> (14 - bit) & 1
-        self.rows[end - 8][8] = 1
-
-    def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
-        """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
-        bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
-        upwards = True
-        for right in (*range(len(self.rows) - 1, 6, -2), 5, 3, 1):
-            rows = range(len(self.rows))
-            for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
-                if self.rows[y][x] == _FREE:
-                    self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
-            upwards = not upwards
-
-    def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
-        """Squares around a middle, dark at these distances; what lies outside is left out."""
-        size = len(self.rows)
+def _qr_frame(size: int) -> "list[bytearray]":
+    """What does not depend on data and mask: timing, three finders, one alignment pattern."""
+    rows = [bytearray([_FREE]) * size for _ in range(size)]
+    for at in range(size):
+        rows[6][at] = rows[at][6] = at % 2 == 0
+    finder, end = (4, (0, 1, 3)), size - 4
+    # Squares around a middle, dark at these distances; what lies outside is left out.
+    for y, x, (radius, dark) in ((3, 3, finder), (3, end, finder), (end, 3, finder),
+                                 (size - 7, size - 7, (2, (0, 2)))):
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
             if 0 <= y + dy < size and 0 <= x + dx < size:
-                self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark
+                rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark
+    return rows
+
+
+def _qr_draw_format(rows: "list[bytearray]", word: int) -> None:
+    """Both copies of the word, and the module that is always dark (7.9)."""
+    first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)), *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
+    end = len(rows)
+    second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
+    for bit, places in enumerate(zip(first, second)):
+        for y, x in places:
+            rows[y][x] = word >> (14 - bit) & 1
+    rows[end - 8][8] = 1
+
+
+def _qr_draw_codewords(rows: "list[bytearray]", codewords: bytes,
+                       masked: Callable[[int, int], int]) -> None:
+    """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
+    bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
+    upwards = True
+    for right in (*range(len(rows) - 1, 6, -2), 5, 3, 1):
+        down = range(len(rows))
+        for y, x in itertools.product(reversed(down) if upwards else down, (right, right - 1)):
+            if rows[y][x] == _FREE:
+                rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+        upwards = not upwards

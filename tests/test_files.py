@@ -616,15 +616,15 @@ def test_slow_ones_are_cut_off(monkeypatch):
     with ours, theirs:
         wire = chatproto.MessageSocket(ours)
         theirs.sendall(b"ab")
-        exchange = chat_web.Exchange(wire)
+        request = chat_web.Request(wire, "192.0.2.1")
         taken = []
         with pytest.raises(chat_web.Refusal) as refused:
-            for piece in exchange.pieces(10):
+            for piece in request.pieces(10):
                 taken.append(piece)
         assert b"".join(taken) == b"ab" and refused.value.status == 408
-        exchange.more_time(chat_web.PIECE_TIMEOUT)
+        request.more_time(chat_web.PIECE_TIMEOUT)
         with pytest.raises(chat_web.ConnectionClosed):
-            exchange.write(bytes(10_000_000))
+            request.write(bytes(10_000_000))
 
 
 def test_frames_with_a_file():

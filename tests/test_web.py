@@ -220,7 +220,7 @@ def impatient(monkeypatch):
     """A Web that gives requests little time; greet(data, seconds) is what becomes of a peer
     that sends `data`."""
     monkeypatch.setattr(chatproto, "LINGER", 0.1)
-    web = chat_web.Web(chat_web.Desk(*[None] * 3))
+    web = chat_web.Web(None)
 
     def greet(data, seconds=0.1):
         monkeypatch.setattr(chat_web, "HTTP_TIMEOUT", seconds)
@@ -379,7 +379,7 @@ def test_host_view_from_elsewhere(secret, server, get):
     """The secret does nothing in a URL, from another page, or from another machine."""
     assert get(f"/host?host={secret}")[0] == 403
     assert get("/host", f"X-Roger-Host: {secret}", "Origin: http://evil.example")[0] == 403
-    web = chat_web.Web(chat_web.Desk(*[None] * 3))
+    web = chat_web.Web(None)
     for address in ("192.168.1.7", "fe80::1%eth0", "10.0.0.1"):
         assert asked_from(web, address, "/host", f"X-Roger-Host: {web.secret}")[0] == 403
 
@@ -397,7 +397,7 @@ def asked_from(web, address, path, *headers):
 
 def test_host_view_is_for_the_own_machine():
     """Elsewhere the page has nothing of it, and weighs less."""
-    web = chat_web.Web(chat_web.Desk(*[None] * 3))
+    web = chat_web.Web(None)
     (_, _, here), (_, _, there) = (asked_from(web, address, "/") for address in
                                    ("127.0.0.1", "192.168.1.7"))
     assert b"X-Roger-Host" in here and b"host-people" in here
