@@ -1075,9 +1075,13 @@ class ChatClient(ClientSession):
 
     def connect(self, seconds: float = 2 * CONNECT_TIMEOUT) -> None:
         """Connect and join; from then on the connection heals by itself. Raises ConnectionError
-        when the first try fails, and may then be called again; and after close()."""
+        when the first try fails, and may then be called again; and after close(). Raises
+        RuntimeError once we were in: a second connection would fight the first."""
         if self._closing.is_set():
             raise ConnectionError("the client was closed")
+        if self._thread is not None:
+            raise RuntimeError("connect() was called before: the connection heals by itself, and "
+                               "after its end there is a new ChatClient")
         self._end = None
         self._first.clear()
         # A daemon, as it waits in a socket: close() ends it.
@@ -1087,6 +1091,7 @@ class ChatClient(ClientSession):
             self._end = ConnectionError(f"{self.server.where} does not answer")
             self.close(0)
         if self._end is not None:
+            self._thread = None
             raise self._end
 
     def upload(self, path: str, progress: Callable[[int, int], None] = lambda done, size: None,

@@ -91,12 +91,34 @@ def test_connect_after_close_raises(port):
         client.connect(TIMEOUT)
 
 
+def test_connect_again(port, clients):
+    """Who was in cannot connect a second time, not in on_lost or on_end either: the session stays
+    on its one connection."""
+    raised, ended = [], threading.Event()
+
+    def again(*arguments):
+        with pytest.raises(RuntimeError, match="heals by itself"):
+            ann.connect(TIMEOUT)
+        raised.append(arguments)
+    ann = clients("ann", on_lost=again, on_end=lambda why: (again(why), ended.set()))
+    again()
+    ann._cut("a test")
+    wait_until(lambda: len(raised) == 2 and ann.joined)
+    other = ChatClient("127.0.0.1", port, "ann")
+    other.go_on(ann.ticket)
+    other.connect(TIMEOUT)
+    assert ended.wait(TIMEOUT) and len(raised) == 3 and list(other.users) == ["ann"]
+    other.close()
+
+
 def test_connect_without_a_server(monkeypatch):
     """Nobody listens: connect() says so, and nothing can be said."""
     monkeypatch.setattr(chat_client, "START_PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = ChatClient("127.0.0.1", port, "ann")
+    with pytest.raises(ConnectionError, match="cannot connect"):
+        client.connect(TIMEOUT)
     with pytest.raises(ConnectionError, match="cannot connect"):
         client.connect(TIMEOUT)
     client.close()
