@@ -1266,7 +1266,8 @@ class Journal:
                 return None
         elif after < session.begin:
             chats = self._chats[self._index_behind(after):self._index_behind(upto)]
-            entries, place = window_of(chats, upto)
+            # In one step, however much was private in between: nobody who joins hears of that.
+            entries, place = window_of([chat for chat in chats if chat.audience is None], upto)
         else:
             return None
         heard = [entry for entry in entries if session.hears(entry)]
