@@ -4279,7 +4279,8 @@ class Console:
         if not url:
             return "there is no page to go to: browsers are not served"
         import chat_web
-        shows_blocks = "utf" in sys.stdout.encoding.lower()
+        # Without a stdout as well: else the console would end here.
+        shows_blocks = "utf" in str(getattr(sys.stdout, "encoding", None)).lower()
         lines = chat_web.qr_lines(chat_web.qr_code(url), bool(look), shows_blocks)
         return "\n".join([*lines, url])
 
