@@ -1266,7 +1266,8 @@ class Journal:
                 return None
         elif after < session.begin:
             chats = self._chats[self._index_behind(after):self._index_behind(upto)]
-            entries, place = window_of(chats, upto)
+            # In one step, however much was private in between: nobody who joins hears of that.
+            entries, place = window_of([chat for chat in chats if chat.audience is None], upto)
         else:
             return None
         heard = [entry for entry in entries if session.hears(entry)]
@@ -4278,7 +4279,8 @@ class Console:
         if not url:
             return "there is no page to go to: browsers are not served"
         import chat_web
-        shows_blocks = "utf" in sys.stdout.encoding.lower()
+        # Without a stdout as well: else the console would end here.
+        shows_blocks = "utf" in str(getattr(sys.stdout, "encoding", None)).lower()
         lines = chat_web.qr_lines(chat_web.qr_code(url), bool(look), shows_blocks)
         return "\n".join([*lines, url])
 

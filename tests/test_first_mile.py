@@ -485,6 +485,16 @@ def test_host_page_has_the_invitation():
     server.stop()
 
 
+def test_qr_without_stdout(monkeypatch):
+    """Where the program was started with stdout closed, /qr paints with what every encoding has."""
+    url = "http://192.168.1.20:8087/"
+    console = types.SimpleNamespace(_invitation=types.SimpleNamespace(url=url))
+    with monkeypatch.context() as without:
+        without.setattr(sys, "stdout", None)
+        painted = chat_server.Console._qr(console)
+    assert painted.isascii() and painted.endswith(f"\n{url}")
+
+
 @posix_only
 @pytest.mark.parametrize("options, encoding", [
     ("", "utf-8"), (" light", "utf-8"), ("", "ascii"), (" light", "ascii")])

@@ -127,6 +127,24 @@ def test_restart_newcomers_get_the_last_messages(rooms):
     assert bob.welcome["missed"] == 0
 
 
+def test_newcomers_wait_for_nothing_private(monkeypatch):
+    """However much was private since, the last public messages are one piece of the log."""
+    bench = Bench()
+    ann, eve = bench.member("ann"), bench.visitor("eve")
+    for number in range(3):
+        ann.say(f"public {number}")
+    for _ in range(5 * WINDOW):
+        ann.say("psst", to="ann")
+        ann.take()
+    pieces, piece = [], bench.room.journal.piece
+    monkeypatch.setattr(bench.room.journal, "piece",
+                        lambda *place: pieces.append(place) or piece(*place))
+    eve.send(frame("join", name="eve"))
+    eve.mute = False
+    assert eve.texts() == ["public 0", "public 1", "public 2"]
+    assert len(pieces) == 1
+
+
 def test_restart_keeps_refusals(rooms):
     """A refusal that was not confirmed before the restart is heard after it, and no welcome
     confirms what it refuses."""
