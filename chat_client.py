@@ -1692,14 +1692,14 @@ class Formatter:
         # Who has another name since we ignored them: name_key of now -> of then.
         self._moved: "dict[str, str]" = {}
 
-    def entries(self, message: Message, said: Optional[Said] = None) -> "list[Entry]":
-        """What to show for a message, with `said` where we know it as our own; nothing for
+    def entries(self, message: Message, own: bool, said: Optional[Said] = None) -> "list[Entry]":
+        """What to show for a message, which may be our `own`, with what we know of it; nothing for
         one that is hidden."""
         entry: Optional[Entry] = None
         if not isinstance(message, Chat):
             self._follow(message)
             entry = self._event(message)
-        elif said is not None or self._client.is_own(message):
+        elif own:
             entry = self.chat(message, True, said)
         elif not self.is_ignored(message.sender):
             entry = self.chat(message)
@@ -3463,13 +3463,13 @@ class Interface(abc.ABC):
             self.show(f"* your name is {escape(welcome.name)} for now: "
                       f"{escape(self.client.wanted)} is taken")
 
-    def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
-        """A message has come. Where it `rings` the user wants to be called to it."""
+    def _hear(self, message: Message, entries: "list[Entry]", own: bool, is_news: bool) -> None:
+        """A message has come. It `is_news` where somebody else has said it since we came, and it is
+        shown."""
         # First: whoever sees a message may answer it at once.
         if isinstance(message, Chat):
             # What is history may be of somebody who had that name then.
-            is_new = message.id > self.client.history_until
-            if message.to is not None and not own and entries and is_new:
+            if is_news and message.to is not None:
                 self.last_private = message.sender
         elif (isinstance(message, (Renamed, Left))
               and name_key(message.name) == name_key(self.last_private)):
@@ -3516,16 +3516,16 @@ class Interface(abc.ABC):
     def _on_message(self, message: Message) -> None:
         self._kept.follow(self.client)
         own = self.client.is_own(message)
-        if not self._is_wanted(message, own):
-            return
-        entries = self.formatter.entries(message, self.client.said_of(message.id))
-        rings = False
-        if isinstance(message, Chat) and entries and not own:
-            bell = self._arguments.bell or self.settings.bell
+        if self._is_wanted(message, own):
+            entries = self.formatter.entries(message, own, self.client.said_of(message.id))
             is_new = message.id > self.client.history_until
-            rings = is_new and (bell == "all"
-                                or bell == "mentions" and self.formatter.is_mention(message))
-        self.post(self._hear, message, entries, own, rings)
+            self.post(self._hear, message, entries, own,
+                      isinstance(message, Chat) and bool(entries) and is_new and not own)
+
+    def _rings(self, chat: Chat) -> bool:
+        """The user wants to be called to this news."""
+        bell = self._arguments.bell or self.settings.bell
+        return bell == "all" or bell == "mentions" and self.formatter.is_mention(chat)
 
     @abc.abstractmethod
     def _is_wanted(self, message: Message, own: bool) -> bool:
@@ -3711,11 +3711,12 @@ class Plain(Interface):
     def add(self, entry: Entry) -> None:
         self._print("\n".join(entry.plain()))
 
-    def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
-        super()._hear(message, entries, own, rings)
+    def _hear(self, message: Message, entries: "list[Entry]", own: bool, is_news: bool) -> None:
+        super()._hear(message, entries, own, is_news)
         if isinstance(message, Removed) and not self._is_pipe:
             self.show("* the host has removed a message")
-        if rings and not self._is_pipe and sys.stdout is not None and sys.stdout.isatty():
+        if (isinstance(message, Chat) and is_news and not self._is_pipe and self._rings(message)
+                and sys.stdout is not None and sys.stdout.isatty()):
             self._print("\a", end="")
 
     def _print(self, line: str, end: str = "\n") -> None:
@@ -4320,18 +4321,19 @@ class Window(Interface):
         entry = self.formatter.chat(chat, own=True, said=said, is_placed=False)
         self.talk.add_unplaced(said, entry)
 
-    def _hear(self, message: Message, entries: "list[Entry]", own: bool, rings: bool) -> None:
+    def _hear(self, message: Message, entries: "list[Entry]", own: bool, is_news: bool) -> None:
         if isinstance(message, Chat):
             if own:
                 self.talk.came_back(message.text, message.to)
             elif entries:
                 self.talk.mark(self.formatter.note, self.notice.is_away)
-                self.notice.heard(message, rings, self.formatter.is_mention)
+                self.notice.heard(message, is_news and self._rings(message),
+                                  self.formatter.is_mention)
         elif isinstance(message, Removed):
             entry = self.talk.entry_of(message.about)
             if entry is not None:
                 self.formatter.removed(entry)
-        super()._hear(message, entries, own, rings)
+        super()._hear(message, entries, own, is_news)
 
     def _tell_trouble(self) -> None:
         # What was said before pushes the line off the screen.
@@ -4675,19 +4677,17 @@ def choose_server() -> "tuple[str, int]":
 
     Raises LookupError, whose text says what to do.
     """
-    until = time.monotonic() + START_PATIENCE
-    while True:
-        servers = find_servers()
+    until, servers = time.monotonic() + START_PATIENCE, find_servers()
+    while not servers:
         # One that keeps quiet may run on this machine.
-        if not servers and _listens("localhost", PORT):
+        if _listens("localhost", PORT):
             return "localhost", PORT
-        if servers or time.monotonic() >= until:
-            break
+        if time.monotonic() >= until:
+            raise LookupError("no chat server answers on this LAN: is one running? If it is, say "
+                              "where: chat_client.py HOST PORT, as the server printed it")
+        servers = find_servers()
     if len(servers) == 1:
         return servers[0].host, servers[0].port
-    if not servers:
-        raise LookupError("no chat server answers on this LAN: is one running? If it is, say "
-                          "where: chat_client.py HOST PORT, as the server printed it")
     if not is_attended():
         raise LookupError(f"{len(servers)} chat servers answer, say which one: "
                           + ", ".join(map(str, servers)))

@@ -95,7 +95,8 @@ def entry(text):
 
 
 def lines_of(formatter, message, said=None):
-    return [line for one in formatter.entries(message, said) for line in one.plain()]
+    own = said is not None or formatter._client.is_own(message)
+    return [line for one in formatter.entries(message, own, said) for line in one.plain()]
 
 
 def spans_of(line, style):

@@ -67,7 +67,7 @@ def test_readme_client_commands():
     """The table has no command that the client does not know."""
     (table,) = re.findall(r"^\| `/nick.*?\n\n", README, re.MULTILINE | re.DOTALL)
     words = set(re.findall(r"`(/\w+)", table))
-    assert "/nick" in words and words <= set(chat_client.Commands(unittest.mock.Mock()).words)
+    assert "/nick" in words and words <= set(chat_client.Commands(unittest.mock.Mock()).table)
 
 
 def tamed(line):

@@ -62,7 +62,7 @@ def test_formatter_hostile(text):
         rows, cursor = display.terminal.rows, display.terminal.cursor
         formatter = formatter_of()
         for message in (chat("before"), event(text), chat("after")):
-            for one in formatter.entries(message):
+            for one in formatter.entries(message, formatter._client.is_own(message)):
                 display.talk.add(one)
         display.paint()
         shown = display.lines()
@@ -101,8 +101,8 @@ def test_formatter_longest():
     """A message of 8,192 characters is one message: only its first row begins in column 0."""
     for text in ("x" * MAX_TEXT, "\u4e2d" * MAX_TEXT, "ab " * (MAX_TEXT // 3), "\u202e" * MAX_TEXT):
         display = Display(24, 80, typed="half")
-        for one in formatter_of().entries(chat("before")) + formatter_of().entries(
-            chat(text, "mallory")):
+        for one in formatter_of().entries(chat("before"), False) + formatter_of().entries(
+            chat(text, "mallory"), False):
             display.talk.add(one)
         display.paint()
         assert all(line.startswith(INDENT) for line in display.lines()[:22])
