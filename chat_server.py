@@ -3665,9 +3665,6 @@ class OperatorLine:
                 sys.stdout.write(text)
                 sys.stdout.flush()
 
-    def flush(self) -> None:
-        """Nothing waits here."""
-
     def lines(self) -> Iterator[str]:
         """On the console's thread: what is entered, until Ctrl-D.
 
@@ -4889,9 +4886,7 @@ def _obey(server: ChatServer, console: Console, line: OperatorLine, orders: "Ord
           hangs_up: bool) -> None:
     """Until the order to stop, or where it `hangs_up` until its terminal is closed; tell meanwhile
     when nobody comes."""
-    advise_at = time.monotonic() + FIREWALL_AFTER
-    if is_loopback(server.bound):
-        advise_at = math.inf
+    advise_at = math.inf if is_loopback(server.bound) else time.monotonic() + FIREWALL_AFTER
     order, renew_at = "", time.monotonic() + RENEW
     try:
         while order != STOP:

@@ -26,12 +26,12 @@ The parts, bottom up
                        Clerk is what a request about a file may ask of the room
 
 Who may come: a page on any site can have its visitor's browser connect to an address of the LAN. So
-a WebSocket's Origin has to be this very host and port, and Host an address, localhost or this
-machine's name: a name of another's that leads here (DNS rebinding) is refused. The page itself may
-load nothing, and run only its own script (Content-Security-Policy). The host's view needs a secret
-that is printed on the server's terminal, and a connection from this machine. The secret comes in a
-header, never in a URL, and a page elsewhere cannot send that header (CORS: nobody answers its
-preflight request).
+an Origin, which every WebSocket of a browser has, has to be this very host and port, and Host an
+address, localhost or this machine's name: a name of another's that leads here (DNS rebinding) is
+refused. The page itself may load nothing, and run only its own script (Content-Security-Policy).
+The host's view needs a secret that is printed on the server's terminal, and a connection from this
+machine. The secret comes in a header, never in a URL, and a page elsewhere cannot send that header
+(CORS: nobody answers its preflight request).
 
 Files (HTTP only; every answer but a file's is JSON or a line of text)
     POST /files?name=NAME    begins an upload: 201, Location and {"upload": PATH}
@@ -582,7 +582,7 @@ class Request:
         """Browsers always say where a WebSocket's page, or what changes something, came from: it
         has to be our own page. Raises Refusal."""
         if self.one_header("Origin").lower() != self.origin:
-            logger.info("%s was refused: a page of %s wants to chat", self.peer,
+            logger.info("%s was refused: it came from a page of %s", self.peer,
                         escape(self.one_header("Origin")[:100] or "nowhere"))
             raise Refusal(HTTPStatus.FORBIDDEN, "only this server's own page may do that")
 

@@ -308,6 +308,13 @@ def test_websocket_from_another_page(server, origin):
     assert upgrade(server, origin=origin.format(port=server.port))[0] == 403
 
 
+@pytest.mark.parametrize("path", ["/", "/chat_client.py"])
+def test_request_from_another_page(server, get, path):
+    """Who says where its page is from gets nothing, unless that is our own."""
+    assert get(path, "Origin: http://evil.example")[0] == 403
+    assert get(path, f"Origin: http://127.0.0.1:{server.port}")[0] == 200
+
+
 def test_websocket_of_a_rebound_name(server):
     """A name that was made to lead here is refused, though Origin and Host agree."""
     assert upgrade(server, host=f"evil.example:{server.port}")[0] == 403
