@@ -1438,39 +1438,33 @@ def speaks_http(first: bytes) -> bool:
 
 # --- QR codes ---
 
-# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable). The longest address of
-# ours, https://[39 characters]:65535/, has 56 bytes: versions 2 to 4 have room for 26, 42 and 62.
-# For each version: blocks, codewords for data in each (table 9), and the generator polynomial of
-# those for error correction (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1)).
-_QR = {2: (1, 28, bytes.fromhex("3b0d68bd44d11e08a34129e56232243b")),
-       3: (1, 44, bytes.fromhex("f633b7048862c7984d38ce189128d175e92a87444690924d2b5e")),
-       4: (2, 32, bytes.fromhex("effbb77195afc7d7f0dc4952ad4b2043d992"))}
-# The conditions of the eight masks, for row and column (table 10), and the words that say which of
-# them it is, and M (table C.1).
+# ISO/IEC 18004:2015, bytes, error correction M (15 % may be unreadable), versions 1 to 10. For each
+# version: codewords in all, those of them for error correction in a block, blocks (table 9), and
+# the middles of the alignment patterns (annex E).
+_QR = [(26, 10, 1, ()), (44, 16, 1, (6, 18)), (70, 26, 1, (6, 22)), (100, 18, 2, (6, 26)),
+       (134, 24, 2, (6, 30)), (172, 16, 4, (6, 34)), (196, 18, 4, (6, 22, 38)),
+       (242, 22, 4, (6, 24, 42)), (292, 22, 5, (6, 26, 46)), (346, 26, 5, (6, 28, 50))]
+# The conditions of the eight masks, for row and column (table 10).
 _QR_MASKS: "list[Callable[[int, int], int]]" = [
     lambda y, x: (y + x) % 2, lambda y, x: y % 2, lambda y, x: x % 3, lambda y, x: (y + x) % 3,
     lambda y, x: (y // 2 + x // 3) % 2, lambda y, x: y * x % 2 + y * x % 3,
     lambda y, x: (y * x % 2 + y * x % 3) % 2, lambda y, x: ((y + x) % 2 + y * x % 3) % 2]
-_QR_FORMATS = (0x5412, 0x5125, 0x5e7c, 0x5b4b, 0x45f9, 0x40ce, 0x4f97, 0x4aa0)
 QR_QUIET = 4                    # modules of light around the code
-# A module that is neither light (0) nor dark (1) yet: it is to be data.
-_FREE = 2
 
 
 def qr_code(text: str, mask: Optional[int] = None) -> "list[bytes]":
     """`text` as a QR code: its rows, a byte a module, 1 for dark; the quiet zone is left out.
 
     The mask is for tests: without it the best one is chosen. Raises ValueError when the text takes
-    more than 62 bytes.
+    more than 213 bytes.
     """
     data = text.encode("utf-8")
-    for version, (blocks, size, _) in _QR.items():
-        # Its kind and its length take two of the codewords.
-        if len(data) <= blocks * size - 2:
-            codewords = _qr_codewords(data, version)
-            masks = range(len(_QR_MASKS)) if mask is None else [mask]
-            return min((_qr_drawn(version, codewords, each) for each in masks), key=_qr_penalty)
-    raise ValueError("too long for a QR code")
+    version = next((each for each in range(1, len(_QR) + 1) if len(data) <= _qr_room(each)), 0)
+    if not version:
+        raise ValueError("too long for a QR code")
+    codewords = _qr_codewords(data, version)
+    masks = range(len(_QR_MASKS)) if mask is None else [mask]
+    return min((_QrGrid(version).drawn(codewords, each) for each in masks), key=_qr_penalty)
 
 
 @functools.lru_cache(maxsize=1)
@@ -1495,17 +1489,28 @@ def qr_lines(code: "list[bytes]", dark_on_light: bool = False, blocks: bool = Tr
             for pair in zip(painted[::2], painted[1::2])]
 
 
+def _qr_room(version: int) -> int:
+    """Bytes of a text that a symbol has room for: its length and kind take 12 or 20 bits."""
+    total, correction, blocks, _ = _QR[version - 1]
+    return total - correction * blocks - (2 if version < 10 else 3)
+
+
 def _qr_codewords(data: bytes, version: int) -> bytes:
     """The codewords of a symbol in their order (7.4 to 7.6)."""
-    blocks, size, divisor = _QR[version]
-    # The kind, 4 bits, the length, and four bits of nothing at the end, for which there is always
-    # room.
-    bits = (0b0100 << 8 | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
-    words = (bits << 4).to_bytes(len(data) + 2, "big")
-    words += (b"\xec\x11" * size)[:blocks * size - len(words)]
-    parts = [words[number * size:][:size] for number in range(blocks)]
-    checks = [_qr_correction(part, divisor) for part in parts]
-    return bytes(word for columns in (parts, checks) for column in zip(*columns) for word in column)
+    total, correction, blocks, _ = _QR[version - 1]
+    room = total - correction * blocks
+    length = 8 if version < 10 else 16
+    # The kind, 4 bits, and four of nothing at the end, for which there is always room.
+    bits = (0b0100 << length | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    words = (bits << 4).to_bytes(len(data) + 1 + length // 8, "big")
+    words += (b"\xec\x11" * room)[:room - len(words)]
+    # The later blocks have one codeword more where it does not come out even.
+    ends = [room // blocks * number + max(0, number - blocks + room % blocks)
+            for number in range(blocks + 1)]
+    parts = [words[start:end] for start, end in zip(ends, ends[1:])]
+    checks = [_qr_correction(part, correction) for part in parts]
+    return bytes(column[at] for columns in (parts, checks) for at in range(len(columns[-1]))
+                 for column in columns if at < len(column))
 
 
 def _qr_multiply(left: int, right: int) -> int:
@@ -1517,14 +1522,33 @@ def _qr_multiply(left: int, right: int) -> int:
     return product
 
 
-def _qr_correction(data: bytes, divisor: bytes) -> bytes:
+@functools.lru_cache(maxsize=None)
+def _qr_divisor(degree: int) -> bytes:
+    """The generator polynomial (annex A), without its leading 1: (x - 2^0) ... (x - 2^(n-1))."""
+    divisor, root = [1], 1
+    for _ in range(degree):
+        divisor = [left ^ _qr_multiply(right, root)
+                   for left, right in zip([*divisor, 0], [0, *divisor])]
+        root = _qr_multiply(root, 2)
+    return bytes(divisor[1:])
+
+
+def _qr_correction(data: bytes, degree: int) -> bytes:
     """The Reed-Solomon code of a block: the remainder of a division."""
-    rest = bytes(len(divisor))
+    divisor, rest = _qr_divisor(degree), bytes(degree)
     for byte in data:
         factor = byte ^ rest[0]
         rest = bytes(left ^ _qr_multiply(right, factor)
                      for left, right in zip(rest[1:] + b"\0", divisor))
     return rest
+
+
+def _qr_checked(value: int, polynomial: int, degree: int) -> int:
+    """`value` with the remainder of its division (BCH, annexes C and D) behind it."""
+    rest = value
+    for _ in range(degree):
+        rest = (rest << 1) ^ (rest >> degree - 1) * polynomial
+    return value << degree | rest
 
 
 def _qr_penalty(rows: "list[bytes]") -> int:
@@ -1541,48 +1565,65 @@ def _qr_penalty(rows: "list[bytes]") -> int:
     return runs + 3 * squares + 40 * finders + 10 * int(abs(percent - 50) / 5)
 
 
-def _qr_drawn(version: int, codewords: bytes, mask: int) -> "list[bytes]":
-    """The whole symbol with that mask."""
-    rows = _qr_frame(17 + 4 * version)
-    _qr_draw_format(rows, _QR_FORMATS[mask])
-    _qr_draw_codewords(rows, codewords, _QR_MASKS[mask])
-    return [bytes(row) for row in rows]
+# A module that is neither light nor dark yet.
+_FREE = 2
 
 
-def _qr_frame(size: int) -> "list[bytearray]":
-    """What does not depend on data and mask: timing, three finders, one alignment pattern."""
-    rows = [bytearray([_FREE]) * size for _ in range(size)]
-    for at in range(size):
-        rows[6][at] = rows[at][6] = at % 2 == 0
-    finder, end = (4, (0, 1, 3)), size - 4
-    # Squares around a middle, dark at these distances; what lies outside is left out.
-    for y, x, (radius, dark) in ((3, 3, finder), (3, end, finder), (end, 3, finder),
-                                 (size - 7, size - 7, (2, (0, 2)))):
+class _QrGrid:
+    """The modules of a symbol: rows of 0 (light), 1 (dark), and _FREE for what is to be data."""
+
+    def __init__(self, version: int) -> None:
+        """Draw all that does not depend on data and mask."""
+        size = 17 + 4 * version
+        self.rows = [bytearray([_FREE]) * size for _ in range(size)]
+        for at in range(size):
+            self.rows[6][at] = self.rows[at][6] = at % 2 == 0
+        end = size - 4
+        for y, x in ((3, 3), (3, end), (end, 3)):
+            self._draw_square(y, x, 4, (0, 1, 3))
+        middles = _QR[version - 1][3]
+        for y, x in itertools.product(middles, middles):
+            # In three corners a finder is there already.
+            if not ((y, x) == (6, 6) or 6 in (y, x) and size - 7 in (y, x)):
+                self._draw_square(y, x, 2, (0, 2))
+        if version >= 7:
+            word = _qr_checked(version, 0x1F25, 12)
+            for bit in range(18):
+                near, far = bit // 3, size - 11 + bit % 3
+                self.rows[near][far] = self.rows[far][near] = word >> bit & 1
+
+    def drawn(self, codewords: bytes, mask: int) -> "list[bytes]":
+        """The whole symbol with that mask."""
+        self._draw_format(mask)
+        self._draw_codewords(codewords, _QR_MASKS[mask])
+        return [bytes(row) for row in self.rows]
+
+    def _draw_format(self, mask: int) -> None:
+        """Level M is 00; both copies of the word, and the module that is always dark (7.9)."""
+        word = _qr_checked(mask, 0x537, 10) ^ 0x5412
+        first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)),
+                 *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
+        end = len(self.rows)
+        second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
+        for bit, places in enumerate(zip(first, second)):
+            for y, x in places:
+                self.rows[y][x] = word >> (14 - bit) & 1
+        self.rows[end - 8][8] = 1
+
+    def _draw_codewords(self, codewords: bytes, masked: Callable[[int, int], int]) -> None:
+        """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
+        bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
+        upwards = True
+        for right in (*range(len(self.rows) - 1, 6, -2), 5, 3, 1):
+            rows = range(len(self.rows))
+            for y, x in itertools.product(reversed(rows) if upwards else rows, (right, right - 1)):
+                if self.rows[y][x] == _FREE:
+                    self.rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
+            upwards = not upwards
+
+    def _draw_square(self, y: int, x: int, radius: int, dark: "tuple[int, ...]") -> None:
+        """Squares around a middle, dark at these distances; what lies outside is left out."""
+        size = len(self.rows)
         for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
             if 0 <= y + dy < size and 0 <= x + dx < size:
-                rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark
-    return rows
-
-
-def _qr_draw_format(rows: "list[bytearray]", word: int) -> None:
-    """Both copies of the word, and the module that is always dark (7.9)."""
-    first = [*((8, x) for x in (0, 1, 2, 3, 4, 5, 7, 8)), *((y, 8) for y in (7, 5, 4, 3, 2, 1, 0))]
-    end = len(rows)
-    second = [*((end - 1 - at, 8) for at in range(7)), *((8, end - 8 + at) for at in range(8))]
-    for bit, places in enumerate(zip(first, second)):
-        for y, x in places:
-            rows[y][x] = word >> (14 - bit) & 1
-    rows[end - 8][8] = 1
-
-
-def _qr_draw_codewords(rows: "list[bytearray]", codewords: bytes,
-                       masked: Callable[[int, int], int]) -> None:
-    """From the right to the left, two columns at a time, up and down (7.7.3), masked (7.8)."""
-    bits = (byte >> bit & 1 for byte in codewords for bit in range(7, -1, -1))
-    upwards = True
-    for right in (*range(len(rows) - 1, 6, -2), 5, 3, 1):
-        down = range(len(rows))
-        for y, x in itertools.product(reversed(down) if upwards else down, (right, right - 1)):
-            if rows[y][x] == _FREE:
-                rows[y][x] = next(bits, 0) ^ (masked(y, x) == 0)
-        upwards = not upwards
+                self.rows[y + dy][x + dx] = max(abs(dy), abs(dx)) in dark

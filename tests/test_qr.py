@@ -7,17 +7,29 @@ import pytest
 import chat_web
 
 URL = "http://192.168.1.20:8087/"
-# Version, length of the text (the least and the most of a version among them), mask, and the
+# Version, length of the text (the first of its version, or as much as it takes), mask, and the
 # beginning of the SHA-256 of its rows.
 KNOWN = [
+    (1, 1, 4, "25f2189b79626a52"),
+    (1, 14, 1, "1e6c580401aa2469"),
     (2, 15, 5, "89523ee11fc17e59"),
-    (2, 20, 0, "bdbfca992741bf74"),
     (2, 26, 2, "bb43ff092751a2e5"),
     (3, 27, 6, "05a387d551f6543e"),
     (3, 42, 3, "2b1bc1adfb7dd850"),
     (4, 43, 7, "daa885c864685018"),
-    (4, 56, 1, "ffb1821669ffde8f"),
     (4, 62, 4, "d4e71659815d386e"),
+    (5, 63, 0, "232a7efd64dc0e84"),
+    (5, 84, 5, "d6a5bf388588896e"),
+    (6, 85, 1, "e2f9b38efddd13f3"),
+    (6, 106, 6, "98ebb9fdcdeeeb4a"),
+    (7, 107, 2, "e20e867c6c49513f"),
+    (7, 122, 7, "36d562d37a392edd"),
+    (8, 123, 3, "488a2f4a81e730f1"),
+    (8, 152, 0, "ec531610b014c5fd"),
+    (9, 153, 4, "e52ad2cf9c9c41e4"),
+    (9, 180, 1, "f4e83f43bac39d78"),
+    (10, 181, 5, "172e62c7ca5e3713"),
+    (10, 213, 2, "8472aa3574287851"),
 ]
 
 # Version 2, mask 2.
@@ -80,9 +92,9 @@ def test_qr_code_takes_the_mask_that_is_read_best():
 
 
 def test_qr_code_too_long():
-    """62 bytes are all that version 4 holds; letters count in UTF-8."""
-    assert len(chat_web.qr_code("x" * 62)) == 33
-    for text in ("x" * 63, "\u65e5" * 21):
+    """213 bytes are all that version 10 holds; letters count in UTF-8."""
+    assert len(chat_web.qr_code("x" * 213)) == 57
+    for text in ("x" * 214, "\u65e5" * 72):
         with pytest.raises(ValueError, match="too long"):
             chat_web.qr_code(text)
 
