@@ -3254,6 +3254,8 @@ class Interface(abc.ABC):
             on_lost=functools.partial(self.post, self._lose), on_end=self._on_end,
             tls=arguments.tls, trust=arguments.trust, password=arguments.secret)
         self.settings = Settings(config)
+        # For which news it rings, as chosen last.
+        self.bell: str = arguments.bell or self.settings.bell
         # With --json the one who reads is a program, with a session for each run.
         self._kept = KeptSession(None if arguments.json else config,
                                  self.client.server.where, arguments.name)
@@ -3524,8 +3526,8 @@ class Interface(abc.ABC):
 
     def _rings(self, chat: Chat) -> bool:
         """The user wants to be called to this news."""
-        bell = self._arguments.bell or self.settings.bell
-        return bell == "all" or bell == "mentions" and self.formatter.is_mention(chat)
+        return (self.bell == "all"
+                or self.bell == "mentions" and self.formatter.is_mention(chat))
 
     @abc.abstractmethod
     def _is_wanted(self, message: Message, own: bool) -> bool:
@@ -4526,7 +4528,7 @@ class Commands:
 
     def bell(self, rest: str) -> None:
         """/bell off, mentions or all: ring for nothing, for your name, for everything"""
-        self._ui.settings.bell = rest
+        self._ui.bell = self._ui.settings.bell = rest
         self._ui.chosen(f"* the bell rings for: {rest}")
 
     def motd(self, rest: str) -> None:

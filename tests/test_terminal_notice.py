@@ -48,6 +48,15 @@ def test_notice(desk, bell, rings, notices):
         assert ann.shown.bells == rings and ann.shown.notices == notices * count
 
 
+def test_chosen_last(desk):
+    """/bell holds also where the command line said something else."""
+    ann = desk(bell="off")
+    ann.connect()
+    ann.type("/bell all\r")
+    ann.hear(chat("x", id=1))
+    assert ann.shown.bells == 1
+
+
 def test_notice_is_safe(desk):
     """Nothing that a peer says ends the sequence that carries it."""
     ann = desk()
