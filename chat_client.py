@@ -3279,6 +3279,10 @@ class Interface(abc.ABC):
             self._kept.keep(self.client.ticket)
             complain(str(error))
             return 1
+        except KeyboardInterrupt:
+            # Perhaps we are in already.
+            self.client.close()
+            raise
         patience = self._arguments.timeout
         try:
             self._chat()

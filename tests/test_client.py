@@ -268,6 +268,24 @@ def test_interrupt_is_130(serve, peer, popen):
     assert b"Traceback" not in errors and b"Fatal" not in errors and b"Exception" not in errors
 
 
+def test_interrupted_as_it_comes_in(serve, peer):
+    """Ctrl-C, or the signal that ends a service, in the moment after the join: it leaves all the
+    same."""
+    server = serve()
+    bob = peer(server.port, "bob")
+    done = run_python("-c", """if True:
+        import sys, chat_client
+        class Interrupted(chat_client.Plain):
+            def _arrive(self):
+                super()._arrive()
+                raise KeyboardInterrupt
+        chat_client.Plain = Interrupted
+        sys.exit(chat_client.main(sys.argv[1:]))
+        """, "--listen", "-n", "log", "127.0.0.1", server.port)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert bob.recv_until("left", name="log")["reason"] == "quit"
+
+
 @posix_only
 def test_stdout_closed_early_is_harmless(serve, peer):
     """`| head -1`: when nobody reads stdout any more the rest still goes out, and stderr stays
