@@ -1,5 +1,5 @@
-"""Runs all the tests, several files at a time: one more than the machine has cores, as they wait
-as long as they compute.
+"""Runs all the tests, several files at a time: two more than the machine has cores, as they wait as
+long as they compute.
 
     python tests/run.py [--jobs N] [options of pytest, such as -k WORDS]
 
@@ -19,8 +19,10 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 # These take longest, so they begin first: nobody waits for one of them alone at the end.
-LONG = ["test_other_systems", "test_page_faults", "test_page_keys", "test_page_talk",
-        "test_browser", "test_client", "test_storms", "test_window", "test_simulation"]
+LONG = ["test_simulation", "test_client", "test_other_systems", "test_storms", "test_files_client",
+        "test_browser", "test_page_faults", "test_tls", "test_page_host", "test_first_mile",
+        "test_history", "test_page_files", "test_page_keys", "test_window", "test_history_file",
+        "test_window_end", "test_terminal_reopen"]
 NOTHING_CHOSEN = 5
 
 
@@ -59,7 +61,7 @@ def run_all(jobs, options, environment):
 
 def main():
     parser = argparse.ArgumentParser(description="Run all the tests, several files at a time.")
-    parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), metavar="N",
+    parser.add_argument("--jobs", type=int, default=2 + (os.cpu_count() or 1), metavar="N",
                         help="how many files at a time (default %(default)s)")
     arguments, options = parser.parse_known_args()
     began = time.monotonic()
