@@ -270,7 +270,11 @@ class Shelf:
                 if getattr(message, "file", None)]
         if len(set(urls)) < len(urls):
             history.wrong(f"handed out twice: {sorted(url for url in urls if urls.count(url) > 1)}")
-        self.check_folder(there)
+        # What nobody heard before it left a short log is still its message's: others see to that.
+        heard = {url for _, url in urls}
+        unheard = {upload.path for upload in self.uploads if upload.said is not None
+                   and upload.said.state == THERE and upload.path not in heard}
+        self.check_folder(there | unheard)
         for place in self.missing:
             if self.is_kept(*place):
                 history.wrong(f"the file of {by_place[place]} was not there")
