@@ -128,6 +128,7 @@ def test_terminal_ignore_quiet_and_timestamp(serve, peer, chat):
     ann.expect("ann: now")
     bob.say("hidden")
     bob.say("hidden as well", to="ann")
+    bob.recv_until("chat", text="hidden as well")
     peer(server.port, "eve").say("shown")
     assert ann.line() == "eve: shown"
     ann.type("/unignore Bob", "/quiet", "/timestamp")
