@@ -15,7 +15,7 @@ import pytest
 
 from harness import CLIENT, ROOT, TIMEOUT, RawClient, posix_only
 from onscreen import (CTRL_C, CTRL_D, CTRL_Z, END, LEFT, WELCOME, FakeServer, assert_restored,
-                      heard, left_behind, newest, patched, status_row, sweep, typed, unknown, wait,
+                      heard, left_behind, newest, patched, sweep, typed, unknown, wait,
                       wait_messages, wait_typed)
 from program import Program, take_terminal
 
@@ -70,7 +70,7 @@ def test_hangup_that_is_ignored(window, join):
     ann.signal(signal.SIGHUP)
     ann.type("still here\r")
     assert heard(bob) == "still here"
-    wait(ann, lambda terminal: "unsent" not in terminal.line(status_row(terminal)), "the ACK")
+    wait_messages(ann, "ann: still here (heard by all)")
     ann.signal(signal.SIGHUP)
     ann.type(CTRL_D)
     assert ann.wait_exit() == 0
