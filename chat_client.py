@@ -2599,8 +2599,8 @@ class Scrollback:
 
     def remove(self, entry: Entry) -> None:
         """Take an entry out, if it is there."""
-        if entry in self.entries:
-            place = self.entries.index(entry)
+        place = self.index(entry)
+        if place >= 0:
             self._replace(place, place + 1, [])
 
     def came_back(self, text: str, to: Optional[str]) -> None:
@@ -2619,9 +2619,10 @@ class Scrollback:
 
     def index(self, entry: Optional[Entry]) -> int:
         """Where an entry is; -1, above all of them, for None and for one that is gone."""
-        if entry is None or entry not in self.entries:
-            return -1
-        return self.entries.index(entry)
+        if entry is not None:
+            with contextlib.suppress(ValueError):
+                return self.entries.index(entry)
+        return -1
 
     @property
     def oldest(self) -> Optional[int]:
@@ -4544,7 +4545,6 @@ class Commands:
         """/help [keys]: this list, or the keys"""
         commands = map(_help, dict.fromkeys(self.table.values()))
         self._ui.show(*(self.KEYS if rest == "keys" else [*commands, "//TEXT: say /TEXT"]))
-
 
 
 def _help(command: Callable[[str], None]) -> str:

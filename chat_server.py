@@ -1321,8 +1321,8 @@ class Journal:
         """Take the text out of chats: here now, and in the file with the next commit."""
         frames = {chat.id: removed_frame(chat.frame) for chat in chats}
         self.log.replace(frames)
-        self._chats = [chat._replace(frame=frames.get(chat.id, chat.frame))
-                       if chat.id in frames else chat for chat in self._chats]
+        self._chats = [chat._replace(frame=frames[chat.id]) if chat.id in frames else chat
+                       for chat in self._chats]
         self._erased += frames
 
     def public(self, after: int) -> "tuple[list[bytes], int]":

@@ -160,8 +160,8 @@ FAULTS = {
     "what was taken back stays in the log": [
         ("chat_server", "        self.log.replace(frames)\n", "")],
     "what was taken back stays in what newcomers get": [
-        ("chat_server", "                       if chat.id in frames else chat for",
-         "                       if False else chat for")],
+        ("chat_server", "(frame=frames[chat.id]) if chat.id in frames else chat",
+         "(frame=frames[chat.id]) if False else chat")],
     "what was taken back stays in the file": [
         ("chat_server", "                for id in erased:\n", "                for id in ():\n")],
     "nobody is told what was taken back": [
