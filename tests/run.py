@@ -1,10 +1,11 @@
-"""Runs all the tests, several files at a time: two more than the machine has cores, as they wait as
-long as they compute.
+"""Runs all the tests, several files at a time: three more than the machine has cores, as they wait
+as long as they compute.
 
     python tests/run.py [--jobs N] [options of pytest, such as -k WORDS]
 
-Each file is a pytest of its own. What it prints is shown when it has failed, and else its last
-line. The exit code is 0 only when every file has passed. `pytest` alone runs them one by one.
+Each file that takes long is a pytest of its own, and so are a few of the others together. What it
+prints is shown when it has failed, and else its last line. The exit code is 0 only when every file
+has passed. `pytest` alone runs them one by one.
 """
 
 import argparse
@@ -23,18 +24,26 @@ LONG = ["test_simulation", "test_client", "test_other_systems", "test_storms", "
         "test_browser", "test_page_faults", "test_tls", "test_page_host", "test_first_mile",
         "test_history", "test_page_files", "test_page_keys", "test_window", "test_history_file",
         "test_window_end", "test_terminal_reopen"]
+# How many groups the others make.
+TOGETHER = 10
 NOTHING_CHOSEN = 5
 
 
-def files():
-    """All files with tests, those that take longest first."""
-    found = sorted([HERE.parent / "test_chatproto.py", *HERE.glob("test_*.py")])
-    return sorted(found, key=lambda file: LONG.index(file.stem) if file.stem in LONG else len(LONG))
+def groups():
+    """Lists of files: each of those that take long alone, the longest first, and then all others,
+    which take less than it takes to start pytest for each of them."""
+    files = sorted([HERE.parent / "test_chatproto.py", *HERE.glob("test_*.py")])
+    alone = sorted((file for file in files if file.stem in LONG),
+                   key=lambda file: LONG.index(file.stem))
+    others = [file for file in files if file.stem not in LONG]
+    return [*([file] for file in alone),
+            *(others[first::TOGETHER] for first in range(TOGETHER) if others[first:])]
 
 
-def run(file, options, environment):
-    """Run a file's tests; return its exit code and all that it printed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(file)]
+def run(files, options, environment):
+    """Run the tests of `files`; return the exit code and all that was printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options,
+               *map(str, files)]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           encoding="utf-8", errors="replace")
@@ -42,11 +51,12 @@ def run(file, options, environment):
 
 
 def run_all(jobs, options, environment):
-    """Run every file and print what came of it; return the counts of outcomes, and those files
+    """Run every group and print what came of it; return the counts of outcomes, and those groups
     that failed."""
     counts, failed = {}, []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        began = {pool.submit(run, file, options, environment): file.stem for file in files()}
+        began = {pool.submit(run, group, options, environment):
+                 " ".join(file.stem for file in group) for group in groups()}
         for end in concurrent.futures.as_completed(began):
             code, printed = end.result()
             last = printed.strip().rpartition("\n")[2]
@@ -61,7 +71,7 @@ def run_all(jobs, options, environment):
 
 def main():
     parser = argparse.ArgumentParser(description="Run all the tests, several files at a time.")
-    parser.add_argument("--jobs", type=int, default=2 + (os.cpu_count() or 1), metavar="N",
+    parser.add_argument("--jobs", type=int, default=3 + (os.cpu_count() or 1), metavar="N",
                         help="how many files at a time (default %(default)s)")
     arguments, options = parser.parse_known_args()
     began = time.monotonic()
