@@ -1892,6 +1892,8 @@ class Delivery(Part):
         self.bare: "list[tuple[Connection, bytes]]" = []
         self.to_confirm: "dict[Connection, None]" = {}
         self.idle: "list[Connection]" = []
+        # Who came in, or back, since the last news.
+        self.came: "list[Session]" = []
         # When what waits to be published may go out: joins and leaves alone wait a little.
         self._news_at = -math.inf
         # Who has frames of its own among what waits.
@@ -1950,13 +1952,16 @@ class Delivery(Part):
     def flush(self) -> None:
         """Commit, publish, wake, confirm. Where it cannot be committed nothing goes out, and the
         same is tried again with the next flush()."""
+        is_time = bool(self.idle) or self.alarm.clock() >= self._news_at
+        if is_time:
+            self._tell_rules()
         ping = self.journal.next_id() if self.idle else 0
         if not self.journal.commit():
             return
         for line in self.records:
             self._record(line)
         self.records.clear()
-        news = self._publish(ping)
+        news = self._publish(is_time, ping)
         touched, self.touched = self.touched, {}
         for link, opening in touched.items():
             if opening is not None:
@@ -1970,11 +1975,19 @@ class Delivery(Part):
         if ping:
             self._ping(ping)
 
-    def _publish(self, ping: int) -> Optional[News]:
-        """What was committed is news: at once, but joins and leaves alone at most every NEWS_EVERY,
-        and so is the log. A ping comes behind it."""
+    def _tell_rules(self) -> None:
+        """Tell those who came what is not as a client takes it for granted: all in one frame, as
+        each frame wakes everybody who is here."""
+        came, self.came = self.came, []
+        rules = self.house.rules
+        if came and rules != Rules(0):
+            self.add(dataclasses.replace(rules, id=self.journal.next_id()), tuple(came))
+
+    def _publish(self, is_time: bool, ping: int) -> Optional[News]:
+        """What was committed is news, and so is the log: at once, but joins and leaves alone at
+        most every NEWS_EVERY. A ping comes behind it."""
         now, journal = self.alarm.clock(), self.journal
-        if now < self._news_at and not ping:
+        if not is_time:
             if journal.last > journal.log.end or self.notes:
                 self._later(self._news_at, self.write_notes)
             return None
@@ -2167,10 +2180,7 @@ class Entrance(Part):
         link.allowance = session.allowance
         session.origin = link.origin
         session.lost_at = math.inf
-        # What is not as a client takes it for granted.
-        if self.house.rules != Rules(0):
-            rules = dataclasses.replace(self.house.rules, id=journal.next_id())
-            self._delivery.add(rules, (session,))
+        self._delivery.came.append(session)
         self._delivery.touched[link] = welcome, place
 
     def _new_session(self, join: Join, secret: str, seen: int) -> "tuple[Session, int]":

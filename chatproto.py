@@ -109,7 +109,7 @@ import warnings
 import weakref
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import (Any, Callable, ClassVar, Collection, Dict, FrozenSet, Iterator, List,
                     NamedTuple, NoReturn, Optional, Protocol, Tuple, Union)
 
@@ -1797,13 +1797,10 @@ class MessageQueue:
              room_bytes: int) -> "tuple[list[bytes], int]":
         """The frames of `reader` that fit, and behind which entry they end: what is private to
         others is stepped over. Needs the lock."""
-        own: "list[bytes]" = []
-        for at in self._numbers(first, stop, reader, room + 1):
-            room_bytes -= len(self._frames[at])
-            if len(own) == room or room_bytes < 0:
-                return own, at
-            own.append(self._frames[at])
-        return own, stop
+        numbers = self._numbers(first, stop, reader, room + 1)
+        own = [self._frames[at] for at in numbers[:room]]
+        fitting = bisect_right(list(accumulate(map(len, own))), room_bytes)
+        return own[:fitting], numbers[fitting] if fitting < len(numbers) else stop
 
     def _numbers(self, first: int, stop: int, reader: Optional[int], most: int) -> "list[int]":
         """Which of the entries from number `first` to `stop` are for `reader`, the first so many.
@@ -1815,7 +1812,7 @@ class MessageQueue:
             for ids in self._public, self._private.get(reader, []):
                 at = bisect_left(ids, after)
                 own += ids[at:min(bisect_right(ids, upto, at), at + most)]
-        return [bisect_left(self._ids, id) for id in sorted(own)[:most]]
+        return list(map(bisect_left, repeat(self._ids), sorted(own)[:most]))
 
     def _keep(self, key: "tuple[Optional[Wrap], int, int]", data: bytes, replaced: int) -> None:
         """Keep a piece for other readers at the same place; the oldest go when the bound is

@@ -104,6 +104,7 @@ def test_over_tls(serve, bot, tmp_path):
 def test_private_file(bot, tmp_path):
     """One is handed out to one alone."""
     ann, bob, eve = bot(name="ann"), bot(name="bob"), bot(name="eve")
+    wait_until(lambda: "bob" in ann.users)
     ann.send_file(str(a_file(tmp_path)), "bob")
     wait_until(bob.files)
     ann.say("to all")

@@ -113,6 +113,7 @@ def test_rules_are_told_and_kept_to():
     assert codes(ann) == [] and bob.texts() == ["three"]
     late = bench.visitor("late")
     late.send(frame("join", name="late"))
+    bench.advance(1)
     (rules,) = [got for got in late.take() if got["type"] == "rules"]
     assert (rules["speak"], rules["private"], rules["slow"]) == ("all", False, 10)
 

@@ -266,6 +266,27 @@ def test_joins_go_out_together():
     assert ann.texts() == ["hello"] and ann.take() == []
 
 
+def test_rules_go_out_with_the_joins():
+    """Those who come at once are told what holds here in one frame, which waits with the joins: it
+    wakes nobody else."""
+    bench = Bench()
+    bench.host("slow", 10)
+    ann = bench.member("ann")
+    bench.advance(1)
+    ann.take()
+    # The first finds a quiet room, and has them already.
+    bench.member("m0")
+    others = [bench.member(f"m{number}") for number in (1, 2, 3)]
+    bench.advance(0.2)
+    assert len(ann.written) == 2
+    assert [got["name"] for got in ann.take()] == ["m0", "m1", "m2", "m3"]
+    told = [[got["id"] for got in one.take() if got["type"] == "rules"] for one in others]
+    assert len(told[0]) == 1 and told == [told[0]] * 3
+    bench.member("late")
+    ann.say("hi")
+    assert [got["type"] for got in others[0].take()] == ["joined", "chat"]
+
+
 def test_room_with_more_members_than_are_listed(monkeypatch):
     """Who comes when the list is full is told to nobody until there is room in it, and is a member
     like all others."""
