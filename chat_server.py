@@ -3029,22 +3029,23 @@ class Connection:
                                or sum(map(len, held)) >= HELD_BYTES)
 
     def _hear(self, data: bytes) -> None:
-        """Take what was read, and as long as that is ACKs what comes next. (Not in run(), which
-        would keep the bytes while it waits for more: 25 KB a connection with half a line.)"""
-        while self._took_ack(data):
-            data = self._wire.read()
+        """Take what was read, and where nothing else waits, as long as that is ACKs what comes
+        next. (Not in run(), which would keep the bytes while it waits for more: 25 KB a connection
+        with half a line.)"""
+        if not (self._held or self._waiting or self.session is None or self._decoder is None
+                or self._decoder.begun):
+            while self._took_ack(data):
+                data = self._wire.read()
         self.received(data)
 
     def _took_ack(self, data: bytes) -> bool:
         """Take what is one ACK and nothing else, which is most of what comes, and news. Whatever
         is less simple is left to received(), with all its limits."""
-        if (not data.endswith(b"\n") or self._held or self._waiting or self._wire.overhead
-                or self._wire.begun or self.session is None or self._decoder is None
-                or self._decoder.begun):
+        ack = LONE_ACK.fullmatch(data)
+        if ack is None or self._wire.overhead or self._wire.begun:
             return False
-        ack = LONE_ACK.fullmatch(data[:-1])
-        return (ack is not None and int(ack[1]) <= self.manager.sent
-                and self.manager.take_ack(int(ack[1])))
+        id = int(ack[1])
+        return id <= self.manager.sent and self.manager.take_ack(id)
 
     def received(self, data: bytes) -> None:
         """Take bytes of the member: ACKs at once, the other lines wait for the flood limit."""
@@ -3052,7 +3053,7 @@ class Connection:
             return
         try:
             for line in self._decoder.lines(data, HELD):
-                ack = LONE_ACK.fullmatch(line)
+                ack = LONE_ACK.fullmatch(line + b"\n")
                 # An ACK that is no news waits like any other line: the flood limit is for it, too.
                 if (ack is None or self.session is None
                         or not self.manager.take_ack(int(ack[1]))):

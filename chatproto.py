@@ -906,7 +906,7 @@ INSTRUCTIONS: "dict[str, dict[str, type[Message]]]" = {
 # The line of an ACK as most write it: most of what a server reads. Its threads look for it before
 # they decode, as each holds up all others until it is back in its recv(): 20 us less for each ACK,
 # where many come at once.
-LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?')
+LONE_ACK = re.compile(rb'\{"type":"ack","id":([1-9][0-9]{0,14})\}\r?\n')
 _HOPELESS = re.compile(rb"[ \t\r]*[^ \t\r{]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SQUARE = bytes.maketrans(b"{}", b"[]")

@@ -126,8 +126,9 @@ def test_message_id_of_bare_frame_ignored():
                           '{"id": %d, "type": "ack"}'])
 def test_message_ack_forms(id, form):
     """An ACK is the same in its compact form, which is read in a faster way, and in any other."""
-    assert feed((form % id).encode() + b"\n") == [Ack(id)]
-    found = LONE_ACK.fullmatch((form % id).encode())
+    line = (form % id).encode() + b"\n"
+    assert feed(line) == [Ack(id)]
+    found = LONE_ACK.fullmatch(line)
     assert found is None or int(found[1]) == id
 
 
@@ -137,7 +138,12 @@ def test_message_ack_forms(id, form):
     b'{"type":"ack","id":1}\n', b'{"type":"ack","id":' + b"9" * 16 + b"}"])
 def test_message_ack_that_is_read_slowly(line):
     """What the faster way would take for an ACK is one; whatever else is left to the decoder."""
-    assert LONE_ACK.fullmatch(line) is None
+    assert LONE_ACK.fullmatch(line + b"\n") is None
+
+
+def test_message_ack_that_is_not_whole():
+    """Its line end may still come."""
+    assert LONE_ACK.fullmatch(b'{"type":"ack","id":1}') is None
 
 
 def test_message_null_is_absent():
