@@ -878,6 +878,9 @@ class Courier:
                 with contextlib.suppress(OSError):
                     connection.request(method, path, body, headers)
                 answer = connection.getresponse()
+                if answer.length is None:
+                    # All answers say how long they are.
+                    raise ConnectionError("broken in the head of an answer")
         except BaseException:
             connection.close()
             raise

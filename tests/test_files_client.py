@@ -1,6 +1,8 @@
 """Files from the terminal, from a pipe and from code: what is sent and saved, over breaks too, and
 what is refused. test_files.py has the wire."""
 
+import http.client
+import io
 import os
 import threading
 import types
@@ -236,6 +238,29 @@ def test_goes_on_after_breaks(server, bot, tmp_path, hasty, impatient):
         proxy.close()
 
 
+def test_answers_that_are_cut_in_their_head(monkeypatch, bot, tmp_path, hasty):
+    """An answer whose head is not whole says nothing, though Python's reader takes it for one of
+    unknown length."""
+    cuts, made = [16, 17, 20, 40, 60, 80, 16, 17, 20, 40, 60, 80], []
+
+    class Cut(http.client.HTTPResponse):
+        def begin(self):
+            made.append(self)
+            if len(made) % 2 and cuts:
+                whole, self.fp = self.fp, io.BytesIO(self.fp.read(cuts.pop(0)))
+                whole.close()
+            super().begin()
+    ann, path = bot(), a_file(tmp_path)
+    monkeypatch.setattr(http.client.HTTPConnection, "response_class", Cut)
+    said = ann.send_file(str(path))
+    assert ann.wait_settled(0, TIMEOUT) and said.state == THERE and len(cuts) <= 6
+    (tmp_path / "to").mkdir()
+    while cuts:
+        saved = ann.fetch(wait_until(ann.files)[-1], str(tmp_path / "to"))
+        with open(saved, "rb") as content:
+            assert content.read() == path.read_bytes()
+
+
 def test_goes_on_after_a_restart(serve, bot, tmp_path, hasty, impatient):
     """A server that is killed in the middle gets the file again; a download goes on."""
     server = serve("--history", tmp_path / "chat.db")
@@ -372,6 +397,7 @@ def test_pipe_shows_the_whole_address(server, join):
     finally:
         listener.kill()
         listener.communicate()
+    up.member.recv_until("left", name="ear")
 
 
 # --- In a terminal ---

@@ -233,6 +233,18 @@ def test_goes_on_over_a_kill(serve, fresh, tmp_path):
     assert fetch(server.port, url)[2] == (bytes(range(251)) * 40_000)[:9_000_000]
 
 
+def test_answers_that_are_cut_in_their_head(enter):
+    """What the browser takes for an empty answer, as its length was cut off, is a broken
+    connection."""
+    ann = comes_in(enter, "ann")
+    ann.js("const cuts = [1, 0, 1, 0, 1, 0]; window.XMLHttpRequest = class extends XMLHttpRequest {"
+           "get responseText() { this.cut ??= cuts.shift();"
+           "return this.cut ? '' : super.responseText; } }")
+    ann.js(DROP % files(("cut.txt", b"12345")))
+    ann.wait("document.querySelector('#log').textContent.includes('cut.txt')")
+    assert ann.js("cuts.length") == 0
+
+
 def test_message_that_hands_nothing_out(enter, server):
     """A file that the server knows no more when its message comes: the message says which file it
     was, and why not."""
