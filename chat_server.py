@@ -1986,11 +1986,12 @@ class Delivery(Part):
     def _publish(self, is_time: bool, ping: int) -> Optional[News]:
         """What was committed is news, and so is the log: at once, but joins and leaves alone at
         most every NEWS_EVERY. A ping comes behind it."""
-        now, journal = self.alarm.clock(), self.journal
+        journal = self.journal
         if not is_time:
-            if journal.last > journal.log.end or self.notes:
+            if journal.last > journal.log.end or self.notes or self.came:
                 self._later(self._news_at, self.write_notes)
             return None
+        now = self.alarm.clock()
         self._news_at = now + NEWS_EVERY
         if self.notes:
             self.write_notes()

@@ -287,6 +287,24 @@ def test_rules_go_out_with_the_joins():
     assert [got["type"] for got in others[0].take()] == ["joined", "chat"]
 
 
+def test_rules_do_not_wait_for_ever():
+    """Who comes back takes no place in the log: it is told the rules also where the line of the
+    program's log that says so was written before its time."""
+    bench = Bench()
+    bench.host("slow", 10)
+    ann, bob = bench.member("ann"), bench.member("bob")
+    bob.lose()
+    bench.advance(1)
+    # The first is news at once, and the second is to be 0.1 s later; but then ann speaks.
+    bench.member("m0"), bench.member("m1")
+    bench.advance(0.05)
+    ann.say("hi")
+    bench.advance(0.03)
+    again = bob.resume()
+    bench.advance(1)
+    assert [got["type"] for got in again.take()][-1] == "rules"
+
+
 def test_room_with_more_members_than_are_listed(monkeypatch):
     """Who comes when the list is full is told to nobody until there is room in it, and is a member
     like all others."""
