@@ -30,14 +30,13 @@ NOTHING_CHOSEN = 5
 
 
 def groups():
-    """Lists of files: each of those that take long alone, the longest first, and then all others,
-    which take less than it takes to start pytest for each of them."""
-    files = sorted([HERE.parent / "test_chatproto.py", *HERE.glob("test_*.py")])
-    alone = sorted((file for file in files if file.stem in LONG),
-                   key=lambda file: LONG.index(file.stem))
-    others = [file for file in files if file.stem not in LONG]
-    return [*([file] for file in alone),
-            *(others[first::TOGETHER] for first in range(TOGETHER) if others[first:])]
+    """Lists of files: each of those that take long alone, the longest first, and then all others, a
+    few together, as to start a pytest for each takes long as well."""
+    files = {file.stem: file
+             for file in sorted([HERE.parent / "test_chatproto.py", *HERE.glob("test_*.py")])}
+    alone = [[files.pop(name)] for name in LONG]
+    others = list(files.values())
+    return alone + [others[first::TOGETHER] for first in range(TOGETHER)]
 
 
 def run(files, options, environment):
